@@ -1,0 +1,3 @@
+//! Cold starts measured beside the peers, in one run.
+
+fn main() {}

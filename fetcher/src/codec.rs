@@ -1,0 +1,1 @@
+//! Bounded decoders and hashing.

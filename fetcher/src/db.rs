@@ -1,0 +1,1 @@
+//! Typed column families over RocksDB.

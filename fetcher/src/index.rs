@@ -1,0 +1,144 @@
+//! What a layer holds and how to fetch each piece of it alone.
+//!
+//! Invariant: **format knowledge ends here**. Every layer format becomes one
+//! [`LayerIndex`]; nothing outside this module knows what a TOC, a footer or a tar header
+//! is. A `LayerIndex` is validated: see [`LayerIndex::new`]. Whiteouts are still plain
+//! file entries named `.wh.*` here; the inode tree gives them their meaning.
+
+use crate::types::{ByteRange, Digest};
+
+/// Payloads of files start at multiples of this in a layer's data file, so that a page
+/// of a file is a page of the data file.
+pub const DATA_ALIGN: u64 = 4096;
+
+/// How a layer's blob is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LayerFormat {
+    /// eStargz: gzip members, TOC, footer; every chunk can be fetched alone.
+    Estargz,
+    /// Uncompressed tar, streamed in full.
+    Tar,
+    /// Plain gzip, streamed in full.
+    Gzip,
+    /// Plain zstd, streamed in full.
+    Zstd,
+}
+
+/// Position of a chunk in [`LayerIndex::chunks`].
+pub type ChunkId = u32;
+
+/// File table and chunk table of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerIndex {
+    /// Digest of the blob as the registry serves it.
+    pub blob_digest: Digest,
+    /// Size of that blob in bytes.
+    pub blob_size: u64,
+    /// Its layout.
+    pub format: LayerFormat,
+    /// Files in the order of the tar; parents may come after children or be absent;
+    /// of two entries with one path the last counts.
+    pub files: Vec<FileEntry>,
+    /// Chunks in the order of the data file: each starts where its predecessor's last
+    /// byte, rounded up to a file's start, ends. They cover every byte of every file
+    /// and overlap nowhere.
+    pub chunks: Vec<Chunk>,
+    /// Length of the data file in bytes.
+    pub data_len: u64,
+}
+
+/// The smallest piece that can be fetched, decoded and verified alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Where its encoded bytes are and how to decode them.
+    pub encoding: Encoding,
+    /// Where its first byte goes in the data file.
+    pub data_offset: u64,
+    /// Decoded length in bytes, never 0.
+    pub len: u32,
+    /// SHA-256 of the decoded bytes.
+    pub chunk_digest: [u8; 32],
+}
+
+/// How to get a chunk's bytes out of the blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// Only by streaming the whole blob (plain tar, gzip and zstd layers).
+    Stream,
+    /// Inside the gzip member that fills `blob`: skip `skip` decoded bytes, take `len`.
+    GzipMember {
+        /// Encoded bytes of the member (or of the members up to the next chunk's).
+        blob: ByteRange,
+        /// Decoded bytes before the chunk in its member.
+        skip: u64,
+    },
+}
+
+/// One entry of the file table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileEntry {
+    /// Path in the layer: relative, `/`-separated, no empty, `.` or `..` part, no NUL;
+    /// empty only for the root directory itself. Not necessarily UTF-8.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits, `0o7777`.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time: seconds since 1970 (may be negative) and nanoseconds.
+    pub mtime: Timestamp,
+    /// Extended attributes, name and value, names unique.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A point in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timestamp {
+    /// Seconds since 1970-01-01, negative before.
+    pub secs: i64,
+    /// Nanoseconds, under 1,000,000,000.
+    pub nanos: u32,
+}
+
+/// Kind of a file and what only that kind has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file: `size` bytes at `data_offset` (a multiple of [`DATA_ALIGN`]) of the data file.
+    Regular {
+        /// Length in bytes.
+        size: u64,
+        /// Where it starts in the data file; 0 for an empty file.
+        data_offset: u64,
+    },
+    /// A symbolic link to `target`, any bytes but NUL.
+    Symlink {
+        /// Where it points, uninterpreted.
+        target: Vec<u8>,
+    },
+    /// Another name of the file at `target`.
+    Hardlink {
+        /// Path in the same layer, in the form of [`FileEntry::path`].
+        target: Vec<u8>,
+    },
+    /// A character device.
+    CharDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+}

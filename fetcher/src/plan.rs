@@ -1,0 +1,1 @@
+//! Wanted chunks to merged ranged requests (pure).

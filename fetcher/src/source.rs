@@ -1,0 +1,77 @@
+//! Where bytes come from: the trait, and one small wrapper per concern.
+//!
+//! Invariant: bytes of a [`Body`] are untrusted. What a source does promise is the
+//! *shape*: a range body yields exactly the range's bytes in order, or an error; it is
+//! never short, never long, never of another range. Network policy (auth, redirects,
+//! retries, deadlines) ends in this module.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+use crate::Result;
+use crate::types::{ByteRange, Descriptor, Digest, MediaType, Reference, Repository};
+
+/// Bytes of a blob as they arrive; pieces of any size. Dropping it cancels the transfer.
+/// After an error the stream ends.
+pub type Body = BoxStream<'static, Result<Bytes>>;
+
+/// A blob in a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BlobRef {
+    /// The repository that serves it (and whose credentials apply).
+    pub repository: Repository,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes, from a verified manifest.
+    pub size: u64,
+}
+
+/// A manifest or index document, byte for byte, whose digest has been checked.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// Digest, size and media type of `bytes`.
+    pub descriptor: Descriptor,
+    /// The document as served, at most 4 MiB.
+    pub bytes: Bytes,
+}
+
+impl Document {
+    /// Wraps bytes whose digest the caller computed or checked.
+    pub fn new(media_type: MediaType, digest: Digest, bytes: Bytes) -> Self {
+        let descriptor = Descriptor::new(media_type, digest, bytes.len() as u64);
+        Self { descriptor, bytes }
+    }
+}
+
+/// Reads blobs by digest and range.
+///
+/// Every method may be called from many tasks at once, is cancel-safe (dropping the
+/// future or the body abandons only that call), waits no longer than the source's
+/// deadline without progress, and reports a failure that a retry could mend as
+/// [`crate::Error::is_transient`] only after the retries the source itself does.
+#[async_trait]
+pub trait BlobSource: Send + Sync + 'static {
+    /// The manifest or index that `reference` names now. A reference with a digest gets
+    /// bytes of that digest or [`crate::Error::Corrupt`].
+    async fn resolve(&self, reference: &Reference) -> Result<Document>;
+
+    /// Size of a blob in bytes as the source reports it; untrusted.
+    async fn stat(&self, repository: &Repository, digest: &Digest) -> Result<u64>;
+
+    /// Exactly the bytes of `range`, which must not be empty and must lie within
+    /// `blob.size`. A source that cannot serve ranges answers
+    /// [`crate::Error::Unsupported`], and the caller falls back to [`Self::read_all`].
+    async fn read_range(&self, blob: &BlobRef, range: ByteRange) -> Result<Body>;
+
+    /// The whole blob: exactly `blob.size` bytes.
+    async fn read_all(&self, blob: &BlobRef) -> Result<Body>;
+
+    /// Descriptors of manifests whose subject is `digest`, optionally of one artifact type.
+    async fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>>;
+}

@@ -1,0 +1,1 @@
+//! From images to running tasks: the engine that `laz` (and later `lazd`) runs.

@@ -1,0 +1,3 @@
+//! The `laz` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! From layer indexes to mountable root file systems.
