@@ -148,6 +148,65 @@ impl Error {
         }
     }
 
+    /// The same error once more, for everyone who waited for one failed operation. Only
+    /// the cause inside an `Io` may lose its type; its text and kind stay.
+    pub(crate) fn duplicate(&self) -> Self {
+        let again = |e: &std::io::Error| match e.raw_os_error() {
+            Some(code) => std::io::Error::from_raw_os_error(code),
+            None => std::io::Error::new(e.kind(), e.to_string()),
+        };
+        let (what, host, detail) = self.words();
+        match self {
+            Self::NotFound { .. } => Self::NotFound { what, host },
+            Self::Denied { .. } => Self::Denied { what, host, detail },
+            Self::RateLimited { retry_after, .. } => Self::RateLimited {
+                what,
+                host,
+                retry_after: *retry_after,
+            },
+            Self::Unavailable { .. } => Self::Unavailable { what, host, detail },
+            Self::Corrupt {
+                expected, actual, ..
+            } => Self::Corrupt {
+                what,
+                expected: *expected,
+                actual: *actual,
+            },
+            Self::Malformed { .. } => Self::Malformed { what, detail },
+            Self::Limit { .. } => Self::Limit { what, detail },
+            Self::Unsupported { .. } => Self::Unsupported { what, detail },
+            Self::NoSpace { path } => Self::NoSpace { path: path.clone() },
+            Self::Io { op, path, source } => Self::Io {
+                op,
+                path: path.clone(),
+                source: again(source),
+            },
+            Self::Db { path, .. } => Self::Db {
+                path: path.clone(),
+                detail,
+            },
+        }
+    }
+
+    /// Owned copies of `what`, `host` and `detail`; empty where a variant has none.
+    fn words(&self) -> (String, String, String) {
+        let (what, host, detail) = match self {
+            Self::NotFound { what, host } | Self::RateLimited { what, host, .. } => {
+                (what.as_str(), host.as_str(), "")
+            }
+            Self::Denied { what, host, detail } | Self::Unavailable { what, host, detail } => {
+                (what.as_str(), host.as_str(), detail.as_str())
+            }
+            Self::Corrupt { what, .. } => (what.as_str(), "", ""),
+            Self::Malformed { what, detail }
+            | Self::Limit { what, detail }
+            | Self::Unsupported { what, detail } => (what.as_str(), "", detail.as_str()),
+            Self::NoSpace { .. } | Self::Io { .. } => ("", "", ""),
+            Self::Db { detail, .. } => ("", "", detail.as_str()),
+        };
+        (what.to_owned(), host.to_owned(), detail.to_owned())
+    }
+
     /// Whether the same call may succeed later without anything being changed.
     /// Retry and log level both ask this.
     pub fn is_transient(&self) -> bool {

@@ -14,6 +14,7 @@ pub mod layer;
 pub mod plan;
 pub mod source;
 pub mod store;
+pub mod task;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 pub mod types;
