@@ -5,12 +5,32 @@
 //! never short, never long, never of another range. Network policy (auth, redirects,
 //! retries, deadlines) ends in this module.
 
+mod auth;
+mod config;
+mod endpoint;
+mod exact;
+mod http;
+mod push;
+mod registry;
+mod retry;
+mod single_flight;
+pub mod stack;
+mod stats;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 use crate::Result;
 use crate::types::{ByteRange, Descriptor, Digest, MediaType, Reference, Repository};
+
+pub use self::config::{SourceConfig, default_docker_config};
+pub use self::exact::Exact;
+pub use self::http::proxy::ProxySettings;
+pub use self::http::tls::install_tls_provider;
+pub use self::push::Pusher;
+pub use self::registry::RegistrySource;
+pub use self::stats::SourceStats;
 
 /// Bytes of a blob as they arrive; pieces of any size. Dropping it cancels the transfer.
 /// After an error the stream ends.

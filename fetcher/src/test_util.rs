@@ -1,1 +1,14 @@
-//! Fakes that implement the real traits.
+//! Fakes that implement the real traits, for the tests of this crate and of those above.
+//!
+//! Invariant: nothing here is used outside tests, and nothing outside knows of it. Fakes
+//! hold data in memory, listen on loopback only, and are gone when dropped.
+
+pub mod contract;
+pub mod disk;
+mod faulty;
+mod memory;
+mod registry;
+
+pub use self::faulty::{FaultySource, ReadFault};
+pub use self::memory::MemorySource;
+pub use self::registry::{Endpoint, FakeRegistry, FakeRegistryBuilder, Fault, Requests};

@@ -1,0 +1,209 @@
+//! Authorization of requests to registries: anonymous, Basic, Bearer tokens.
+//!
+//! Invariant: one token request per repository however many readers wait; a token is
+//! replaced before it expires, and once when the registry says 401 all the same. What
+//! this module hands out is only ever put on requests to the registry's own origin.
+
+pub(crate) mod challenge;
+pub(crate) mod credentials;
+mod token;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use http::header::{self, HeaderValue};
+use tokio::time::Instant;
+
+use self::challenge::Challenge;
+use self::credentials::{Credential, Credentials, Found};
+use self::token::Token;
+use super::endpoint::Endpoint;
+use super::http::Transport;
+use super::retry::{Fault, Subject};
+use super::single_flight::SingleFlight;
+use super::stats::Counters;
+use crate::{Error, Result};
+
+/// Registries whose challenge is remembered, and repositories whose token is.
+const HOSTS_MAX: usize = 256;
+const TOKENS_MAX: usize = 1024;
+/// Credentials are looked up again after this long: helpers hand out ones that expire.
+const CREDENTIALS_FRESH: Duration = Duration::from_secs(300);
+
+/// Whom a request speaks to, and about what.
+#[derive(Debug, Clone)]
+pub(crate) struct Access {
+    /// The host as it stands in the reference; names the credentials.
+    pub(crate) host: String,
+    /// Where its API is.
+    pub(crate) endpoint: Endpoint,
+    /// The repository's path, which the token's scope names.
+    pub(crate) repository: String,
+}
+
+type TokenKey = (String, String);
+
+/// The authorization state of one source.
+pub(crate) struct Auth {
+    transport: Arc<Transport>,
+    counters: Arc<Counters>,
+    credentials: Arc<Credentials>,
+    found: SingleFlight<String, (Instant, Arc<Found>)>,
+    challenges: SingleFlight<String, Challenge>,
+    tokens: SingleFlight<TokenKey, Token>,
+}
+
+impl Auth {
+    /// No state yet.
+    pub(crate) fn new(
+        transport: Arc<Transport>,
+        credentials: Arc<Credentials>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            transport,
+            counters,
+            credentials,
+            found: SingleFlight::new(HOSTS_MAX),
+            challenges: SingleFlight::new(HOSTS_MAX),
+            tokens: SingleFlight::new(TOKENS_MAX),
+        }
+    }
+
+    /// The `Authorization` a request needs, as far as the registry has told yet.
+    pub(crate) async fn header(
+        &self,
+        access: &Access,
+        subject: &Subject,
+    ) -> Result<Option<HeaderValue>, Fault> {
+        match self.challenges.peek(&access.host) {
+            None => Ok(None),
+            Some(Challenge::Basic) => {
+                let found = self.found(&access.host).await;
+                match &found.credential {
+                    Credential::Basic { user, password } => Ok(Some(basic(user, password)?)),
+                    Credential::Anonymous | Credential::Identity(_) => {
+                        Err(denied(subject, &found, None).into())
+                    }
+                }
+            }
+            Some(Challenge::Bearer(bearer)) => {
+                let key = (access.host.clone(), access.repository.clone());
+                let token = self
+                    .tokens
+                    .get(key, Token::is_fresh, || async {
+                        let found = self.found(&access.host).await;
+                        token::Order {
+                            access,
+                            subject,
+                            bearer: &bearer,
+                            found: &found,
+                        }
+                        .fetch(&self.transport, &self.counters)
+                        .await
+                    })
+                    .await?;
+                Ok(Some(token.header))
+            }
+        }
+    }
+
+    /// Learns from a 401 that came although `used` was sent. `Ok` means that another try
+    /// has a chance.
+    pub(crate) async fn refused(
+        &self,
+        access: &Access,
+        used: Option<&HeaderValue>,
+        headers: &HeaderMap,
+    ) -> Result<(), Fault> {
+        if let Some(challenge) = Challenge::best(headers) {
+            let known = self.challenges.peek(&access.host);
+            if known.as_ref() != Some(&challenge) {
+                self.challenges.forget(&access.host, |_| true);
+                self.challenges
+                    .get(
+                        access.host.clone(),
+                        |_| true,
+                        || async { Ok::<_, Fault>(challenge) },
+                    )
+                    .await?;
+            }
+        }
+        let key = (access.host.clone(), access.repository.clone());
+        self.tokens
+            .forget(&key, |token| Some(&token.header) == used);
+        if used.is_some() {
+            self.found.forget(&access.host, |_| true);
+        }
+        Ok(())
+    }
+
+    /// The error for a 401 that stays, with the registry's words if it had some.
+    pub(crate) async fn denied(
+        &self,
+        access: &Access,
+        subject: &Subject,
+        said: Option<&str>,
+    ) -> Error {
+        let found = self.found(&access.host).await;
+        denied(subject, &found, said)
+    }
+
+    async fn found(&self, host: &str) -> Arc<Found> {
+        let fresh = |(at, _): &(Instant, Arc<Found>)| at.elapsed() < CREDENTIALS_FRESH;
+        let lookup = || async {
+            let found = self.credentials.find(host).await;
+            Ok::<_, std::convert::Infallible>((Instant::now(), Arc::new(found)))
+        };
+        match self.found.get(host.to_owned(), fresh, lookup).await {
+            Ok((_, found)) => found,
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// What was refused, why, and what the user can do about it.
+fn denied(subject: &Subject, found: &Found, said: Option<&str>) -> Error {
+    let Subject { what, host } = subject.clone();
+    let advice = match (&found.credential, &found.trouble) {
+        (Credential::Anonymous, Some(trouble)) => {
+            format!("no credentials could be read: {trouble}")
+        }
+        (Credential::Anonymous, None) => {
+            format!("no credentials for it; if it exists and is private, run `docker login {host}`")
+        }
+        (Credential::Basic { .. } | Credential::Identity(_), _) => format!(
+            "the credentials found for it are not accepted; run `docker login {host}` again"
+        ),
+    };
+    let detail = match said {
+        Some(said) => format!("{said} ({advice})"),
+        None => advice,
+    };
+    Error::Denied { what, host, detail }
+}
+
+fn basic(user: &str, password: &str) -> Result<HeaderValue> {
+    sensitive(&format!(
+        "Basic {}",
+        STANDARD.encode(format!("{user}:{password}"))
+    ))
+}
+
+/// A header value that is never logged.
+fn sensitive(text: &str) -> Result<HeaderValue> {
+    let mut value = HeaderValue::from_str(text)
+        .map_err(|_| Error::malformed("credential", "it has characters a header cannot carry"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Puts `authorization` on a request.
+pub(crate) fn authorize(headers: &mut HeaderMap, authorization: Option<&HeaderValue>) {
+    if let Some(value) = authorization {
+        headers.insert(header::AUTHORIZATION, value.clone());
+    }
+}

@@ -1,0 +1,202 @@
+//! Credentials from docker's config file and its credential helpers.
+//!
+//! Invariant: a missing file or entry means anonymous, never an error; a broken one means
+//! anonymous too, with the reason kept for the moment the registry refuses. Secrets are
+//! never printed.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential_from_reader};
+
+/// Longest time a credential helper may take; one that asks a cloud's API needs seconds.
+const HELPER_MAX: Duration = Duration::from_secs(20);
+/// Largest config file that is read.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// How to authenticate to one host.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Credential {
+    /// Not at all.
+    Anonymous,
+    /// With user and password.
+    Basic {
+        /// User name.
+        user: String,
+        /// Password or access token.
+        password: String,
+    },
+    /// With an OAuth2 refresh token.
+    Identity(String),
+}
+
+/// The outcome of a look-up.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// What to use.
+    pub(crate) credential: Credential,
+    /// Why it is anonymous although the config has something to say about the host.
+    pub(crate) trouble: Option<String>,
+}
+
+/// Looks up credentials by host.
+pub(crate) struct Credentials {
+    path: Option<PathBuf>,
+}
+
+impl Credentials {
+    /// From `path`, or none at all.
+    pub(crate) fn new(path: Option<PathBuf>) -> Self {
+        Self { path }
+    }
+
+    /// Credentials for `host` as it stands in a reference. Helpers are other programs:
+    /// they run on a blocking thread, and one that takes too long is given up on.
+    pub(crate) async fn find(&self, host: &str) -> Found {
+        let Some(path) = self.path.clone() else {
+            return anonymous(None);
+        };
+        let host = host.to_owned();
+        let lookup = tokio::task::spawn_blocking(move || find_blocking(&path, &host));
+        match tokio::time::timeout(HELPER_MAX, lookup).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => anonymous(Some(format!("the look-up failed: {error}"))),
+            Err(_) => anonymous(Some(format!(
+                "the credential helper did not answer within {} s",
+                HELPER_MAX.as_secs()
+            ))),
+        }
+    }
+}
+
+fn anonymous(trouble: Option<String>) -> Found {
+    Found {
+        credential: Credential::Anonymous,
+        trouble,
+    }
+}
+
+fn find_blocking(path: &Path, host: &str) -> Found {
+    let text = match read_config(path) {
+        Ok(Some(text)) => text,
+        Ok(None) => return anonymous(None),
+        Err(error) => return anonymous(Some(format!("{}: {error}", path.display()))),
+    };
+    let mut trouble = None;
+    for name in names(host) {
+        match get_credential_from_reader(text.as_slice(), name) {
+            Ok(credential) => {
+                return Found {
+                    credential: convert(credential),
+                    trouble: None,
+                };
+            }
+            Err(CredentialRetrievalError::NoCredentialConfigured) => {}
+            Err(CredentialRetrievalError::HelperFailure {
+                helper,
+                stdout,
+                stderr,
+            }) => {
+                // Helpers have no code for "nothing here", only this text.
+                if !stdout.contains("credentials not found") {
+                    let said = if stdout.trim().is_empty() {
+                        stderr
+                    } else {
+                        stdout
+                    };
+                    let said: String = said.trim().chars().take(200).collect();
+                    trouble = Some(format!("credential helper {helper} failed: {said}"));
+                }
+            }
+            Err(error) => trouble = Some(format!("{}: {error}", path.display())),
+        }
+    }
+    anonymous(trouble)
+}
+
+/// Names a host may have in the file. Docker Hub is under its old API's address.
+fn names(host: &str) -> Vec<&str> {
+    match host {
+        "docker.io" => vec![
+            "https://index.docker.io/v1/",
+            "docker.io",
+            "registry-1.docker.io",
+        ],
+        other => vec![other],
+    }
+}
+
+fn read_config(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut text = Vec::new();
+    file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > CONFIG_BYTES_MAX {
+        return Err(std::io::Error::other("the file is larger than 1 MiB"));
+    }
+    Ok(Some(text))
+}
+
+fn convert(credential: DockerCredential) -> Credential {
+    match credential {
+        DockerCredential::IdentityToken(token) => Credential::Identity(token),
+        DockerCredential::UsernamePassword(user, _) if user.is_empty() => Credential::Anonymous,
+        DockerCredential::UsernamePassword(user, password) => Credential::Basic { user, password },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(config: &str, host: &str) -> Found {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, config).unwrap();
+        find_blocking(&path, host)
+    }
+
+    fn basic(user: &str, password: &str) -> Credential {
+        Credential::Basic {
+            user: user.into(),
+            password: password.into(),
+        }
+    }
+
+    #[test]
+    fn finds_entries_as_docker_writes_them() {
+        let config = r#"{"auths":{
+            "https://index.docker.io/v1/":{"auth":"aHViOnB3"},
+            "reg.lan:5000":{"auth":"dTpwOnc="},
+            "id.lan":{"identitytoken":"refresh"}}}"#;
+        let table = [
+            ("docker.io", basic("hub", "pw")),
+            ("reg.lan:5000", basic("u", "p:w")),
+            ("id.lan", Credential::Identity("refresh".into())),
+            ("other.lan", Credential::Anonymous),
+        ];
+        for (host, expected) in table {
+            let found = find(config, host);
+            assert!(
+                found.credential == expected && found.trouble.is_none(),
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn missing_is_anonymous_and_broken_says_why() {
+        let missing = find_blocking(Path::new("/nonexistent/config.json"), "h");
+        assert!(missing == anonymous(None));
+        let broken = find("{", "h");
+        assert!(broken.credential == Credential::Anonymous);
+        assert!(broken.trouble.unwrap().contains("config.json"));
+        let helper = find(r#"{"credHelpers":{"h.lan":"laz-no-such-helper"}}"#, "h.lan");
+        assert!(helper.trouble.is_some());
+    }
+}

@@ -1,0 +1,138 @@
+//! Settings of the network source.
+//!
+//! Invariant: a `SourceConfig` is plain data; parsing it touches neither network nor
+//! environment. The two functions that read the environment say so and are called by
+//! `main`, nowhere else.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::http::proxy::ProxySettings;
+
+/// How registries are reached. Every default is meant to be right for most nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SourceConfig {
+    /// Hosts (`name` or `name:port`) spoken to without TLS. Loopback needs no entry.
+    pub plain_http: Vec<String>,
+    /// PEM bundle of certificate authorities trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Longest time a call may go on without a byte of progress, retries included.
+    /// 60 s outlasts a registry's restart and stays below kubelet's two minutes.
+    #[serde(with = "duration_text")]
+    pub deadline: Duration,
+    /// Longest silence on one connection before it is dropped and the rest is asked for
+    /// again. 15 s is far above any healthy pause, and leaves room for retries.
+    #[serde(with = "duration_text")]
+    pub stall_timeout: Duration,
+    /// Longest time for TCP, proxy and TLS set-up together. 10 s covers two lost SYNs.
+    #[serde(with = "duration_text")]
+    pub connect_timeout: Duration,
+    /// Requests in flight per host. 16 fills a 1 Gbit/s link at 64 KiB pieces and 10 ms
+    /// without looking like an attack to a public registry.
+    pub concurrency: usize,
+    /// Docker's `config.json` (or containers' `auth.json`); `None` reads anonymously.
+    /// See [`default_docker_config`].
+    pub docker_config: Option<PathBuf>,
+    /// Proxies; empty means direct. See [`ProxySettings::from_env`].
+    pub proxy: ProxySettings,
+}
+
+impl Default for SourceConfig {
+    fn default() -> Self {
+        Self {
+            plain_http: Vec::new(),
+            ca_file: None,
+            deadline: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(15),
+            connect_timeout: Duration::from_secs(10),
+            concurrency: 16,
+            docker_config: None,
+            proxy: ProxySettings::default(),
+        }
+    }
+}
+
+/// Where `docker login` (`$DOCKER_CONFIG`, `~/.docker`) or `podman login`
+/// (`$XDG_RUNTIME_DIR`) left credentials, if a file is there. Reads the environment.
+pub fn default_docker_config() -> Option<PathBuf> {
+    let dir = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    [
+        dir("DOCKER_CONFIG").map(|dir| dir.join("config.json")),
+        dir("HOME").map(|dir| dir.join(".docker/config.json")),
+        dir("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|path| path.is_file())
+}
+
+/// Durations as people write them: `500ms`, `15s`, `2m`.
+mod duration_text {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &Duration, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(&format!("{}ms", value.as_millis()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(input)?;
+        parse(&text).ok_or_else(|| {
+            D::Error::custom(format!(
+                "{text:?} is not a duration above zero like 500ms, 15s or 2m"
+            ))
+        })
+    }
+
+    fn parse(text: &str) -> Option<Duration> {
+        let split = text.find(|c: char| !c.is_ascii_digit())?;
+        let (number, unit) = text.split_at_checked(split)?;
+        let number: u64 = number.parse().ok()?;
+        let factor = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            _ => return None,
+        };
+        let millis = number.checked_mul(factor).filter(|ms| *ms > 0)?;
+        Some(Duration::from_millis(millis))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_toml_and_keeps_defaults() {
+        let config: SourceConfig = toml::from_str(
+            "deadline = \"2m\"\nstall_timeout = \"500ms\"\nplain_http = [\"reg.lan:5000\"]\n",
+        )
+        .unwrap();
+        assert_eq!(config.deadline, Duration::from_secs(120));
+        assert_eq!(config.stall_timeout, Duration::from_millis(500));
+        assert_eq!(
+            config.connect_timeout,
+            SourceConfig::default().connect_timeout
+        );
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<SourceConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know() {
+        for bad in [
+            "dead_line = \"1s\"",
+            "deadline = \"1\"",
+            "deadline = \"0s\"",
+            "deadline = \"1h\"",
+            "deadline = \"99999999999999999999s\"",
+        ] {
+            assert!(toml::from_str::<SourceConfig>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The HTTP client under every request to a registry, a token endpoint or a CDN.
+//!
+//! HTTP/1.1 and HTTP/2 (by ALPN) over one keep-alive pool. Invariant: everything a
+//! server sends is bounded here: connect time, silence, header bytes, requests in flight
+//! per host. Knows nothing of registries, retries or credentials.
+
+pub(crate) mod connect;
+pub(crate) mod proxy;
+pub(crate) mod tls;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use self::connect::{ConnectError, Connector};
+use self::proxy::Proxies;
+use super::SourceConfig;
+use super::retry::{Fault, Transient, Trouble, seconds};
+use super::stats::{Count, Counters};
+use crate::Result;
+
+/// Most header bytes of one answer. Signed redirects run to a few KiB; more is an attack.
+const HEADER_BYTES_MAX: u32 = 64 << 10;
+/// Read buffer of an HTTP/1.1 connection; bounds its headers too.
+const READ_BUFFER_BYTES: usize = 256 << 10;
+/// HTTP/2 windows: one stream may fill a 1 Gbit/s link at 15 ms, all streams together
+/// hold at most 8 MiB that nobody has read yet.
+const H2_STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// An idle connection is kept this long; most servers close theirs between 60 and 120 s.
+const IDLE_MAX: Duration = Duration::from_secs(50);
+/// Hosts with a semaphore of their own before the table is swept.
+const HOSTS_MAX: usize = 256;
+const USER_AGENT: &str = concat!("lazarette/", env!("CARGO_PKG_VERSION"));
+
+/// A pooled client with bounds.
+pub(crate) struct Transport {
+    client: Client<Connector, Full<Bytes>>,
+    proxies: Arc<Proxies>,
+    hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
+    concurrency: usize,
+    stall: Duration,
+    counters: Arc<Counters>,
+}
+
+impl Transport {
+    /// A client with the limits of `config`. Reads the CA file, connects to nothing.
+    pub(crate) fn new(config: &SourceConfig, counters: Arc<Counters>) -> Result<Self> {
+        let proxies = Arc::new(Proxies::new(&config.proxy)?);
+        let tls = tls::Tls::new(config.ca_file.as_deref())?;
+        let connector = Connector::new(tls, proxies.clone(), config.connect_timeout);
+        let concurrency = config.concurrency.clamp(1, Semaphore::MAX_PERMITS);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_max_idle_per_host(concurrency)
+            .http1_max_buf_size(READ_BUFFER_BYTES)
+            .http2_initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+            .http2_initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
+            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .build(connector);
+        Ok(Self {
+            client,
+            proxies,
+            hosts: Mutex::new(HashMap::new()),
+            concurrency,
+            stall: config.stall_timeout,
+            counters,
+        })
+    }
+
+    /// Sends one request and waits for the headers of its answer. Waits for a free slot
+    /// of the host without a limit of its own: the caller bounds it by its deadline.
+    pub(crate) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Fault> {
+        let uri = request.uri().clone();
+        let headers = request.headers_mut();
+        headers.insert(
+            header::USER_AGENT,
+            header::HeaderValue::from_static(USER_AGENT),
+        );
+        if let Some(authorization) = self.proxies.authorization_in_request(&uri) {
+            headers.insert(header::PROXY_AUTHORIZATION, authorization);
+        }
+        let permit = self.permit(&uri).await?;
+        self.counters.add(Count::Requests, 1);
+        let response = match timeout(self.stall, self.client.request(request)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(send_fault(&error)),
+            Err(_) => return Err(self.silent("no answer")),
+        };
+        let (parts, body) = response.into_parts();
+        if header_bytes(&parts.headers) > HEADER_BYTES_MAX as usize {
+            return Err(crate::Error::limit(
+                format!("answer of {}", uri.authority().map_or("", |a| a.as_str())),
+                format!("its headers are longer than {HEADER_BYTES_MAX} bytes"),
+            )
+            .into());
+        }
+        Ok(Answer {
+            status: parts.status,
+            headers: parts.headers,
+            uri,
+            body,
+            stall: self.stall,
+            counters: self.counters.clone(),
+            _permit: permit,
+        })
+    }
+
+    async fn permit(&self, uri: &Uri) -> Result<OwnedSemaphorePermit, Fault> {
+        let authority = uri.authority().map_or("", |a| a.as_str()).to_owned();
+        let semaphore = {
+            let mut hosts = self.hosts.lock();
+            if hosts.len() >= HOSTS_MAX {
+                hosts.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
+            }
+            hosts
+                .entry(authority)
+                .or_insert_with(|| Arc::new(Semaphore::new(self.concurrency)))
+                .clone()
+        };
+        semaphore
+            .acquire_owned()
+            .await
+            .map_err(|_| Fault::broken("the source is shutting down"))
+    }
+
+    fn silent(&self, what: &str) -> Fault {
+        Fault::broken(format!("{what} for {}", seconds(self.stall)))
+    }
+}
+
+/// An answer whose body is still arriving. Dropping it ends the transfer and frees the
+/// host's slot; a body read to its end leaves the connection in the pool.
+pub(crate) struct Answer {
+    /// Status of the answer.
+    pub(crate) status: StatusCode,
+    /// Its headers, bounded.
+    pub(crate) headers: HeaderMap,
+    /// What was asked.
+    pub(crate) uri: Uri,
+    body: Incoming,
+    stall: Duration,
+    counters: Arc<Counters>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Answer {
+    /// The next bytes, never empty; `None` at the end of the body.
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Fault> {
+        loop {
+            let frame = match timeout(self.stall, self.body.frame()).await {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => {
+                    return Err(Fault::broken(format!(
+                        "the connection broke: {}",
+                        innermost(&error)
+                    )));
+                }
+                Ok(None) => return Ok(None),
+                Err(_) => {
+                    return Err(Fault::broken(format!(
+                        "no bytes for {}",
+                        seconds(self.stall)
+                    )));
+                }
+            };
+            if let Ok(data) = frame.into_data()
+                && !data.is_empty()
+            {
+                self.counters.add(Count::Bytes, data.len() as u64);
+                return Ok(Some(data));
+            }
+        }
+    }
+
+    /// The whole body, or `None` when it is longer than `bytes_max`.
+    pub(crate) async fn read_at_most(&mut self, bytes_max: usize) -> Result<Option<Bytes>, Fault> {
+        if self
+            .content_length()
+            .is_some_and(|len| len > bytes_max as u64)
+        {
+            return Ok(None);
+        }
+        let mut whole = Vec::new();
+        while let Some(piece) = self.piece().await? {
+            if whole.len() + piece.len() > bytes_max {
+                return Ok(None);
+            }
+            whole.extend_from_slice(&piece);
+        }
+        Ok(Some(whole.into()))
+    }
+
+    /// The announced length of the body in bytes, if there is one.
+    pub(crate) fn content_length(&self) -> Option<u64> {
+        self.text(header::CONTENT_LENGTH)?.trim().parse().ok()
+    }
+
+    /// A header as text.
+    pub(crate) fn text(&self, name: header::HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum()
+}
+
+/// Tells what cannot be mended (a certificate nobody trusts) from what may.
+fn send_fault(error: &hyper_util::client::legacy::Error) -> Fault {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(connect) = error.downcast_ref::<ConnectError>() {
+            return Fault::Transient(Transient {
+                detail: connect.to_string(),
+                kind: Trouble::Connect,
+            });
+        }
+        cause = error.source();
+    }
+    Fault::broken(format!("the request failed: {}", innermost(error)))
+}
+
+/// The root cause, which is the only part of hyper's chain that helps a user.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut deepest = error;
+    while let Some(cause) = deepest.source() {
+        deepest = cause;
+    }
+    deepest.to_string()
+}

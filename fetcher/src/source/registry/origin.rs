@@ -1,0 +1,136 @@
+//! One question to a registry: with authorization, and through redirects.
+//!
+//! Invariant: `Authorization` is only on requests that [`Endpoint::owns`] covers; a 401
+//! leads to at most one more try.
+//!
+//! [`Endpoint::owns`]: crate::source::endpoint::Endpoint::owns
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, StatusCode, Uri};
+use http_body_util::Full;
+
+use super::{Core, answer};
+use crate::source::auth::{Access, authorize};
+use crate::source::http::Answer;
+use crate::source::retry::{Fault, Subject};
+use crate::source::stats::Count;
+use crate::types::ByteRange;
+use crate::{Error, Result};
+
+/// Redirects followed in a row. Registries use one or two.
+const HOPS_MAX: usize = 5;
+
+/// What is asked, apart from where.
+#[derive(Debug, Clone)]
+pub(super) struct Question {
+    /// GET or HEAD.
+    pub(super) method: Method,
+    /// Value of `Accept`.
+    pub(super) accept: Option<HeaderValue>,
+    /// Bytes wanted; not empty.
+    pub(super) range: Option<ByteRange>,
+}
+
+impl Question {
+    /// A GET for all bytes of anything.
+    pub(super) fn get() -> Self {
+        Self {
+            method: Method::GET,
+            accept: None,
+            range: None,
+        }
+    }
+
+    fn request(&self, uri: Uri, authorization: Option<&HeaderValue>) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::default());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        authorize(headers, authorization);
+        if let Some(accept) = &self.accept {
+            headers.insert(header::ACCEPT, accept.clone());
+        }
+        if let Some(range) = &self.range {
+            let text = format!("bytes={}-{}", range.start(), range.end().saturating_sub(1));
+            let value = HeaderValue::try_from(text).expect("digits are valid in a header");
+            headers.insert(header::RANGE, value);
+        }
+        request
+    }
+}
+
+/// Whom to ask and how failures are called.
+pub(super) struct Asker<'a> {
+    pub(super) core: &'a Core,
+    pub(super) access: &'a Access,
+    pub(super) subject: &'a Subject,
+}
+
+impl Asker<'_> {
+    /// Asks the registry itself; a redirect is returned as it is, a 401 is not.
+    pub(super) async fn origin(&self, path: &str, question: &Question) -> Result<Answer, Fault> {
+        let uri = self.access.endpoint.uri(path)?;
+        self.authorized(uri, question).await
+    }
+
+    /// Asks the registry and follows where it sends us.
+    pub(super) async fn anywhere(&self, path: &str, question: &Question) -> Result<Answer, Fault> {
+        let answer = self.origin(path, question).await?;
+        match answer::redirect(self.subject, &answer)? {
+            None => Ok(answer),
+            Some(target) => {
+                self.core.counters.add(Count::Redirects, 1);
+                drop(answer);
+                self.elsewhere(target, question).await
+            }
+        }
+    }
+
+    /// Asks a redirect's target, and its targets in turn.
+    pub(super) async fn elsewhere(&self, uri: Uri, question: &Question) -> Result<Answer, Fault> {
+        let mut uri = uri;
+        for _ in 0..HOPS_MAX {
+            let answer = if self.access.endpoint.owns(&uri) {
+                self.authorized(uri, question).await?
+            } else {
+                self.core
+                    .transport
+                    .send(question.request(uri, None))
+                    .await?
+            };
+            match answer::redirect(self.subject, &answer)? {
+                None => return Ok(answer),
+                Some(target) => uri = target,
+            }
+        }
+        let what = format!("{} at {}", self.subject.what, self.subject.host);
+        Err(Error::limit(what, format!("more than {HOPS_MAX} redirects in a row")).into())
+    }
+
+    async fn authorized(&self, uri: Uri, question: &Question) -> Result<Answer, Fault> {
+        let auth = &self.core.auth;
+        let used = auth.header(self.access, self.subject).await?;
+        let request = question.request(uri.clone(), used.as_ref());
+        let mut answer = self.core.transport.send(request).await?;
+        if answer.status != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        auth.refused(self.access, used.as_ref(), &answer.headers)
+            .await?;
+        let words = answer::registry_words(&mut answer).await;
+        drop(answer);
+        let renewed = auth.header(self.access, self.subject).await?;
+        if renewed != used {
+            let request = question.request(uri, renewed.as_ref());
+            let answer = self.core.transport.send(request).await?;
+            if answer.status != StatusCode::UNAUTHORIZED {
+                return Ok(answer);
+            }
+        }
+        Err(auth
+            .denied(self.access, self.subject, words.as_deref())
+            .await
+            .into())
+    }
+}

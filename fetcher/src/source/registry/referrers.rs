@@ -1,0 +1,172 @@
+//! Manifests that refer to another: the referrers API, and its tag scheme as fallback.
+//!
+//! Invariant: pages, entries and bytes are bounded; the artifact type is filtered here
+//! too, because registries may ignore the query.
+
+use http::header;
+use oci_client::manifest::OciImageIndex;
+
+use super::origin::{Asker, Question};
+use super::{Core, document};
+use crate::source::http::Answer;
+use crate::types::{Descriptor, Digest, MediaType, Repository};
+use crate::{Error, Result};
+
+/// Pages followed; each may be 4 MiB.
+const PAGES_MAX: usize = 8;
+/// Referrers of one manifest. Signatures and indexes make a handful.
+const ENTRIES_MAX: usize = 4096;
+
+/// Descriptors of manifests whose subject is `digest`.
+pub(super) async fn list(
+    core: &Core,
+    repository: &Repository,
+    digest: &Digest,
+    artifact_type: Option<&str>,
+) -> Result<Vec<Descriptor>> {
+    let name = repository.path();
+    let query = artifact_type.map_or(String::new(), |kind| {
+        let value: String = url::form_urlencoded::byte_serialize(kind.as_bytes()).collect();
+        format!("?artifactType={value}")
+    });
+    let api = format!("/v2/{name}/referrers/{digest}{query}");
+    let found = match pages(core, repository, api).await {
+        Err(Error::NotFound { .. }) => {
+            // Registries without the API keep the same index under a tag.
+            let tag = format!("/v2/{name}/manifests/{}", digest.file_name());
+            match pages(core, repository, tag).await {
+                Err(Error::NotFound { .. }) => return Ok(Vec::new()),
+                other => other?,
+            }
+        }
+        other => other?,
+    };
+    convert(&format!("referrers of {digest}"), found, artifact_type)
+}
+
+async fn pages(core: &Core, repository: &Repository, first: String) -> Result<Vec<OciImageIndex>> {
+    let access = core.access(repository);
+    let what = format!("referrers list {}{first}", repository.host());
+    let mut attempts = core.attempts(what, repository);
+    let subject = attempts.subject().clone();
+    let asker = Asker {
+        core,
+        access: &access,
+        subject: &subject,
+    };
+    let question = Question {
+        accept: Some(header::HeaderValue::from_static(
+            "application/vnd.oci.image.index.v1+json",
+        )),
+        ..Question::get()
+    };
+    let mut pages = Vec::new();
+    let mut next = Some(first);
+    while let Some(path) = next {
+        if pages.len() == PAGES_MAX {
+            return Err(Error::limit(
+                subject.what,
+                format!("more than {PAGES_MAX} pages"),
+            ));
+        }
+        let (body, link) = attempts
+            .run(|| async {
+                let mut answer = asker.anywhere(&path, &question).await?;
+                let body = document::read(&subject, &mut answer).await?;
+                Ok((body, next_page(&answer)))
+            })
+            .await?;
+        let page: OciImageIndex = serde_json::from_slice(&body)
+            .map_err(|error| Error::malformed(subject.what.as_str(), error.to_string()))?;
+        pages.push(page);
+        attempts.progress();
+        next = link;
+    }
+    Ok(pages)
+}
+
+/// Path and query of `Link: <…>; rel="next"`. Host and scheme are dropped: the next page
+/// is asked from the same registry.
+fn next_page(answer: &Answer) -> Option<String> {
+    link_path(&answer.uri.to_string(), answer.text(header::LINK)?)
+}
+
+fn link_path(base: &str, link: &str) -> Option<String> {
+    let (target, parameters) = link.strip_prefix('<')?.split_once('>')?;
+    let compact: String = parameters.split(['"', ' ']).collect();
+    if !compact.contains("rel=next") {
+        return None;
+    }
+    let url = url::Url::parse(base).ok()?.join(target).ok()?;
+    let query = url
+        .query()
+        .map_or(String::new(), |query| format!("?{query}"));
+    Some(format!("{}{query}", url.path()))
+}
+
+fn convert(
+    what: &str,
+    pages: Vec<OciImageIndex>,
+    artifact_type: Option<&str>,
+) -> Result<Vec<Descriptor>> {
+    let mut out = Vec::new();
+    for entry in pages.into_iter().flat_map(|page| page.manifests) {
+        if artifact_type.is_some_and(|wanted| entry.artifact_type.as_deref() != Some(wanted)) {
+            continue;
+        }
+        if out.len() == ENTRIES_MAX {
+            return Err(Error::limit(
+                what,
+                format!("more than {ENTRIES_MAX} entries"),
+            ));
+        }
+        let size = u64::try_from(entry.size).map_err(|_| {
+            Error::malformed(what, format!("size {} of {}", entry.size, entry.digest))
+        })?;
+        let digest = Digest::parse(&entry.digest)
+            .map_err(|error| Error::malformed(what, error.to_string()))?;
+        let mut descriptor = Descriptor::new(MediaType::from(entry.media_type), digest, size);
+        descriptor.annotations = entry.annotations.unwrap_or_default();
+        out.push(descriptor);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn follows_links_on_the_same_registry_only() {
+        let base = "https://r.io/v2/a/referrers/x";
+        let table = [
+            (
+                r#"</v2/a/referrers/x?n=2>; rel="next""#,
+                Some("/v2/a/referrers/x?n=2"),
+            ),
+            ("<https://evil.io/p?q>;rel=next", Some("/p?q")),
+            (r#"</p>; rel="prev""#, None),
+            ("garbage", None),
+        ];
+        for (link, expected) in table {
+            assert_eq!(link_path(base, link).as_deref(), expected, "{link}");
+        }
+    }
+
+    #[test]
+    fn filters_and_checks_entries() {
+        let digest = Digest::sha256(b"x");
+        let page = |size: i64| -> Vec<OciImageIndex> {
+            let json = format!(
+                r#"{{"schemaVersion":2,"manifests":[
+                    {{"mediaType":"m","digest":"{digest}","size":{size},"artifactType":"a/b"}},
+                    {{"mediaType":"m","digest":"{digest}","size":1}}]}}"#
+            );
+            vec![serde_json::from_str(&json).unwrap()]
+        };
+        assert_eq!(convert("w", page(5), None).unwrap().len(), 2);
+        let one = convert("w", page(5), Some("a/b")).unwrap();
+        assert_eq!((one.len(), one[0].size), (1, 5));
+        assert!(convert("w", page(-1), None).is_err());
+    }
+}

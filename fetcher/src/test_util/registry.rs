@@ -1,0 +1,355 @@
+//! A registry on loopback that misbehaves on request.
+//!
+//! A real HTTP server (1.1 and 2, plain or TLS) with manifests, blobs, referrers, Bearer
+//! tokens, and a second listener as CDN for redirected blobs. Invariant: it is gone, with
+//! all its connections, when dropped; every request is counted before it is answered.
+
+mod answer;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use super::memory::Content;
+use crate::types::{Digest, MediaType};
+
+/// Where a request was counted, and where a fault applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `/v2/<name>/manifests/…`
+    Manifest,
+    /// `/v2/<name>/blobs/…`
+    Blob,
+    /// `/v2/<name>/referrers/…`
+    Referrers,
+    /// The token endpoint.
+    Token,
+    /// The CDN that blobs are redirected to.
+    Cdn,
+    /// Anything else.
+    Other,
+}
+
+/// One way to misbehave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Answers with this status, and `Retry-After` if given.
+    Status(u16, Option<String>),
+    /// Closes the connection after this many bytes of the body.
+    CloseAfter(usize),
+    /// Sends nothing more after this many bytes of the body.
+    HangAfter(usize),
+    /// Never answers.
+    Hang,
+    /// Answers a range with 200 and everything.
+    IgnoreRange,
+    /// States a `Content-Range` one byte off.
+    WrongContentRange,
+    /// Inverts the first byte of the body.
+    CorruptBytes,
+    /// Sends one byte too many, without a `Content-Length`.
+    TooLong,
+    /// Serves only the first half, as if that were all.
+    Half,
+}
+
+/// Requests counted by endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Requests {
+    /// Manifest requests, refused ones included.
+    pub manifests: u32,
+    /// Blob requests at the registry.
+    pub blobs: u32,
+    /// Referrers requests.
+    pub referrers: u32,
+    /// Token requests.
+    pub tokens: u32,
+    /// Blob requests at the CDN.
+    pub cdn: u32,
+    /// Requests at the CDN that carried an `Authorization`: must stay zero.
+    pub credentials_at_cdn: u32,
+    /// Anything else.
+    pub other: u32,
+    /// Requests that came by HTTP/2.
+    pub http2: u32,
+}
+
+/// How a registry is set up before it starts.
+#[derive(Default)]
+pub struct FakeRegistryBuilder {
+    auth: Auth,
+    redirect: bool,
+    no_referrers: bool,
+    token_life_s: Option<u64>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// Who may read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+enum Auth {
+    #[default]
+    Open,
+    /// Anyone with a token; a token costs user and password if they are set.
+    Bearer(Option<(String, String)>),
+    /// Tokens are granted for this refresh token.
+    Identity(String),
+    Basic(String, String),
+}
+
+impl FakeRegistryBuilder {
+    /// Wants a token, which anyone gets.
+    #[must_use]
+    pub fn bearer(mut self) -> Self {
+        self.auth = Auth::Bearer(None);
+        self
+    }
+
+    /// Wants a token, which costs user and password.
+    #[must_use]
+    pub fn bearer_for(mut self, user: &str, password: &str) -> Self {
+        self.auth = Auth::Bearer(Some((user.to_owned(), password.to_owned())));
+        self
+    }
+
+    /// Wants a token, which costs an identity token.
+    #[must_use]
+    pub fn identity(mut self, refresh_token: &str) -> Self {
+        self.auth = Auth::Identity(refresh_token.to_owned());
+        self
+    }
+
+    /// Wants user and password on every request.
+    #[must_use]
+    pub fn basic(mut self, user: &str, password: &str) -> Self {
+        self.auth = Auth::Basic(user.to_owned(), password.to_owned());
+        self
+    }
+
+    /// Tokens say that they expire after this many seconds.
+    #[must_use]
+    pub fn token_life_s(mut self, seconds: u64) -> Self {
+        self.token_life_s = Some(seconds);
+        self
+    }
+
+    /// Redirects blobs to the CDN.
+    #[must_use]
+    pub fn redirect(mut self) -> Self {
+        self.redirect = true;
+        self
+    }
+
+    /// Has no referrers API; the tag scheme still works.
+    #[must_use]
+    pub fn without_referrers(mut self) -> Self {
+        self.no_referrers = true;
+        self
+    }
+
+    /// Speaks TLS (the CDN too).
+    #[must_use]
+    pub fn tls(mut self, config: Arc<rustls::ServerConfig>) -> Self {
+        self.tls = Some(config);
+        self
+    }
+
+    /// Starts listening on two free loopback ports.
+    pub async fn start(self) -> std::io::Result<FakeRegistry> {
+        let registry = TcpListener::bind("127.0.0.1:0").await?;
+        let cdn = TcpListener::bind("127.0.0.1:0").await?;
+        let address = registry.local_addr()?;
+        let shared = Arc::new(Shared {
+            address,
+            cdn_address: cdn.local_addr()?,
+            setup: self,
+            state: Mutex::default(),
+        });
+        let tasks = [
+            tokio::spawn(serve(registry, shared.clone(), false)),
+            tokio::spawn(serve(cdn, shared.clone(), true)),
+        ];
+        Ok(FakeRegistry { shared, tasks })
+    }
+}
+
+/// What the handlers share.
+struct Shared {
+    address: SocketAddr,
+    cdn_address: SocketAddr,
+    setup: FakeRegistryBuilder,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    content: Content,
+    script: VecDeque<(Option<Endpoint>, Fault)>,
+    always: HashMap<Endpoint, Fault>,
+    requests: Requests,
+    ranges: Vec<String>,
+    /// Tokens up to this number are no longer good.
+    tokens_revoked: u32,
+    /// Signature that the CDN accepts.
+    signature: u32,
+}
+
+/// A running registry.
+pub struct FakeRegistry {
+    shared: Arc<Shared>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for FakeRegistry {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl FakeRegistry {
+    /// An open registry without redirects, on plain http.
+    pub async fn start() -> Self {
+        Self::builder()
+            .start()
+            .await
+            .expect("loopback has a free port")
+    }
+
+    /// Sets up another kind.
+    pub fn builder() -> FakeRegistryBuilder {
+        FakeRegistryBuilder::default()
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn url_host(&self) -> String {
+        self.shared.address.to_string()
+    }
+
+    /// Adds a blob to every repository.
+    pub fn add_blob(&self, bytes: impl Into<Bytes>) -> Digest {
+        self.shared.state.lock().content.add_blob(bytes.into())
+    }
+
+    /// Adds a manifest to `repository` (its path) under its digest and `tag`.
+    pub fn add_manifest(
+        &self,
+        repository: &str,
+        tag: &str,
+        media_type: MediaType,
+        bytes: impl Into<Bytes>,
+    ) -> Digest {
+        let bytes = bytes.into();
+        self.shared
+            .state
+            .lock()
+            .content
+            .add_manifest(repository, tag, media_type, bytes)
+    }
+
+    /// The next request for a manifest, a blob or the CDN misbehaves like this.
+    pub fn script(&self, fault: Fault) {
+        self.shared.state.lock().script.push_back((None, fault));
+    }
+
+    /// The next request to `endpoint` misbehaves like this.
+    pub fn script_on(&self, endpoint: Endpoint, fault: Fault) {
+        self.shared
+            .state
+            .lock()
+            .script
+            .push_back((Some(endpoint), fault));
+    }
+
+    /// Every request to `endpoint` misbehaves like this, once the script is used up.
+    pub fn always(&self, endpoint: Endpoint, fault: Fault) {
+        self.shared.state.lock().always.insert(endpoint, fault);
+    }
+
+    /// No token handed out so far is good any more.
+    pub fn revoke_tokens(&self) {
+        let mut state = self.shared.state.lock();
+        state.tokens_revoked = state.requests.tokens;
+    }
+
+    /// No redirect handed out so far is good any more.
+    pub fn expire_redirects(&self) {
+        self.shared.state.lock().signature += 1;
+    }
+
+    /// What has been asked so far.
+    pub fn requests(&self) -> Requests {
+        self.shared.state.lock().requests
+    }
+
+    /// The `Range` headers of blob requests that were served, in order; empty text for
+    /// a request without one.
+    pub fn ranges(&self) -> Vec<String> {
+        self.shared.state.lock().ranges.clone()
+    }
+}
+
+impl Shared {
+    /// Counts a request.
+    fn count(&self, endpoint: Endpoint, http2: bool) {
+        let mut state = self.state.lock();
+        state.requests.http2 += u32::from(http2);
+        let requests = &mut state.requests;
+        *match endpoint {
+            Endpoint::Manifest => &mut requests.manifests,
+            Endpoint::Blob => &mut requests.blobs,
+            Endpoint::Referrers => &mut requests.referrers,
+            Endpoint::Token => &mut requests.tokens,
+            Endpoint::Cdn => &mut requests.cdn,
+            Endpoint::Other => &mut requests.other,
+        } += 1;
+    }
+
+    /// The fault for a request that passed authorization.
+    fn fault(&self, endpoint: Endpoint) -> Option<Fault> {
+        let mut state = self.state.lock();
+        // Where blobs are redirected, what can go wrong with their bytes is at the CDN.
+        let data = match endpoint {
+            Endpoint::Manifest | Endpoint::Cdn => true,
+            Endpoint::Blob => !self.setup.redirect,
+            Endpoint::Referrers | Endpoint::Token | Endpoint::Other => false,
+        };
+        let applies = |on: &Option<Endpoint>| on.map_or(data, |on| on == endpoint);
+        match state.script.iter().position(|(on, _)| applies(on)) {
+            Some(at) => state.script.remove(at).map(|(_, fault)| fault),
+            None => state.always.get(&endpoint).cloned(),
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Shared>, cdn: bool) {
+    // Owned by this task, so that aborting it ends every connection.
+    let mut connections = JoinSet::new();
+    let acceptor = shared.setup.tls.clone().map(TlsAcceptor::from);
+    while let Ok((stream, _)) = listener.accept().await {
+        while connections.try_join_next().is_some() {}
+        let (shared, acceptor) = (shared.clone(), acceptor.clone());
+        connections.spawn(async move {
+            let service = hyper::service::service_fn(move |request| {
+                answer::handle(shared.clone(), cdn, request)
+            });
+            let server = auto::Builder::new(TokioExecutor::new());
+            // A broken connection is the client's affair, and often the test's purpose.
+            let _ = match acceptor {
+                None => server.serve_connection(TokioIo::new(stream), service).await,
+                Some(acceptor) => match acceptor.accept(stream).await {
+                    Ok(stream) => server.serve_connection(TokioIo::new(stream), service).await,
+                    Err(_) => Ok(()),
+                },
+            };
+        });
+    }
+}

@@ -1,0 +1,343 @@
+//! How the fake registry answers one request.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+
+use super::{Auth, Endpoint, Fault, Shared};
+use crate::types::Digest;
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+type Answer = Response<Body>;
+
+/// Pieces a body is sent in.
+const PIECE_BYTES: usize = 8 << 10;
+
+/// Answers one request on the registry's or the CDN's listener.
+pub(super) async fn handle(
+    shared: Arc<Shared>,
+    cdn: bool,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
+    let path = request.uri().path().to_owned();
+    let endpoint = match path.rsplit('/').nth(1) {
+        _ if cdn => Endpoint::Cdn,
+        _ if path == "/token" => Endpoint::Token,
+        Some("manifests") => Endpoint::Manifest,
+        Some("blobs") => Endpoint::Blob,
+        Some("referrers") => Endpoint::Referrers,
+        Some(_) | None => Endpoint::Other,
+    };
+    shared.count(endpoint, request.version() == Version::HTTP_2);
+    if endpoint == Endpoint::Token {
+        let fault = shared.fault(endpoint);
+        return Ok(match fault {
+            Some(fault) => misbehave(fault, b"{}".to_vec().into()).await,
+            None => token(&shared, request).await,
+        });
+    }
+    if cdn && request.headers().contains_key(header::AUTHORIZATION) {
+        shared.state.lock().requests.credentials_at_cdn += 1;
+    }
+    if !cdn && !authorized(&shared, request.headers()) {
+        return Ok(challenge(&shared));
+    }
+    let fault = shared.fault(endpoint);
+    Ok(match endpoint {
+        Endpoint::Manifest => manifest(&shared, &path, fault).await,
+        Endpoint::Blob | Endpoint::Cdn => blob(&shared, &request, endpoint, fault).await,
+        Endpoint::Referrers => referrers(&shared, &path),
+        Endpoint::Token | Endpoint::Other => complaint(404, "NAME_UNKNOWN", "nothing here"),
+    })
+}
+
+fn authorized(shared: &Shared, headers: &HeaderMap) -> bool {
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok());
+    match &shared.setup.auth {
+        Auth::Open => true,
+        Auth::Basic(user, password) => given == Some(basic(user, password).as_str()),
+        Auth::Bearer(_) | Auth::Identity(_) => given
+            .and_then(|text| text.strip_prefix("Bearer token-"))
+            .and_then(|number| number.parse::<u32>().ok())
+            .is_some_and(|number| number > shared.state.lock().tokens_revoked),
+    }
+}
+
+fn challenge(shared: &Shared) -> Answer {
+    let scheme = if shared.setup.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let wants = match shared.setup.auth {
+        Auth::Basic(..) => "Basic realm=\"fake\"".to_owned(),
+        Auth::Open | Auth::Bearer(_) | Auth::Identity(_) => format!(
+            "Bearer realm=\"{scheme}://{}/token\",service=\"fake\"",
+            shared.address
+        ),
+    };
+    let mut answer = complaint(401, "UNAUTHORIZED", "authentication required");
+    if let Ok(wants) = wants.parse() {
+        answer.headers_mut().insert(header::WWW_AUTHENTICATE, wants);
+    }
+    answer
+}
+
+async fn token(shared: &Shared, request: Request<Incoming>) -> Answer {
+    let given = request.headers().get(header::AUTHORIZATION).cloned();
+    let post = request.method() == Method::POST;
+    let form = match Limited::new(request.into_body(), 64 << 10).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => Bytes::new(),
+    };
+    let refresh = url::form_urlencoded::parse(&form)
+        .find(|(name, _)| name == "refresh_token")
+        .map(|(_, value)| value.into_owned());
+    let allowed = match &shared.setup.auth {
+        Auth::Open | Auth::Bearer(None) => true,
+        Auth::Bearer(Some((user, password))) => {
+            given.is_some_and(|given| given == basic(user, password))
+        }
+        Auth::Identity(expected) => post && refresh.as_ref() == Some(expected),
+        Auth::Basic(..) => false,
+    };
+    if !allowed {
+        return complaint(401, "UNAUTHORIZED", "incorrect username or password");
+    }
+    let number = shared.state.lock().requests.tokens;
+    let mut grant = serde_json::json!({ "token": format!("token-{number}") });
+    if let Some(life) = shared.setup.token_life_s {
+        grant["expires_in"] = life.into();
+    }
+    reply(200, grant.to_string().into())
+}
+
+async fn manifest(shared: &Shared, path: &str, fault: Option<Fault>) -> Answer {
+    let found = split(path, "manifests").and_then(|(repository, target)| {
+        let key = (repository.to_owned(), target.to_owned());
+        shared.state.lock().content.manifests.get(&key).cloned()
+    });
+    let Some((media_type, bytes)) = found else {
+        return complaint(404, "MANIFEST_UNKNOWN", "manifest unknown");
+    };
+    let mut answer = match fault {
+        Some(fault) => misbehave(fault, bytes).await,
+        None => reply(200, bytes),
+    };
+    if let Ok(name) = media_type.as_str().parse() {
+        answer.headers_mut().insert(header::CONTENT_TYPE, name);
+    }
+    answer
+}
+
+async fn blob(
+    shared: &Shared,
+    request: &Request<Incoming>,
+    endpoint: Endpoint,
+    fault: Option<Fault>,
+) -> Answer {
+    let text = request.uri().path().rsplit('/').next().unwrap_or_default();
+    let found = Digest::parse(text)
+        .ok()
+        .and_then(|digest| shared.state.lock().content.blobs.get(&digest).cloned());
+    let Some(bytes) = found else {
+        return complaint(404, "BLOB_UNKNOWN", "blob unknown to registry");
+    };
+    if endpoint == Endpoint::Cdn {
+        let expected = format!("sig={}", shared.state.lock().signature);
+        if request.uri().query() != Some(expected.as_str()) {
+            return reply(
+                403,
+                Bytes::from_static(b"<Error>Request has expired</Error>"),
+            );
+        }
+    } else if shared.setup.redirect && !matches!(fault, Some(Fault::Status(..) | Fault::Hang)) {
+        let scheme = if shared.setup.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let signature = shared.state.lock().signature;
+        let to = format!(
+            "{scheme}://{}/blob/{text}?sig={signature}",
+            shared.cdn_address
+        );
+        let mut answer = reply(307, Bytes::new());
+        if let Ok(to) = to.parse() {
+            answer.headers_mut().insert(header::LOCATION, to);
+        }
+        return answer;
+    }
+    let asked = request
+        .headers()
+        .get(header::RANGE)
+        .and_then(|v| v.to_str().ok());
+    shared
+        .state
+        .lock()
+        .ranges
+        .push(asked.unwrap_or_default().to_owned());
+    if request.method() == Method::HEAD {
+        let mut answer = reply(200, Bytes::new());
+        answer
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, bytes.len().into());
+        return answer;
+    }
+    ranged(bytes, asked, fault).await
+}
+
+/// A 200, a 206 or a 416, with its fault.
+async fn ranged(bytes: Bytes, asked: Option<&str>, fault: Option<Fault>) -> Answer {
+    let bytes = match &fault {
+        Some(Fault::Half) => bytes.slice(..bytes.len() / 2),
+        _ => bytes,
+    };
+    let size = bytes.len();
+    let asked = asked.filter(|_| fault != Some(Fault::IgnoreRange));
+    let Some(asked) = asked else {
+        return match fault {
+            Some(fault) => misbehave(fault, bytes).await,
+            None => reply(200, bytes),
+        };
+    };
+    let span = asked.strip_prefix("bytes=").and_then(|span| {
+        let (first, last) = span.split_once('-')?;
+        let first: usize = first.parse().ok()?;
+        let last = last.parse::<usize>().ok()?.min(size.checked_sub(1)?);
+        (first <= last).then_some((first, last))
+    });
+    let Some((first, last)) = span else {
+        let mut answer = reply(416, Bytes::new());
+        if let Ok(stated) = format!("bytes */{size}").parse() {
+            answer.headers_mut().insert(header::CONTENT_RANGE, stated);
+        }
+        return answer;
+    };
+    let shift = usize::from(fault == Some(Fault::WrongContentRange));
+    let part = bytes.slice(first..=last);
+    let mut answer = match fault {
+        Some(fault) => misbehave(fault, part).await,
+        None => reply(200, part),
+    };
+    if answer.status() == StatusCode::OK {
+        *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
+        if let Ok(stated) = format!("bytes {}-{}/{size}", first + shift, last + shift).parse() {
+            answer.headers_mut().insert(header::CONTENT_RANGE, stated);
+        }
+    }
+    answer
+}
+
+fn referrers(shared: &Shared, path: &str) -> Answer {
+    if shared.setup.no_referrers {
+        return complaint(404, "UNSUPPORTED", "no referrers here");
+    }
+    let parsed = split(path, "referrers")
+        .and_then(|(repository, digest)| Some((repository, Digest::parse(digest).ok()?)));
+    let Some((repository, digest)) = parsed else {
+        return complaint(400, "DIGEST_INVALID", "bad digest");
+    };
+    let manifests = shared.state.lock().content.referrers(repository, &digest);
+    let index = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": manifests,
+    });
+    reply(200, index.to_string().into())
+}
+
+/// A 200 with `bytes`, spoilt.
+async fn misbehave(fault: Fault, bytes: Bytes) -> Answer {
+    match fault {
+        Fault::Status(code, retry_after) => {
+            let mut answer = complaint(code, "FAULT", "scripted fault");
+            if let Some(value) = retry_after.and_then(|text| text.parse().ok()) {
+                answer.headers_mut().insert(header::RETRY_AFTER, value);
+            }
+            answer
+        }
+        Fault::Hang => std::future::pending().await,
+        Fault::CloseAfter(len) => {
+            let broken = stream::iter([Err(std::io::Error::other("closed on purpose"))]);
+            streamed(&bytes, len, broken)
+        }
+        Fault::HangAfter(len) => streamed(&bytes, len, stream::pending()),
+        Fault::CorruptBytes => {
+            let mut wrong = bytes.to_vec();
+            if let Some(first) = wrong.first_mut() {
+                *first = !*first;
+            }
+            reply(200, wrong.into())
+        }
+        Fault::TooLong => {
+            let more = stream::iter([Ok(Frame::data(Bytes::from_static(b"!")))]);
+            let mut answer = streamed(&bytes, bytes.len(), more);
+            answer.headers_mut().remove(header::CONTENT_LENGTH);
+            answer
+        }
+        Fault::Half | Fault::IgnoreRange | Fault::WrongContentRange => reply(200, bytes),
+    }
+}
+
+/// The first `len` of `bytes` in pieces, then `end`; the length of all is announced.
+fn streamed(
+    bytes: &Bytes,
+    len: usize,
+    end: impl stream::Stream<Item = std::io::Result<Frame<Bytes>>> + Send + 'static,
+) -> Answer {
+    let sent = bytes.slice(..len.min(bytes.len()));
+    let pieces: Vec<_> = sent
+        .chunks(PIECE_BYTES)
+        .map(|piece| Ok(Frame::data(sent.slice_ref(piece))))
+        .collect();
+    // Each piece leaves before the next is made, so that what was sent does arrive.
+    let paced = stream::iter(pieces).then(|piece| async {
+        tokio::task::yield_now().await;
+        piece
+    });
+    let gap = stream::once(async {
+        for _ in 0..64 {
+            tokio::task::yield_now().await;
+        }
+        Ok(Frame::data(Bytes::new()))
+    });
+    let body = StreamBody::new(paced.chain(gap).chain(end));
+    let mut answer = Response::new(body.boxed_unsync());
+    answer
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, bytes.len().into());
+    answer
+}
+
+fn reply(code: u16, bytes: Bytes) -> Answer {
+    let full = Full::new(bytes).map_err(|never: Infallible| match never {});
+    let mut answer = Response::new(full.boxed_unsync());
+    *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::IM_A_TEAPOT);
+    answer
+}
+
+fn complaint(code: u16, name: &str, message: &str) -> Answer {
+    let body = serde_json::json!({ "errors": [{ "code": name, "message": message }] });
+    reply(code, body.to_string().into())
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// `/v2/<repository>/<kind>/<target>`.
+fn split<'a>(path: &'a str, kind: &str) -> Option<(&'a str, &'a str)> {
+    let (front, target) = path.strip_prefix("/v2/")?.rsplit_once('/')?;
+    Some((front.strip_suffix(kind)?.strip_suffix('/')?, target))
+}
