@@ -1,1 +1,144 @@
 //! Bounded decoders and hashing.
+//!
+//! Invariant: [`VerifiedBytes`] exist only for bytes whose digest was compared here with
+//! the promised one. Decoders never panic on any input, never keep more than their
+//! window, and stop at the output limit they were given. Never reads or writes a file.
+
+pub mod deflate;
+pub mod gzip;
+pub mod stream;
+pub mod unpack;
+
+use bytes::Bytes;
+
+use crate::types::{Algorithm, Digest, Hasher};
+use crate::{Error, Result};
+
+/// Bytes that have the digest they were promised to have.
+#[must_use = "bytes are verified in order to be used"]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedBytes(Bytes);
+
+impl VerifiedBytes {
+    /// The bytes, by reference count.
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+}
+
+impl std::ops::Deref for VerifiedBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for VerifiedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Checks `bytes` (untrusted) against `expected` (trusted). `what` names them in the
+/// error and is only called for it.
+pub fn verify(
+    what: impl FnOnce() -> String,
+    expected: &Digest,
+    bytes: impl Into<Bytes>,
+) -> Result<VerifiedBytes> {
+    let bytes = bytes.into();
+    let actual = Digest::of(expected.algorithm(), &bytes);
+    same(what, expected, actual)?;
+    Ok(VerifiedBytes(bytes))
+}
+
+/// [`verify`] for the bare SHA-256 that a chunk table holds.
+pub fn verify_chunk(
+    what: impl FnOnce() -> String,
+    expected: &[u8; 32],
+    bytes: impl Into<Bytes>,
+) -> Result<VerifiedBytes> {
+    verify(what, &Digest::Sha256(*expected), bytes)
+}
+
+/// Compares the digest of a finished stream with the promised one.
+pub fn verify_stream(
+    what: impl FnOnce() -> String,
+    expected: &Digest,
+    hasher: Hasher,
+) -> Result<()> {
+    same(what, expected, hasher.finish())
+}
+
+/// SHA-256 over pieces, as a chunk table holds it.
+#[derive(Debug, Clone)]
+pub struct ChunkHasher(Hasher);
+
+impl ChunkHasher {
+    /// Of no bytes yet.
+    pub fn new() -> Self {
+        Self(Hasher::new(Algorithm::Sha256))
+    }
+
+    /// Adds the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of what was added.
+    pub fn finish(self) -> [u8; 32] {
+        match self.0.finish() {
+            Digest::Sha256(digest) => digest,
+            Digest::Sha512(_) => unreachable!("the hasher was made for SHA-256"),
+        }
+    }
+}
+
+impl Default for ChunkHasher {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn same(what: impl FnOnce() -> String, expected: &Digest, actual: Digest) -> Result<()> {
+    if actual == *expected {
+        return Ok(());
+    }
+    Err(Error::Corrupt {
+        what: what(),
+        expected: *expected,
+        actual,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_promised_bytes_pass() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let digest = Digest::of(algorithm, b"abc");
+            let good = verify(|| unreachable!("nothing to name"), &digest, &b"abc"[..]).unwrap();
+            assert_eq!(&*good, b"abc");
+            let bad = verify(|| "manifest x".to_owned(), &digest, &b"abd"[..]).unwrap_err();
+            assert!(
+                bad.to_string().starts_with(&format!(
+                    "manifest x is corrupt: expected {digest}, got sha"
+                )),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn pieces_hash_like_the_whole() {
+        let mut hasher = ChunkHasher::new();
+        hasher.update(b"a");
+        hasher.update(b"bc");
+        let digest = hasher.finish();
+        assert_eq!(Digest::Sha256(digest), Digest::sha256(b"abc"));
+        assert!(verify_chunk(String::new, &digest, &b"abc"[..]).is_ok());
+        assert!(verify_chunk(String::new, &digest, &b""[..]).is_err());
+    }
+}

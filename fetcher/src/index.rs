@@ -2,9 +2,27 @@
 //!
 //! Invariant: **format knowledge ends here**. Every layer format becomes one
 //! [`LayerIndex`]; nothing outside this module knows what a TOC, a footer or a tar header
-//! is. A `LayerIndex` is validated: see [`LayerIndex::new`]. Whiteouts are still plain
-//! file entries named `.wh.*` here; the inode tree gives them their meaning.
+//! is. A `LayerIndex` made by [`LayerIndex::new`] keeps every rule written at its fields,
+//! and every parser of this module makes it that way. Whiteouts are still plain file
+//! entries named `.wh.*` here; the inode tree gives them their meaning. Nothing here reads
+//! the network or writes a file.
+//!
+//! Layout of the data file: payloads of the non-empty regular files in the order of the
+//! file table, each starting at the next multiple of [`DATA_ALIGN`], with nothing else
+//! between or after them. A file's chunks follow one another without gaps.
 
+pub mod estargz;
+pub mod ingest;
+mod limits;
+mod path;
+mod tables;
+pub mod tar;
+mod validate;
+pub mod wire;
+
+pub use limits::{CHUNK_LEN_MAX, DATA_LEN_MAX, ENTRIES_MAX, METADATA_LEN_MAX, PATH_LEN_MAX};
+
+use crate::Result;
 use crate::types::{ByteRange, Digest};
 
 /// Payloads of files start at multiples of this in a layer's data file, so that a page
@@ -43,8 +61,40 @@ pub struct LayerIndex {
     /// byte, rounded up to a file's start, ends. They cover every byte of every file
     /// and overlap nowhere.
     pub chunks: Vec<Chunk>,
-    /// Length of the data file in bytes.
+    /// Length of the data file in bytes: where the last payload ends.
     pub data_len: u64,
+}
+
+/// What a [`LayerIndex`] says of the blob as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// Digest of the blob as the registry serves it.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its layout.
+    pub format: LayerFormat,
+}
+
+impl LayerIndex {
+    /// Checks every rule of the tables and of their parts; the length of the data file
+    /// follows from them. Errors name the file or chunk that breaks a rule.
+    pub fn new(blob: LayerBlob, files: Vec<FileEntry>, chunks: Vec<Chunk>) -> Result<Self> {
+        let data_len = validate::tables(&blob, &files, &chunks)?;
+        Ok(Self {
+            blob_digest: blob.digest,
+            blob_size: blob.size,
+            format: blob.format,
+            files,
+            chunks,
+            data_len,
+        })
+    }
+}
+
+/// The next multiple of [`DATA_ALIGN`] at or after `offset`, `None` past `u64::MAX`.
+pub(crate) fn align_up(offset: u64) -> Option<u64> {
+    offset.checked_next_multiple_of(DATA_ALIGN)
 }
 
 /// The smallest piece that can be fetched, decoded and verified alone.
@@ -75,6 +125,9 @@ pub enum Encoding {
 }
 
 /// One entry of the file table.
+///
+/// A hard link names an entry of the same layer that is, perhaps through other hard
+/// links, something else than a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEntry {
     /// Path in the layer: relative, `/`-separated, no empty, `.` or `..` part, no NUL;
@@ -115,7 +168,7 @@ pub enum FileKind {
         /// Where it starts in the data file; 0 for an empty file.
         data_offset: u64,
     },
-    /// A symbolic link to `target`, any bytes but NUL.
+    /// A symbolic link to `target`, 1 to 4095 bytes, any but NUL.
     Symlink {
         /// Where it points, uninterpreted.
         target: Vec<u8>,

@@ -1,0 +1,165 @@
+//! What each fuzz target does with its input: one place for libFuzzer's targets and for
+//! the smoke test that runs on stable, so that the two cannot drift.
+//!
+//! Invariant: for any input an error or a value that keeps its rules; never a panic,
+//! never memory beyond the limits.
+
+use lazarette_fetcher::Result;
+use lazarette_fetcher::codec::stream::{Decoder, detect};
+use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
+use lazarette_fetcher::index::tar::{Parser, Step};
+use lazarette_fetcher::index::{estargz, wire};
+use lazarette_fetcher::source::BlobRef;
+use lazarette_fetcher::types::{Digest, Reference};
+
+/// Decoded bytes a target accepts: enough to leave every state, little enough to be quick.
+const OUT_MAX: u64 = 1 << 22;
+
+/// A blob's last bytes: [`estargz::read_footer`].
+pub(crate) fn fuzz_footer(data: &[u8]) {
+    for blob_size in [data.len() as u64, 0, 1 << 40, u64::MAX] {
+        if let Ok(Some(footer)) = estargz::read_footer(data, blob_size) {
+            assert!(footer.toc_offset() <= blob_size);
+            assert!(footer.toc_len() <= blob_size - footer.toc_offset());
+        }
+    }
+}
+
+/// TOC JSON behind a right digest: [`estargz::parse_toc`].
+pub(crate) fn fuzz_toc(json: &[u8]) {
+    let blob = toc_blob(json);
+    let size = blob.len() as u64;
+    let footer = estargz::read_footer(&blob, size)
+        .expect("the footer is well-formed")
+        .expect("there is one");
+    let blob_ref = BlobRef {
+        repository: Reference::parse("example.com/a:b")
+            .expect("it is one")
+            .repository()
+            .clone(),
+        digest: Digest::sha256(b"blob"),
+        size,
+    };
+    let start = usize::try_from(footer.toc_offset()).expect("the blob is in memory");
+    if let Ok(layer) = estargz::parse_toc(&blob_ref, &footer, &blob[start..], &Digest::sha256(json))
+    {
+        let bytes = wire::encode(&layer.index);
+        assert_eq!(wire::decode(&bytes).expect("what was encoded"), layer.index);
+    }
+}
+
+/// A tar, pushed in two pieces and in small ones: [`Parser`].
+pub(crate) fn fuzz_tar(data: &[u8]) {
+    let whole = read_tar(data, usize::MAX);
+    let pieces = read_tar(data, 97);
+    assert_eq!(whole, pieces, "pieces must not matter");
+}
+
+fn read_tar(data: &[u8], piece: usize) -> Option<(usize, usize)> {
+    let mut parser = Parser::new("layer".to_owned());
+    let (mut entries, mut bytes) = (0, 0);
+    for mut input in data.chunks(piece.min(data.len()).max(1)) {
+        loop {
+            match parser.step(&mut input).ok()? {
+                Step::NeedInput => break,
+                Step::Entry(_) => entries += 1,
+                Step::Data(data) => bytes += data.len(),
+                Step::EndOfFile => {}
+            }
+        }
+    }
+    parser.finish().ok()?;
+    Some((entries, bytes))
+}
+
+/// Our own index file, with and without a right checksum: [`wire::decode`].
+pub(crate) fn fuzz_wire(data: &[u8]) {
+    check_wire(data);
+    let mut sealed = b"LAZINDEX\x01\0\0\0".to_vec();
+    sealed.extend_from_slice(&crc32fast::hash(data).to_le_bytes());
+    sealed.extend_from_slice(&(data.len() as u64).to_le_bytes());
+    sealed.extend_from_slice(data);
+    check_wire(&sealed);
+}
+
+fn check_wire(bytes: &[u8]) {
+    if let Ok(index) = wire::decode(bytes) {
+        assert_eq!(wire::encode(&index), bytes, "one index, one spelling");
+    }
+}
+
+/// A blob in any compression: [`Decoder`].
+pub(crate) fn fuzz_stream(data: &[u8]) {
+    let Ok(mut decoder) = Decoder::new(detect(data), OUT_MAX) else {
+        return;
+    };
+    let mut out = 0;
+    let done = data.chunks(1000).try_for_each(|piece| {
+        decoder.push(piece, &mut |decoded| {
+            out += decoded.len() as u64;
+            Ok(())
+        })
+    });
+    assert!(out <= OUT_MAX);
+    if done.is_ok() {
+        drop(decoder.finish());
+    }
+}
+
+/// A whole plain layer: [`Ingest`].
+pub(crate) fn fuzz_ingest(data: &[u8]) {
+    struct Count(u64);
+    impl LayerSink for Count {
+        fn write_at(&mut self, data_offset: u64, bytes: &[u8]) -> Result<()> {
+            assert!(data_offset >= self.0, "offsets ascend");
+            self.0 = data_offset + bytes.len() as u64;
+            Ok(())
+        }
+    }
+    let plan =
+        IngestPlan::new(Digest::sha256(data), data.len() as u64, None).decoded_len_max(OUT_MAX);
+    let mut ingest = Ingest::new(plan, Count(0));
+    if data
+        .chunks(1000)
+        .try_for_each(|piece| ingest.push(piece))
+        .is_err()
+    {
+        return;
+    }
+    if let Ok((index, Count(end))) = ingest.finish() {
+        assert_eq!(index.data_len, end);
+        assert_eq!(
+            wire::decode(&wire::encode(&index)).expect("what was encoded"),
+            index
+        );
+    }
+}
+
+/// A gzip member (stored, so that the fuzzer's bytes stay readable) and a footer.
+fn toc_blob(json: &[u8]) -> Vec<u8> {
+    let mut tar = vec![0_u8; 512];
+    tar[..17].copy_from_slice(b"stargz.index.json");
+    tar[124..135].copy_from_slice(format!("{:011o}", json.len()).as_bytes());
+    tar[156] = b'0';
+    tar[148..156].copy_from_slice(b"        ");
+    let sum: u32 = tar.iter().map(|byte| u32::from(*byte)).sum();
+    tar[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    tar.extend_from_slice(json);
+    // Room for the offsets that entries name.
+    let mut blob = vec![0; 4096];
+    blob.extend_from_slice(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff]);
+    let mut blocks = tar.chunks(0xffff).peekable();
+    while let Some(block) = blocks.next() {
+        let len = u16::try_from(block.len()).expect("a stored block fits");
+        blob.push(u8::from(blocks.peek().is_none()));
+        blob.extend_from_slice(&len.to_le_bytes());
+        blob.extend_from_slice(&(!len).to_le_bytes());
+        blob.extend_from_slice(block);
+    }
+    blob.extend_from_slice(&crc32fast::hash(&tar).to_le_bytes());
+    blob.extend_from_slice(&u32::try_from(tar.len()).unwrap_or(u32::MAX).to_le_bytes());
+    blob.extend_from_slice(&[0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0]);
+    blob.extend_from_slice(b"SG\x16\x000000000000001000STARGZ");
+    blob.extend_from_slice(&[1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    blob
+}

@@ -1,0 +1,476 @@
+//! The TOC's JSON, one entry at a time, into the tables.
+//!
+//! Invariant: entries are never all held at once; what the limits refuse is refused when
+//! it is met. Chunks of a file follow it directly, in order, and cover it exactly once.
+//! Names that the format uses itself never reach the file table.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use base64::Engine as _;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::{EstargzLayer, time};
+use crate::index::limits::{CHUNK_LEN_MAX, SKIP_MAX};
+use crate::index::tables::Tables;
+use crate::index::{Encoding, FileEntry, FileKind, LayerBlob, path};
+use crate::types::{ByteRange, Digest};
+use crate::{Error, Result};
+
+/// One entry as it is written; numbers are signed so that a lie gets a message of ours.
+#[derive(Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+#[derive(Default)]
+struct Entry<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'a, str>,
+    size: i64,
+    #[serde(borrow)]
+    modtime: Cow<'a, str>,
+    #[serde(borrow)]
+    link_name: Cow<'a, str>,
+    mode: i64,
+    uid: i64,
+    gid: i64,
+    offset: i64,
+    inner_offset: i64,
+    dev_major: i64,
+    dev_minor: i64,
+    #[serde(borrow)]
+    xattrs: Option<Xattrs<'a>>,
+    chunk_offset: i64,
+    chunk_size: i64,
+    #[serde(borrow)]
+    chunk_digest: Cow<'a, str>,
+}
+
+/// Reads verified TOC JSON of `blob`, whose TOC starts at `toc_offset`.
+pub(super) fn parse(blob: &LayerBlob, toc_offset: u64, json: &[u8]) -> Result<EstargzLayer> {
+    let mut reader = Reader::new(blob, toc_offset);
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let outcome = Document(&mut reader)
+        .deserialize(&mut deserializer)
+        .and_then(|()| deserializer.end());
+    if let Some(refused) = reader.refused.take() {
+        return Err(refused);
+    }
+    outcome.map_err(|e| Error::malformed(reader.tables.what(), format!("its JSON: {e}")))?;
+    reader.finish(blob)
+}
+
+/// The regular file whose chunks are being read.
+struct Current {
+    path: Vec<u8>,
+    size: u64,
+    /// Bytes that chunks cover so far.
+    covered: u64,
+    /// A file of the format itself: read past.
+    hidden: bool,
+}
+
+struct Reader {
+    tables: Tables,
+    toc_offset: u64,
+    current: Option<Current>,
+    /// Where gzip members with data start.
+    starts: Vec<u64>,
+    prefetch: Option<ByteRange>,
+    /// The error of ours that made the JSON parser stop.
+    refused: Option<Error>,
+}
+
+impl Reader {
+    fn new(blob: &LayerBlob, toc_offset: u64) -> Self {
+        Self {
+            tables: Tables::new(format!("TOC of layer {}", blob.digest)),
+            toc_offset,
+            current: None,
+            starts: Vec::new(),
+            prefetch: None,
+            refused: None,
+        }
+    }
+
+    fn entry(&mut self, entry: &Entry<'_>) -> Result<()> {
+        let name = entry.name.as_bytes();
+        let path = path::normalize(name).map_err(|rule| self.tables.malformed(name, rule))?;
+        if entry.kind == "chunk" {
+            return self.further_chunk(entry, &path);
+        }
+        self.end_file()?;
+        if path::is_format_file(&path) {
+            return self.format_file(entry, path);
+        }
+        let file = self.file(entry, path)?;
+        let regular = match file.kind {
+            FileKind::Regular { size, .. } if size > 0 => Some(Current {
+                path: file.path.clone(),
+                size,
+                covered: 0,
+                hidden: false,
+            }),
+            _ => None,
+        };
+        self.tables.file(file)?;
+        match regular {
+            Some(current) => self.chunk(entry, current),
+            None => Ok(()),
+        }
+    }
+
+    fn file(&self, entry: &Entry<'_>, path: Vec<u8>) -> Result<FileEntry> {
+        let u32_of = |field: &str, value: i64| {
+            u32::try_from(value).map_err(|_| {
+                self.tables
+                    .malformed(&path, format!("its {field} is {value}"))
+            })
+        };
+        let permissions = u64::try_from(entry.mode)
+            .ok()
+            .and_then(|mode| u16::try_from(mode & 0o7777).ok())
+            .ok_or_else(|| {
+                self.tables
+                    .malformed(&path, format!("its mode is {}", entry.mode))
+            })?;
+        let mtime = time::parse(&entry.modtime).ok_or_else(|| {
+            self.tables.malformed(
+                &path,
+                format!("its modtime {:?} is not RFC 3339", short(&entry.modtime)),
+            )
+        })?;
+        let kind = match &*entry.kind {
+            "dir" => FileKind::Directory,
+            "reg" => FileKind::Regular {
+                size: self.unsigned(&path, "size", entry.size)?,
+                data_offset: 0,
+            },
+            "symlink" => FileKind::Symlink {
+                target: entry.link_name.as_bytes().to_vec(),
+            },
+            "hardlink" => FileKind::Hardlink {
+                target: path::normalize(entry.link_name.as_bytes()).map_err(|rule| {
+                    self.tables
+                        .malformed(&path, format!("hard link target: {rule}"))
+                })?,
+            },
+            "char" => FileKind::CharDevice {
+                major: u32_of("devMajor", entry.dev_major)?,
+                minor: u32_of("devMinor", entry.dev_minor)?,
+            },
+            "block" => FileKind::BlockDevice {
+                major: u32_of("devMajor", entry.dev_major)?,
+                minor: u32_of("devMinor", entry.dev_minor)?,
+            },
+            "fifo" => FileKind::Fifo,
+            other => {
+                return Err(self
+                    .tables
+                    .malformed(&path, format!("its type is {:?}", short(other))));
+            }
+        };
+        Ok(FileEntry {
+            kind,
+            mode: permissions,
+            uid: u32_of("uid", entry.uid)?,
+            gid: u32_of("gid", entry.gid)?,
+            mtime,
+            xattrs: self.xattrs(entry, &path)?,
+            path,
+        })
+    }
+
+    fn xattrs(&self, entry: &Entry<'_>, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let Some(xattrs) = &entry.xattrs else {
+            return Ok(Vec::new());
+        };
+        let engine = &base64::engine::general_purpose::STANDARD;
+        let decode = |(name, value): &(Cow<'_, str>, Cow<'_, str>)| {
+            let value = engine.decode(value.as_bytes()).map_err(|e| {
+                let rule = format!(
+                    "its xattr {} is not base64: {e}",
+                    path::show(name.as_bytes())
+                );
+                self.tables.malformed(path, rule)
+            })?;
+            Ok((name.as_bytes().to_vec(), value))
+        };
+        xattrs.0.iter().map(decode).collect()
+    }
+
+    fn format_file(&mut self, entry: &Entry<'_>, path: Vec<u8>) -> Result<()> {
+        let offset = self.unsigned(&path, "offset", entry.offset)?;
+        if offset > self.toc_offset {
+            return Err(self.outside(&path, offset));
+        }
+        if path == b".prefetch.landmark" {
+            self.prefetch = ByteRange::new(0, offset).filter(|range| !range.is_empty());
+        }
+        self.starts.push(offset);
+        self.current = Some(Current {
+            path,
+            size: 0,
+            covered: 0,
+            hidden: true,
+        });
+        Ok(())
+    }
+
+    fn further_chunk(&mut self, entry: &Entry<'_>, path: &[u8]) -> Result<()> {
+        let Some(current) = self.current.take_if(|current| current.path == path) else {
+            return Err(self
+                .tables
+                .malformed(path, "a chunk of it comes where its file does not precede"));
+        };
+        if current.hidden {
+            self.starts
+                .push(self.unsigned(path, "offset", entry.offset)?);
+            self.current = Some(current);
+            return Ok(());
+        }
+        self.chunk(entry, current)
+    }
+
+    /// Takes the chunk that `entry` describes; it must continue where the last one ended.
+    fn chunk(&mut self, entry: &Entry<'_>, mut current: Current) -> Result<()> {
+        let path = &current.path;
+        let chunk_offset = self.unsigned(path, "chunkOffset", entry.chunk_offset)?;
+        if chunk_offset != current.covered {
+            let how = if chunk_offset < current.covered {
+                "overlaps what precedes it"
+            } else {
+                "leaves a gap"
+            };
+            let rule = format!(
+                "its chunk at {chunk_offset} {how}, which ends at {}",
+                current.covered
+            );
+            return Err(self.tables.malformed(path, rule));
+        }
+        let rest = current.size - current.covered;
+        let len = match self.unsigned(path, "chunkSize", entry.chunk_size)? {
+            0 => rest,
+            len => len,
+        };
+        if len > rest || len == 0 {
+            let rule = format!(
+                "its chunk of {len} bytes at {chunk_offset} exceeds its size of {}",
+                current.size
+            );
+            return Err(self.tables.malformed(path, rule));
+        }
+        let len = u32::try_from(len)
+            .ok()
+            .filter(|len| *len <= CHUNK_LEN_MAX)
+            .ok_or_else(|| {
+                self.too_large(
+                    path,
+                    &format!("a chunk of {len} bytes, of at most {CHUNK_LEN_MAX}"),
+                )
+            })?;
+        let digest = self.chunk_digest(entry, path)?;
+        let encoding = self.member(entry, path)?;
+        self.tables.chunk(encoding, len, digest);
+        current.covered += u64::from(len);
+        self.current = Some(current);
+        Ok(())
+    }
+
+    /// The chunk's gzip member, for now up to the TOC: its end is the next start.
+    fn member(&mut self, entry: &Entry<'_>, path: &[u8]) -> Result<Encoding> {
+        let offset = self.unsigned(path, "offset", entry.offset)?;
+        let skip = self.unsigned(path, "innerOffset", entry.inner_offset)?;
+        let Some(blob) = ByteRange::new(offset, self.toc_offset).filter(|range| !range.is_empty())
+        else {
+            return Err(self.outside(path, offset));
+        };
+        if skip > SKIP_MAX {
+            return Err(self.too_large(
+                path,
+                &format!("a chunk {skip} bytes into its member, of at most {SKIP_MAX}"),
+            ));
+        }
+        if self.starts.last() != Some(&offset) {
+            self.starts.push(offset);
+        }
+        Ok(Encoding::GzipMember { blob, skip })
+    }
+
+    fn chunk_digest(&self, entry: &Entry<'_>, path: &[u8]) -> Result<[u8; 32]> {
+        if entry.chunk_digest.is_empty() {
+            return Err(self.tables.malformed(
+                path,
+                "a chunk of it has no chunkDigest, so it cannot be verified",
+            ));
+        }
+        match Digest::parse(&entry.chunk_digest) {
+            Ok(Digest::Sha256(digest)) => Ok(digest),
+            Ok(Digest::Sha512(_)) => Err(Error::Unsupported {
+                what: format!("{}, file {}", self.tables.what(), path::show(path)),
+                detail: "its chunkDigest is not sha256; the layer must be pulled whole".to_owned(),
+            }),
+            Err(e) => Err(self.tables.malformed(path, format!("its chunkDigest: {e}"))),
+        }
+    }
+
+    /// Checks that the chunks of the file before this entry cover it.
+    fn end_file(&mut self) -> Result<()> {
+        match self.current.take() {
+            Some(file) if !file.hidden && file.covered != file.size => {
+                let rule = format!("its chunks end at byte {} of {}", file.covered, file.size);
+                Err(self.tables.malformed(&file.path, rule))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(mut self, blob: &LayerBlob) -> Result<EstargzLayer> {
+        self.end_file()?;
+        self.starts.sort_unstable();
+        self.starts.dedup();
+        for chunk in self.tables.chunks_mut() {
+            if let Encoding::GzipMember { blob, .. } = &mut chunk.encoding {
+                let next = self.starts.partition_point(|start| *start <= blob.start());
+                let end = self
+                    .starts
+                    .get(next)
+                    .map_or(blob.end(), |next| blob.end().min(*next));
+                if let Some(member) = ByteRange::new(blob.start(), end) {
+                    *blob = member;
+                }
+            }
+        }
+        Ok(EstargzLayer {
+            index: self.tables.finish(*blob)?,
+            prefetch: self.prefetch,
+        })
+    }
+
+    fn unsigned(&self, path: &[u8], field: &str, value: i64) -> Result<u64> {
+        u64::try_from(value).map_err(|_| {
+            self.tables
+                .malformed(path, format!("its {field} is {value}"))
+        })
+    }
+
+    fn outside(&self, path: &[u8], offset: u64) -> Error {
+        let rule = format!(
+            "its offset {offset} is not before the TOC at {}",
+            self.toc_offset
+        );
+        self.tables.malformed(path, rule)
+    }
+
+    fn too_large(&self, path: &[u8], detail: &str) -> Error {
+        Error::Unsupported {
+            what: format!("{}, file {}", self.tables.what(), path::show(path)),
+            detail: format!("it has {detail}; the layer must be pulled whole"),
+        }
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
+/// The outermost object.
+struct Document<'a>(&'a mut Reader);
+
+impl<'de> DeserializeSeed<'de> for Document<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Document<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an eStargz TOC")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let (mut version, mut entries) = (None, false);
+        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
+            match &*key {
+                "version" => version = Some(map.next_value::<i64>()?),
+                "entries" if !std::mem::replace(&mut entries, true) => {
+                    map.next_value_seed(Entries(self.0))?;
+                }
+                "entries" => return Err(serde::de::Error::duplicate_field("entries")),
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        match version {
+            Some(1) if entries => Ok(()),
+            Some(1) => Err(serde::de::Error::missing_field("entries")),
+            Some(other) => Err(serde::de::Error::custom(format!("unknown version {other}"))),
+            None => Err(serde::de::Error::missing_field("version")),
+        }
+    }
+}
+
+/// The array of entries.
+struct Entries<'a>(&'a mut Reader);
+
+impl<'de> DeserializeSeed<'de> for Entries<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Entries<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of TOC entries")
+    }
+
+    /// Go writes an empty list as `null`.
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while let Some(entry) = seq.next_element::<Entry<'_>>()? {
+            if let Err(refused) = self.0.entry(&entry) {
+                self.0.refused = Some(refused);
+                return Err(serde::de::Error::custom("refused"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Extended attributes: name and base64 of the value, in the order of the document.
+struct Xattrs<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Xattrs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map;
+        impl<'de> Visitor<'de> for Map {
+            type Value = Xattrs<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of extended attributes")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Xattrs<'de>, A::Error> {
+                let mut xattrs = Vec::new();
+                while let Some((Text(name), Text(value))) = map.next_entry()? {
+                    xattrs.push((name, value));
+                }
+                Ok(Xattrs(xattrs))
+            }
+        }
+        deserializer.deserialize_map(Map)
+    }
+}
+
+/// A string borrowed from the document where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

@@ -1,0 +1,335 @@
+//! A plain layer, streamed in full: its index is made while its bytes pass.
+//!
+//! Encoded bytes go in; payloads come out at their places in the data file, and at the end
+//! an index whose chunks are hashed. Invariant: [`Ingest::finish`] returns an index only
+//! if the blob has its digest and size and the tar its diff_id; what the sink got before
+//! that is not to be trusted. Memory is bounded by the decoder, the tar parser and the
+//! limits on a layer's tables, whatever the size of the layer.
+
+use super::path::is_format_file;
+use super::tables::Tables;
+use super::tar::{Parser, Step};
+use super::{Encoding, FileKind, LayerBlob, LayerFormat, LayerIndex};
+use crate::codec::{self, ChunkHasher, stream};
+use crate::types::{Digest, Hasher};
+use crate::{Error, Result};
+
+/// Decoded bytes per chunk of a plain layer. A chunk is the unit of eviction and of
+/// deduplication; each costs about 64 bytes of index per layer.
+pub const STREAM_CHUNK_LEN: u32 = 1 << 20;
+/// Most decoded bytes of one layer unless a plan says otherwise. No real layer comes
+/// near; a bomb of 1 GiB of gzip would make a TiB.
+pub const DECODED_LEN_MAX: u64 = 256 << 30;
+
+/// What is known of a layer before its first byte comes.
+#[derive(Debug, Clone)]
+pub struct IngestPlan {
+    blob_digest: Digest,
+    blob_size: u64,
+    diff_id: Option<Digest>,
+    decoded_len_max: u64,
+}
+
+impl IngestPlan {
+    /// A layer of `blob_size` encoded bytes. `diff_id` is the digest of its tar, where a
+    /// config names one.
+    pub fn new(blob_digest: Digest, blob_size: u64, diff_id: Option<Digest>) -> Self {
+        Self {
+            blob_digest,
+            blob_size,
+            diff_id,
+            decoded_len_max: DECODED_LEN_MAX,
+        }
+    }
+
+    /// Changes how many decoded bytes are accepted.
+    #[must_use]
+    pub fn decoded_len_max(self, bytes: u64) -> Self {
+        Self {
+            decoded_len_max: bytes,
+            ..self
+        }
+    }
+}
+
+/// Where payloads go. Bytes come in ascending order of offset, each once; what lies
+/// between payloads is never written and reads as zeros.
+pub trait LayerSink {
+    /// Writes `bytes` at `data_offset` of the layer's data file. An error ends the ingest.
+    fn write_at(&mut self, data_offset: u64, bytes: &[u8]) -> Result<()>;
+}
+
+/// A layer being streamed.
+pub struct Ingest<S> {
+    plan: IngestPlan,
+    received: u64,
+    blob_hasher: Hasher,
+    /// First bytes of the blob, until there are enough to tell its compression.
+    head: Vec<u8>,
+    decoder: Option<(stream::Compression, stream::Decoder)>,
+    unpack: Unpack<S>,
+    /// Why the content is unusable. Told only once the blob turned out to be the right
+    /// one: damage on the way is no fault of the image.
+    broken: Option<Error>,
+}
+
+impl<S: LayerSink> Ingest<S> {
+    /// Ready for the first byte.
+    pub fn new(plan: IngestPlan, sink: S) -> Self {
+        let what = format!("layer {}", plan.blob_digest);
+        Self {
+            received: 0,
+            blob_hasher: Hasher::new(plan.blob_digest.algorithm()),
+            head: Vec::with_capacity(stream::DETECT_LEN),
+            decoder: None,
+            unpack: Unpack {
+                parser: Some(Parser::new(what.clone())),
+                tables: Tables::new(what),
+                tar_hasher: plan.diff_id.map(|diff_id| Hasher::new(diff_id.algorithm())),
+                file: Payload::None,
+                sink,
+            },
+            broken: None,
+            plan,
+        }
+    }
+
+    /// Takes the next encoded bytes. Errors of the sink and of limits come back at once;
+    /// errors of content wait for [`Ingest::finish`].
+    pub fn push(&mut self, encoded: &[u8]) -> Result<()> {
+        self.received = self.received.saturating_add(encoded.len() as u64);
+        if self.received > self.plan.blob_size {
+            return Err(self.wrong_size("more than"));
+        }
+        self.blob_hasher.update(encoded);
+        if self.broken.is_some() {
+            return Ok(());
+        }
+        let outcome = self.decode(encoded);
+        self.keep_content_error(outcome)
+    }
+
+    /// Checks size and digests, and returns the index and the sink.
+    pub fn finish(mut self) -> Result<(LayerIndex, S)> {
+        if self.received < self.plan.blob_size {
+            return Err(self.wrong_size("only"));
+        }
+        let hasher = std::mem::replace(
+            &mut self.blob_hasher,
+            Hasher::new(self.plan.blob_digest.algorithm()),
+        );
+        let blob_digest = self.plan.blob_digest;
+        codec::verify_stream(|| format!("layer {blob_digest}"), &blob_digest, hasher)?;
+        if let Some(error) = self.broken {
+            return Err(error);
+        }
+        if self.decoder.is_none() {
+            self.start()?;
+        }
+        let format = match self.decoder {
+            Some((compression, decoder)) => {
+                decoder.finish().map_err(|e| in_layer(&blob_digest, e))?;
+                format_of(compression)
+            }
+            None => LayerFormat::Tar,
+        };
+        let blob = LayerBlob {
+            digest: blob_digest,
+            size: self.plan.blob_size,
+            format,
+        };
+        self.unpack.finish(blob, self.plan.diff_id.as_ref())
+    }
+
+    fn decode(&mut self, encoded: &[u8]) -> Result<()> {
+        if self.decoder.is_some() {
+            return self.feed(encoded);
+        }
+        let missing = stream::DETECT_LEN.saturating_sub(self.head.len());
+        let (head, rest) = encoded.split_at_checked(missing).unwrap_or((encoded, &[]));
+        self.head.extend_from_slice(head);
+        if self.head.len() < stream::DETECT_LEN {
+            return Ok(());
+        }
+        self.start()?;
+        self.feed(rest)
+    }
+
+    /// Chooses the decoder and feeds it the first bytes.
+    fn start(&mut self) -> Result<()> {
+        let compression = stream::detect(&self.head);
+        if compression == stream::Compression::Stored
+            && self
+                .plan
+                .diff_id
+                .is_some_and(|diff_id| diff_id == self.plan.blob_digest)
+        {
+            // The blob is the tar: one hash says both.
+            self.unpack.tar_hasher = None;
+            self.plan.diff_id = None;
+        }
+        let decoder = stream::Decoder::new(compression, self.plan.decoded_len_max)?;
+        self.decoder = Some((compression, decoder));
+        let head = std::mem::take(&mut self.head);
+        self.feed(&head)
+    }
+
+    fn feed(&mut self, encoded: &[u8]) -> Result<()> {
+        let unpack = &mut self.unpack;
+        match &mut self.decoder {
+            Some((_, decoder)) => decoder.push(encoded, &mut |tar| unpack.push(tar)),
+            None => Ok(()),
+        }
+    }
+
+    fn keep_content_error(&mut self, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Err(error @ (Error::Malformed { .. } | Error::Unsupported { .. })) => {
+                self.broken = Some(in_layer(&self.plan.blob_digest, error));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn wrong_size(&self, how: &str) -> Error {
+        Error::malformed(
+            format!("layer {}", self.plan.blob_digest),
+            format!(
+                "{how} {} bytes came of the {} that its manifest promises",
+                self.received.min(self.plan.blob_size),
+                self.plan.blob_size
+            ),
+        )
+    }
+}
+
+/// Names the layer in an error of a decoder, which knows of none.
+fn in_layer(blob_digest: &Digest, error: Error) -> Error {
+    match error {
+        Error::Malformed { what, detail } if !what.contains("layer") => {
+            Error::malformed(format!("{what} of layer {blob_digest}"), detail)
+        }
+        other => other,
+    }
+}
+
+fn format_of(compression: stream::Compression) -> LayerFormat {
+    match compression {
+        stream::Compression::Stored => LayerFormat::Tar,
+        stream::Compression::Gzip => LayerFormat::Gzip,
+        stream::Compression::Zstd => LayerFormat::Zstd,
+    }
+}
+
+/// The decoded side: tar to tables and payloads.
+struct Unpack<S> {
+    parser: Option<Parser>,
+    tables: Tables,
+    tar_hasher: Option<Hasher>,
+    file: Payload,
+    sink: S,
+}
+
+/// What to do with the payload that is passing.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one per layer; boxing would allocate for every chunk"
+)]
+enum Payload {
+    /// Nothing passes.
+    None,
+    /// It belongs to the format, not to the image.
+    Dropped,
+    /// It is kept; the chunk so far.
+    Kept { hasher: ChunkHasher, len: u32 },
+}
+
+impl<S: LayerSink> Unpack<S> {
+    fn push(&mut self, tar: &[u8]) -> Result<()> {
+        if let Some(hasher) = &mut self.tar_hasher {
+            hasher.update(tar);
+        }
+        let Some(mut parser) = self.parser.take() else {
+            return Ok(());
+        };
+        let mut input = tar;
+        loop {
+            match parser.step(&mut input)? {
+                Step::NeedInput => break,
+                Step::Entry(entry) => {
+                    if is_format_file(&entry.path) {
+                        self.file = Payload::Dropped;
+                        continue;
+                    }
+                    self.file = match entry.kind {
+                        FileKind::Regular { .. } => Payload::new_chunk(),
+                        _ => Payload::None,
+                    };
+                    self.tables.file(entry)?;
+                }
+                Step::Data(bytes) => self.data(bytes)?,
+                Step::EndOfFile => {
+                    self.end_chunk();
+                    self.file = Payload::None;
+                }
+            }
+        }
+        self.parser = Some(parser);
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let Payload::Kept { hasher, len } = &mut self.file else {
+                return Ok(());
+            };
+            let room = usize::try_from(STREAM_CHUNK_LEN - *len).unwrap_or(usize::MAX);
+            let (piece, after) = rest.split_at_checked(room).unwrap_or((rest, &[]));
+            hasher.update(piece);
+            self.sink
+                .write_at(self.tables.chunk_offset() + u64::from(*len), piece)?;
+            *len = len.saturating_add(u32::try_from(piece.len()).unwrap_or(u32::MAX));
+            if *len == STREAM_CHUNK_LEN {
+                self.end_chunk();
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Records the chunk that passed, if there is one, and starts another.
+    fn end_chunk(&mut self) {
+        match std::mem::replace(&mut self.file, Payload::new_chunk()) {
+            Payload::Kept { hasher, len } if len > 0 => {
+                self.tables.chunk(Encoding::Stream, len, hasher.finish());
+            }
+            Payload::Kept { .. } => {}
+            other => self.file = other,
+        }
+    }
+
+    fn finish(self, blob: LayerBlob, diff_id: Option<&Digest>) -> Result<(LayerIndex, S)> {
+        if let (Some(expected), Some(hasher)) = (diff_id, self.tar_hasher) {
+            let what = || format!("tar of layer {} (its diff_id)", blob.digest);
+            codec::verify_stream(what, expected, hasher)?;
+        }
+        if let Some(parser) = self.parser {
+            parser.finish()?;
+        }
+        Ok((self.tables.finish(blob)?, self.sink))
+    }
+}
+
+impl Payload {
+    fn new_chunk() -> Self {
+        Self::Kept {
+            hasher: ChunkHasher::new(),
+            len: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! Whole layers through the state machine, right and wrong.
+
+use std::io::Write as _;
+
+use super::*;
+use crate::index::DATA_ALIGN;
+
+/// A data file in memory that insists on the order it was promised.
+#[derive(Debug, Default, PartialEq)]
+struct Memory(Vec<u8>);
+
+impl LayerSink for Memory {
+    fn write_at(&mut self, data_offset: u64, bytes: &[u8]) -> Result<()> {
+        let at = usize::try_from(data_offset).unwrap();
+        assert!(at >= self.0.len() && !bytes.is_empty());
+        self.0.resize(at, 0);
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+fn member(name: &str, data: &[u8]) -> Vec<u8> {
+    let mut block = [0_u8; 512];
+    block[..name.len()].copy_from_slice(name.as_bytes());
+    block[100..107].copy_from_slice(b"0000644");
+    block[124..135].copy_from_slice(format!("{:011o}", data.len()).as_bytes());
+    block[156] = b'0';
+    block[148..156].copy_from_slice(b"        ");
+    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+    block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    let mut out = block.to_vec();
+    out.extend_from_slice(data);
+    out.resize(out.len().next_multiple_of(512), 0);
+    out
+}
+
+fn tar() -> Vec<u8> {
+    let big: Vec<u8> = (0..(2 << 20) + 5_u32).map(|i| i.to_le_bytes()[1]).collect();
+    [
+        member("empty", b""),
+        member("a", b"first"),
+        member("stargz.index.json", b"{}"),
+        member("big", &big),
+        member(".prefetch.landmark", b"\x0f"),
+        member("a", b"second"),
+        member("dir/.wh.gone", b""),
+        vec![0; 1024],
+    ]
+    .concat()
+}
+
+fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn run(plan: IngestPlan, blob: &[u8], piece: usize) -> Result<(LayerIndex, Memory)> {
+    let mut ingest = Ingest::new(plan, Memory::default());
+    for piece in blob.chunks(piece) {
+        ingest.push(piece)?;
+    }
+    ingest.finish()
+}
+
+fn plan(blob: &[u8], tar: &[u8]) -> IngestPlan {
+    IngestPlan::new(
+        Digest::sha256(blob),
+        blob.len() as u64,
+        Some(Digest::sha256(tar)),
+    )
+}
+
+#[test]
+fn every_compression_gives_the_same_data_file() {
+    let tar = tar();
+    let mut data_files = Vec::new();
+    for (blob, format) in [
+        (tar.clone(), LayerFormat::Tar),
+        (gzip(&tar), LayerFormat::Gzip),
+        (
+            [gzip(&tar[..1000]), gzip(&tar[1000..])].concat(),
+            LayerFormat::Gzip,
+        ),
+        (zstd::encode_all(&tar[..], 1).unwrap(), LayerFormat::Zstd),
+    ] {
+        for piece in [1 << 20, 777, 3] {
+            let (index, data) = run(plan(&blob, &tar), &blob, piece).unwrap();
+            assert_eq!(index.format, format);
+            assert_eq!(
+                (index.blob_digest, index.blob_size),
+                (Digest::sha256(&blob), blob.len() as u64)
+            );
+            data_files.push((index.files, index.chunks, index.data_len, data));
+        }
+    }
+    let (files, chunks, data_len, data) = &data_files[0];
+    assert!(data_files.iter().all(|other| other == &data_files[0]));
+    let names: Vec<_> = files
+        .iter()
+        .map(|f| String::from_utf8_lossy(&f.path))
+        .collect();
+    assert_eq!(names, ["empty", "a", "big", "a", "dir/.wh.gone"]);
+    assert_eq!(data.0.len() as u64, *data_len);
+    let lens: Vec<_> = chunks.iter().map(|c| c.len).collect();
+    assert_eq!(lens, [5, 1 << 20, 1 << 20, 5, 6]);
+    for chunk in chunks {
+        let at = usize::try_from(chunk.data_offset).unwrap();
+        let bytes = data.0[at..at + chunk.len as usize].to_vec();
+        assert!(codec::verify_chunk(String::new, &chunk.chunk_digest, bytes).is_ok());
+    }
+    for file in files {
+        if let FileKind::Regular { data_offset, .. } = file.kind {
+            assert_eq!(data_offset % DATA_ALIGN, 0);
+        }
+    }
+}
+
+#[test]
+fn empty_layers() {
+    for tar in [&b""[..], &[0; 1024]] {
+        for blob in [tar.to_vec(), gzip(tar)] {
+            let (index, data) = run(plan(&blob, tar), &blob, 100).unwrap();
+            assert_eq!(
+                (index.files.len(), index.chunks.len(), index.data_len),
+                (0, 0, 0)
+            );
+            assert_eq!(data, Memory::default());
+        }
+    }
+}
+
+#[test]
+fn wrong_digests_are_corrupt_whatever_else_is_wrong() {
+    let tar = tar();
+    let blob = gzip(&tar);
+    let mut damaged = blob.clone();
+    damaged[3000] ^= 1;
+    let error = run(plan(&blob, &tar), &damaged, 1000).unwrap_err();
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    assert!(error.to_string().starts_with("layer sha256:"), "{error}");
+    let error = run(plan(&blob, b"another tar"), &blob, 1000).unwrap_err();
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("(its diff_id)"), "{error}");
+    let stored = run(plan(&tar, b"another tar"), &tar, 1000).unwrap_err();
+    assert!(matches!(stored, Error::Corrupt { .. }), "{stored}");
+}
+
+#[test]
+fn says_what_is_wrong() {
+    let tar = tar();
+    let blob = gzip(&tar);
+    let exact = |blob: &[u8]| IngestPlan::new(Digest::sha256(blob), blob.len() as u64, None);
+    let sparse = {
+        let mut t = member("holes", b"");
+        t[156] = b'S';
+        t[148..155].copy_from_slice(b"       ");
+        t
+    };
+    let cut = blob[..blob.len() - 9].to_vec();
+    let no_tar = gzip(&[b'x'; 2000]);
+    let short = tar[..1 << 20].to_vec();
+    let table = [
+        (
+            exact(&blob),
+            blob[..100].to_vec(),
+            "only 100 bytes came of the",
+        ),
+        (
+            exact(&blob[..100]),
+            blob.clone(),
+            "more than 100 bytes came of the 100",
+        ),
+        (
+            exact(&cut),
+            cut.clone(),
+            "is malformed: it is cut off after",
+        ),
+        (
+            exact(&no_tar),
+            no_tar.clone(),
+            "its checksum field is not a number",
+        ),
+        (exact(&short), short.clone(), "it is cut off"),
+        (exact(&sparse), sparse.clone(), "header checksum"),
+        (
+            exact(&blob).decoded_len_max(1 << 20),
+            blob.clone(),
+            "it is larger than 1048576 bytes",
+        ),
+    ];
+    for (plan, blob, text) in table {
+        let error = run(plan, &blob, 50_000).unwrap_err().to_string();
+        assert!(error.contains(text), "{error:?} lacks {text:?}");
+    }
+}
+
+#[test]
+fn the_error_of_the_sink_comes_back_at_once() {
+    struct Full;
+    impl LayerSink for Full {
+        fn write_at(&mut self, _: u64, _: &[u8]) -> Result<()> {
+            Err(Error::NoSpace {
+                path: "/data".into(),
+            })
+        }
+    }
+    let tar = tar();
+    let mut ingest = Ingest::new(plan(&tar, &tar), Full);
+    assert!(matches!(ingest.push(&tar), Err(Error::NoSpace { .. })));
+}

@@ -1,0 +1,28 @@
+//! Tar, as container layers use it: a stream of headers and payloads.
+//!
+//! Understands V7, ustar, star, GNU (long names, base-256 numbers) and PAX (`x` and `g`
+//! headers, `SCHILY.xattr.*`, `LIBARCHIVE.xattr.*`). Refuses what would change meaning if
+//! it were ignored: sparse files and vendor types.
+//!
+//! Invariant: [`Parser`] holds one header or one extended header at a time, each bounded,
+//! never a payload. Entries come out with the names of the file table; whiteouts are
+//! entries like others. Never writes anything.
+
+mod header;
+mod numeric;
+mod parser;
+mod pax;
+
+pub use parser::{Parser, Step};
+
+/// Length of a header, and the unit that payloads are padded to.
+pub(super) const BLOCK_LEN: usize = 512;
+
+/// Name and payload length of a plain header without extensions; `Err` says what is wrong.
+pub(super) fn simple_header(block: &[u8; BLOCK_LEN]) -> Result<(Vec<u8>, u64), String> {
+    let header = header::Header::read(block)?;
+    Ok((header.name, header.size))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,259 @@
+//! The rules of a layer index, checked in one pass over each table.
+//!
+//! Invariant: [`tables`] accepts exactly what the fields of [`LayerIndex`](super::LayerIndex)
+//! and its parts document. Linear in the number of entries; the only thing it allocates is
+//! a map of the targets of hard links. Never repairs anything.
+
+use std::collections::HashMap;
+
+use super::limits::{
+    CHUNK_LEN_MAX, DATA_LEN_MAX, ENTRIES_MAX, SKIP_MAX, XATTR_LIST_LEN_MAX, XATTR_NAME_LEN_MAX,
+    XATTR_VALUE_LEN_MAX, XATTRS_MAX,
+};
+use super::{
+    Chunk, ChunkId, Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, align_up, path,
+};
+use crate::{Error, Result};
+
+/// Hard links from one name over others to the file itself; archives have one.
+const LINK_DEPTH_MAX: usize = 40;
+
+/// Checks both tables; returns the length of the data file.
+pub(super) fn tables(blob: &LayerBlob, files: &[FileEntry], chunks: &[Chunk]) -> Result<u64> {
+    let what = || format!("index of layer {}", blob.digest);
+    if files.len() as u64 > ENTRIES_MAX {
+        return Err(Error::limit(
+            what(),
+            format!("it has {} entries of at most {ENTRIES_MAX}", files.len()),
+        ));
+    }
+    if ChunkId::try_from(chunks.len()).is_err() {
+        return Err(Error::limit(
+            what(),
+            "it has more chunks than a u32 can number",
+        ));
+    }
+    let mut place = Place {
+        blob,
+        chunks: chunks.iter(),
+        end: 0,
+    };
+    for file in files {
+        entry(file)
+            .and_then(|()| place.file(file))
+            .map_err(|rule| refuse(what(), &file.path, &rule))?;
+    }
+    if place.chunks.next().is_some() {
+        return Err(Error::malformed(
+            what(),
+            "it has chunks that belong to no file",
+        ));
+    }
+    links(files).map_err(|(path, rule)| refuse(what(), path, &rule))?;
+    Ok(place.end)
+}
+
+/// Why an entry is refused.
+type Rule = String;
+
+fn refuse(what: String, path: &[u8], rule: &str) -> Error {
+    Error::malformed(what, format!("{}: {rule}", path::show(path)))
+}
+
+fn entry(file: &FileEntry) -> Result<(), Rule> {
+    path::check(&file.path)?;
+    if file.path.is_empty() && file.kind != FileKind::Directory {
+        return Err("the root of a layer can only be a directory".to_owned());
+    }
+    if file.mode > 0o7777 {
+        return Err(format!(
+            "its mode {:o} has more than permission bits",
+            file.mode
+        ));
+    }
+    if file.mtime.nanos >= 1_000_000_000 {
+        return Err("its modification time has more nanoseconds than a second".to_owned());
+    }
+    match &file.kind {
+        FileKind::Symlink { target } => path::check_symlink(target)?,
+        FileKind::Hardlink { target } => path::check(target)?,
+        FileKind::Directory
+        | FileKind::Regular { .. }
+        | FileKind::CharDevice { .. }
+        | FileKind::BlockDevice { .. }
+        | FileKind::Fifo => {}
+    }
+    xattrs(&file.xattrs)
+}
+
+fn xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), Rule> {
+    if xattrs.len() > XATTRS_MAX {
+        return Err(format!("it has more than {XATTRS_MAX} xattrs"));
+    }
+    let mut list_len = 0;
+    for (name, value) in xattrs {
+        if name.is_empty() || name.len() > XATTR_NAME_LEN_MAX || name.contains(&0) {
+            return Err(format!(
+                "the name of its xattr {} is not 1 to 255 bytes without NUL",
+                path::show(name)
+            ));
+        }
+        if value.len() > XATTR_VALUE_LEN_MAX {
+            return Err(format!(
+                "its xattr {} is longer than 65536 bytes",
+                path::show(name)
+            ));
+        }
+        list_len += name.len() + 1;
+        if list_len > XATTR_LIST_LEN_MAX {
+            return Err("the names of its xattrs exceed 65536 bytes".to_owned());
+        }
+    }
+    let mut names: Vec<&[u8]> = xattrs.iter().map(|(name, _)| name.as_slice()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair.first() == pair.last()) {
+        Some(twice) => Err(format!(
+            "its xattr {} appears twice",
+            path::show(twice.first().copied().unwrap_or_default())
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Walks the chunk table along the files.
+struct Place<'a> {
+    blob: &'a LayerBlob,
+    chunks: std::slice::Iter<'a, Chunk>,
+    /// End of the last payload.
+    end: u64,
+}
+
+impl Place<'_> {
+    fn file(&mut self, file: &FileEntry) -> Result<(), Rule> {
+        let FileKind::Regular { size, data_offset } = file.kind else {
+            return Ok(());
+        };
+        if size == 0 {
+            return match data_offset {
+                0 => Ok(()),
+                _ => Err("it is empty but has a place in the data file".to_owned()),
+            };
+        }
+        let (start, end) = align_up(self.end)
+            .and_then(|start| Some((start, start.checked_add(size)?)))
+            .filter(|(_, end)| *end <= DATA_LEN_MAX)
+            .ok_or_else(|| {
+                format!("with its {size} bytes the layer exceeds {DATA_LEN_MAX} bytes")
+            })?;
+        if data_offset != start {
+            return Err(format!(
+                "it is at {data_offset} of the data file, not at {start}"
+            ));
+        }
+        let mut at = start;
+        while at < end {
+            let chunk = self
+                .chunks
+                .next()
+                .ok_or_else(|| format!("its chunks end at byte {} of {size}", at - start))?;
+            at = self.chunk(chunk, at, end)?;
+        }
+        self.end = end;
+        Ok(())
+    }
+
+    /// Checks the chunk that belongs at `at`; returns where it ends.
+    fn chunk(&self, chunk: &Chunk, at: u64, file_end: u64) -> Result<u64, Rule> {
+        let end = at.saturating_add(u64::from(chunk.len));
+        if chunk.data_offset != at || chunk.len == 0 || end > file_end {
+            return Err(format!(
+                "a chunk of {} bytes at {} of the data file, where {} are due at {at}",
+                chunk.len,
+                chunk.data_offset,
+                file_end - at
+            ));
+        }
+        if chunk.len > CHUNK_LEN_MAX {
+            return Err(format!(
+                "a chunk of {} bytes, of at most {CHUNK_LEN_MAX}",
+                chunk.len
+            ));
+        }
+        match (&chunk.encoding, self.blob.format) {
+            (Encoding::GzipMember { blob, skip }, LayerFormat::Estargz) => {
+                if blob.is_empty() || blob.end() > self.blob.size {
+                    return Err(format!(
+                        "a chunk at {blob} of a blob of {} bytes",
+                        self.blob.size
+                    ));
+                }
+                if *skip > SKIP_MAX {
+                    return Err(format!(
+                        "a chunk {skip} bytes into its member, of at most {SKIP_MAX}"
+                    ));
+                }
+            }
+            (Encoding::Stream, LayerFormat::Tar | LayerFormat::Gzip | LayerFormat::Zstd) => {}
+            (encoding, format) => {
+                return Err(format!(
+                    "a chunk encoded as {encoding:?} in a layer of format {format:?}"
+                ));
+            }
+        }
+        Ok(end)
+    }
+}
+
+/// Checks that every hard link leads to something that can have another name.
+fn links(files: &[FileEntry]) -> Result<(), (&[u8], Rule)> {
+    let mut named: HashMap<&[u8], Option<&FileKind>> = files
+        .iter()
+        .filter_map(|file| match &file.kind {
+            FileKind::Hardlink { target } => Some((target.as_slice(), None)),
+            _ => None,
+        })
+        .collect();
+    if named.is_empty() {
+        return Ok(());
+    }
+    for file in files {
+        if let Some(kind) = named.get_mut(file.path.as_slice()) {
+            *kind = Some(&file.kind);
+        }
+    }
+    for file in files {
+        if let FileKind::Hardlink { target } = &file.kind {
+            link(&named, target).map_err(|rule| (file.path.as_slice(), rule))?;
+        }
+    }
+    Ok(())
+}
+
+fn link(named: &HashMap<&[u8], Option<&FileKind>>, target: &[u8]) -> Result<(), Rule> {
+    let mut at = target;
+    for _ in 0..LINK_DEPTH_MAX {
+        match named.get(at).copied().flatten() {
+            None => {
+                return Err(format!(
+                    "it is a hard link to {}, which is not in this layer",
+                    path::show(at)
+                ));
+            }
+            Some(FileKind::Directory) => {
+                return Err(format!(
+                    "it is a hard link to the directory {}",
+                    path::show(at)
+                ));
+            }
+            Some(FileKind::Hardlink { target }) => at = target,
+            Some(_) => return Ok(()),
+        }
+    }
+    Err(format!(
+        "it is a hard link to {}, which leads through more than {LINK_DEPTH_MAX} links or in a circle",
+        path::show(target)
+    ))
+}
+
+#[cfg(test)]
+mod tests;

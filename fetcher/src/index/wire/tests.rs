@@ -1,0 +1,181 @@
+//! The committed bytes, round trips, and damage.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Bytes of version 1, committed: a change of the format must not pass unseen.
+const GOLDEN: &[u8] = include_bytes!("../../../tests/fixtures/index-v1.bin");
+
+fn sample(format: LayerFormat, sizes: &[u32]) -> LayerIndex {
+    let mut tables = Tables::new("layer".to_owned());
+    let entry = |path: Vec<u8>, kind| FileEntry {
+        path,
+        kind,
+        mode: 0o4755,
+        uid: 1000,
+        gid: u32::MAX,
+        mtime: Timestamp {
+            secs: -1,
+            nanos: 999_999_999,
+        },
+        xattrs: vec![
+            (b"user.a".to_vec(), vec![0, 255]),
+            (b"user.b".to_vec(), Vec::new()),
+        ],
+    };
+    let kinds = [
+        FileKind::Directory,
+        FileKind::Symlink {
+            target: b"../x".to_vec(),
+        },
+        FileKind::Hardlink {
+            target: b"usr/lib/1".to_vec(),
+        },
+        FileKind::CharDevice { major: 1, minor: 3 },
+        FileKind::BlockDevice { major: 8, minor: 0 },
+        FileKind::Fifo,
+    ];
+    tables.file(entry(Vec::new(), FileKind::Directory)).unwrap();
+    tables
+        .file(entry(b"usr/lib/1".to_vec(), FileKind::Fifo))
+        .unwrap();
+    for (number, kind) in kinds.into_iter().enumerate() {
+        tables
+            .file(entry(format!("usr/lib/x{number}").into_bytes(), kind))
+            .unwrap();
+    }
+    for (number, size) in sizes.iter().enumerate() {
+        let kind = FileKind::Regular {
+            size: u64::from(*size),
+            data_offset: 0,
+        };
+        tables
+            .file(entry(format!("usr/share/{number}").into_bytes(), kind))
+            .unwrap();
+        let mut left = *size;
+        while left > 0 {
+            let len = left.min(5000);
+            let start = u64::from(left) * 31 % 100_000;
+            let encoding = match format {
+                LayerFormat::Estargz => Encoding::GzipMember {
+                    blob: ByteRange::at(start, 1 + start % 7).unwrap(),
+                    skip: start,
+                },
+                _ => Encoding::Stream,
+            };
+            tables.chunk(encoding, len, [left.to_le_bytes()[0]; 32]);
+            left -= len;
+        }
+    }
+    tables
+        .finish(LayerBlob {
+            digest: Digest::sha256(b"blob"),
+            size: 200_000,
+            format,
+        })
+        .unwrap()
+}
+
+const FORMATS: [LayerFormat; 4] = [
+    LayerFormat::Estargz,
+    LayerFormat::Tar,
+    LayerFormat::Gzip,
+    LayerFormat::Zstd,
+];
+
+#[test]
+fn the_format_is_what_it_was() {
+    let index = sample(LayerFormat::Estargz, &[0, 1, 12_000]);
+    assert_eq!(encode(&index), GOLDEN, "a new layout needs a new version");
+    assert_eq!(decode(GOLDEN).unwrap(), index);
+}
+
+#[test]
+fn every_cut_and_every_flipped_bit_is_an_error() {
+    for cut in 0..GOLDEN.len() {
+        assert!(decode(&GOLDEN[..cut]).is_err(), "{cut}");
+    }
+    for at in 0..GOLDEN.len() {
+        let mut bad = GOLDEN.to_vec();
+        bad[at] ^= 4;
+        assert!(decode(&bad).is_err(), "{at}");
+    }
+}
+
+/// A header that fits `body`.
+fn sealed(body: &[u8]) -> Vec<u8> {
+    let (crc, len) = (
+        crc32fast::hash(body).to_le_bytes(),
+        (body.len() as u64).to_le_bytes(),
+    );
+    [&MAGIC[..], &VERSION.to_le_bytes(), &crc, &len, body].concat()
+}
+
+#[test]
+fn damage_behind_a_right_checksum_never_panics() {
+    for at in HEADER_LEN..GOLDEN.len() {
+        for bit in 0..8 {
+            let mut body = GOLDEN[HEADER_LEN..].to_vec();
+            body[at - HEADER_LEN] ^= 1_u8 << bit;
+            if let Ok(index) = decode(&sealed(&body)) {
+                assert_eq!(encode(&index), sealed(&body), "one index, one spelling");
+            }
+        }
+    }
+}
+
+#[test]
+fn says_what_is_wrong() {
+    let mut version = GOLDEN.to_vec();
+    version[8] = 2;
+    let body = &GOLDEN[HEADER_LEN..];
+    let mut huge = GOLDEN.to_vec();
+    huge[16..24].fill(0xff);
+    let table = [
+        (Vec::new(), "does not begin with LAZINDEX"),
+        (version, "it has version 2, this build reads 1"),
+        (huge, "of at most 1073741824"),
+        ([GOLDEN, b"x"].concat(), "does not have the length it says"),
+        (
+            sealed(&[body, b"x"].concat()),
+            "something follows the last file",
+        ),
+        (sealed(&body[..body.len() - 1]), "is damaged"),
+        (sealed(&[0; 40]), "its description of the blob is damaged"),
+        (
+            sealed(&[&body[..33], &[1, 2], &[0xff, 0xff, 3]].concat()),
+            "fewer files than it says",
+        ),
+    ];
+    for (bytes, text) in table {
+        let error = decode(&bytes).unwrap_err().to_string();
+        assert!(error.contains(text), "{error:?} lacks {text:?}");
+    }
+}
+
+#[test]
+fn eighty_thousand_files_decode_in_no_time() {
+    let sizes: Vec<u32> = (0..80_000).map(|n| n % 3000).collect();
+    let mut index = sample(LayerFormat::Estargz, &sizes);
+    // As in images: hardly a file has any.
+    for file in &mut index.files {
+        file.xattrs.clear();
+    }
+    let bytes = encode(&index);
+    let start = std::time::Instant::now();
+    let decoded = decode(&bytes).unwrap();
+    let elapsed = start.elapsed();
+    assert_eq!(decoded, index);
+    println!("{} bytes, {elapsed:?}", bytes.len());
+    // Fifty times what it takes on a busy machine: only catches a change of complexity.
+    assert!(elapsed.as_secs() < 2, "{elapsed:?}");
+}
+
+proptest! {
+    #[test]
+    fn any_index_comes_back(sizes in proptest::collection::vec(0_u32..20_000, 0..20), format in 0_usize..4) {
+        let index = sample(FORMATS[format], &sizes);
+        prop_assert_eq!(decode(&encode(&index)).unwrap(), index);
+    }
+}

@@ -1,0 +1,154 @@
+//! The bodies of the fuzz targets on seeded inputs and many mutations of them.
+//!
+//! Promise: errors, never panics. Runs on the pinned toolchain, from a fixed seed, for a
+//! fixed number of inputs; libFuzzer explores further (see `fetcher/fuzz`).
+
+use std::io::Write as _;
+use std::process::Command;
+
+#[path = "../fuzz/bodies.rs"]
+mod bodies;
+
+const PLAIN: &[u8] = include_bytes!("fixtures/estargz/plain.esgz");
+const PACKED: &[u8] = include_bytes!("fixtures/estargz/packed.esgz");
+const INDEX: &[u8] = include_bytes!("fixtures/index-v1.bin");
+/// Mutations per seed; all targets together take a few seconds.
+const ROUNDS: u32 = 3000;
+
+/// SplitMix64: good enough to mutate, the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound.max(1) as u64).expect("it is below a usize")
+    }
+
+    fn byte(&mut self) -> u8 {
+        const FAVOURITES: [u8; 10] = [0, 1, 0x7f, 0x80, 0xff, b'0', b'9', b'"', b'-', b'/'];
+        match self.next().to_le_bytes() {
+            [0..128, at, ..] => FAVOURITES[usize::from(at) % FAVOURITES.len()],
+            [_, byte, ..] => byte,
+        }
+    }
+
+    fn mutate(&mut self, seed: &[u8]) -> Vec<u8> {
+        let mut out = seed.to_vec();
+        for _ in 0..=self.below(4) {
+            let at = self.below(out.len());
+            let to = (at + self.below(40)).min(out.len());
+            match self.below(6) {
+                0 if !out.is_empty() => out[at] = self.byte(),
+                1 if !out.is_empty() => out[at] ^= 1_u8 << self.below(8),
+                2 => out.truncate(at),
+                3 => drop(out.drain(at..to)),
+                4 => {
+                    let copy = out[at..to].to_vec();
+                    let into = self.below(out.len());
+                    out.splice(into..into, copy);
+                }
+                _ => {
+                    let byte = self.byte();
+                    out.insert(at, byte);
+                }
+            }
+        }
+        out
+    }
+}
+
+fn smoke(body: fn(&[u8]), seeds: &[&[u8]]) {
+    let mut random = Random(7);
+    body(b"");
+    for seed in seeds {
+        body(seed);
+        for _ in 0..ROUNDS {
+            body(&random.mutate(seed));
+        }
+    }
+}
+
+fn tar(format: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("a"), vec![7; 700]).expect("a file");
+    std::fs::write(dir.path().join("n".repeat(120)), b"x").expect("a file");
+    std::os::unix::fs::symlink("a", dir.path().join("l")).expect("a link");
+    let out = Command::new("tar")
+        .args([format, "-b1", "-cf", "-", "-C"])
+        .arg(dir.path())
+        .arg(".")
+        .output()
+        .expect("tar is installed");
+    assert!(out.status.success());
+    out.stdout
+}
+
+fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(data).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+/// The TOC of a fixture, as JSON.
+fn toc(blob: &[u8]) -> Vec<u8> {
+    let footer = lazarette_fetcher::index::estargz::read_footer(blob, blob.len() as u64)
+        .expect("a footer")
+        .expect("a footer");
+    let start = usize::try_from(footer.toc_offset()).expect("it is in memory");
+    let member = lazarette_fetcher::codec::gzip::decode_member;
+    let header = member(&blob[start..], 0, 512).expect("a header");
+    let digits = std::str::from_utf8(&header[124..135]).expect("octal digits");
+    let len = u32::from_str_radix(digits, 8).expect("octal digits");
+    member(&blob[start..], 512, len).expect("a TOC")
+}
+
+#[test]
+fn footer() {
+    smoke(
+        bodies::fuzz_footer,
+        &[&PLAIN[PLAIN.len() - 51..], &PACKED[PACKED.len() - 80..]],
+    );
+}
+
+#[test]
+fn toc_json() {
+    smoke(bodies::fuzz_toc, &[&toc(PLAIN), &toc(PACKED)]);
+}
+
+#[test]
+fn tar_stream() {
+    smoke(
+        bodies::fuzz_tar,
+        &[
+            &tar("--format=gnu"),
+            &tar("--format=pax"),
+            &tar("--format=oldgnu"),
+        ],
+    );
+}
+
+#[test]
+fn index_file() {
+    smoke(bodies::fuzz_wire, &[INDEX, &INDEX[24..]]);
+}
+
+#[test]
+fn compressed_stream() {
+    let tar = tar("--format=gnu");
+    let zstd = zstd::encode_all(&tar[..], 1).expect("memory");
+    smoke(bodies::fuzz_stream, &[PLAIN, &gzip(&tar), &zstd]);
+}
+
+#[test]
+fn whole_layer() {
+    let tar = tar("--format=pax");
+    let zstd = zstd::encode_all(&tar[..], 1).expect("memory");
+    smoke(bodies::fuzz_ingest, &[&tar, PLAIN, &gzip(&tar), &zstd]);
+}
