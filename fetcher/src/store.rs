@@ -1,17 +1,322 @@
-//! The content-addressed store.
+//! The content-addressed store: what this node has verified and kept.
+//!
+//! Invariant: whatever has a name under `content/` or `layers/` was whole and on the
+//! device before it got that name. Everything is made under `ingest/` and renamed;
+//! everything goes by a rename into `trash/`. Several processes may use one store.
+//! Blocks on the device: call it from blocking threads. Never touches the network.
+//!
+//! ```text
+//! <root>/store.lock                       held for moments: drafts, publishing, removal
+//! <root>/content/<algorithm>-<hex>        a small blob (manifest, config), whole
+//! <root>/layers/<algorithm>-<hex>/index   file and chunk tables
+//! <root>/layers/<algorithm>-<hex>/bitmap  which chunks are present
+//! <root>/layers/<algorithm>-<hex>/data    payloads of files, sparse
+//! <root>/ingest/<n>/                      being made; `data` locked by its maker
+//! <root>/trash/<n>/                       being removed
+//! ```
+//!
+//! Lock order: `store.lock`, then a layer's lock, then `open`, which is never held across
+//! a system call.
 
-use std::sync::Arc;
+mod bitmap;
+mod blobs;
+pub mod disk;
+mod file;
+mod ingest;
+pub(crate) mod lock;
+mod recover;
+mod sys;
 
-use crate::index::LayerIndex;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-/// A layer on disk.
-pub struct LayerFile {
-    index: Arc<LayerIndex>,
+use parking_lot::Mutex;
+
+use self::disk::{Disk, RealDisk};
+use crate::index::{LayerIndex, wire};
+use crate::types::Digest;
+use crate::{Error, Result};
+
+pub use blobs::BLOB_BYTES_MAX;
+pub use file::{FlushPolicy, LayerFile, LayerUsage};
+pub use ingest::LayerIngest;
+
+/// Longest wait for another process that publishes or removes. Those take milliseconds;
+/// one that takes this long is stopped, or its disk is.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+/// Largest index file that is read: ten million entries fit.
+const INDEX_BYTES_MAX: u64 = 2 << 30;
+/// Deepest directory that removal descends into. Ours are flat.
+const TREE_DEPTH_MAX: u32 = 4;
+
+/// A store in a directory.
+pub struct Store {
+    root: PathBuf,
+    disk: Arc<dyn Disk>,
+    next: AtomicU64,
+    open: Mutex<HashMap<Digest, Weak<LayerFile>>>,
 }
 
-impl LayerFile {
-    /// The file and chunk tables.
-    pub fn index(&self) -> &Arc<LayerIndex> {
-        &self.index
+impl Store {
+    /// Opens the store in `root`, made if absent, and clears what dead processes left.
+    pub fn open(root: impl AsRef<Path>) -> Result<Arc<Self>> {
+        Self::open_on(root, Arc::new(RealDisk))
     }
+
+    /// [`Store::open`] with another way to change files.
+    pub fn open_on(root: impl AsRef<Path>, disk: Arc<dyn Disk>) -> Result<Arc<Self>> {
+        let store = Arc::new(Self {
+            root: root.as_ref().to_path_buf(),
+            disk,
+            next: AtomicU64::new(0),
+            open: Mutex::new(HashMap::new()),
+        });
+        recover::prepare(&store)?;
+        Ok(store)
+    }
+
+    /// The layer of `index`, made with nothing present if this node does not have it. An
+    /// existing layer stays as it is, with its own index.
+    pub fn create_layer(self: &Arc<Self>, index: LayerIndex) -> Result<Arc<LayerFile>> {
+        match self.open_layer(&index.blob_digest) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) | Err(Error::Malformed { .. }) => ingest::create_lazy(self, &index),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The layer of this digest if the node has it, complete or not; the same object for
+    /// everyone in this process.
+    pub fn open_layer(&self, digest: &Digest) -> Result<Option<Arc<LayerFile>>> {
+        if let Some(file) = self.already_open(digest) {
+            return Ok(Some(file));
+        }
+        let dir = self.layer_dir(digest);
+        let bytes = match read_bounded(&dir.join(file::INDEX), INDEX_BYTES_MAX) {
+            Ok(bytes) => bytes,
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return self.absent_or_damaged(&dir);
+            }
+            Err(error) => return Err(error),
+        };
+        let index = wire::decode(&bytes)?;
+        if index.blob_digest != *digest {
+            let detail = format!("it is of {}; remove the layer", index.blob_digest);
+            return Err(Error::malformed(format!("index of layer {digest}"), detail));
+        }
+        let opened = Arc::new(LayerFile::open(&dir, index, Arc::clone(&self.disk))?);
+        Ok(Some(self.share(digest, opened)))
+    }
+
+    /// Starts writing a whole layer as one stream.
+    pub fn begin_ingest(self: &Arc<Self>, digest: &Digest) -> Result<LayerIngest> {
+        LayerIngest::new(Arc::clone(self), *digest)
+    }
+
+    /// Removes a layer; `false` if there was none. Whoever has it open goes on reading.
+    pub fn remove_layer(&self, digest: &Digest) -> Result<bool> {
+        let _lock = self.lock()?;
+        self.remove_layer_locked(digest)
+    }
+
+    /// Every layer and what it takes, or why it cannot be opened.
+    pub fn layers(&self) -> Result<Vec<(Digest, Result<LayerUsage>)>> {
+        let usage = |digest: &Digest| match self.open_layer(digest) {
+            Ok(Some(file)) => Some(file.usage()),
+            Ok(None) => None,
+            Err(error) => Some(Err(error)),
+        };
+        let digests = self.digests_in("layers")?;
+        Ok(digests
+            .into_iter()
+            .filter_map(|digest| Some((digest, usage(&digest)?)))
+            .collect())
+    }
+
+    fn already_open(&self, digest: &Digest) -> Option<Arc<LayerFile>> {
+        let file = self.open.lock().get(digest)?.upgrade()?;
+        (!file.is_removed()).then_some(file)
+    }
+
+    /// Everyone gets the object that was shared first.
+    fn share(&self, digest: &Digest, opened: Arc<LayerFile>) -> Arc<LayerFile> {
+        let mut open = self.open.lock();
+        open.retain(|_, file| file.strong_count() > 0);
+        let known = open.get(digest).and_then(Weak::upgrade);
+        if let Some(file) = known.filter(|file| !file.is_removed()) {
+            return file;
+        }
+        open.insert(*digest, Arc::downgrade(&opened));
+        opened
+    }
+
+    fn forget_layer(&self, digest: &Digest) {
+        self.open.lock().remove(digest);
+    }
+
+    fn absent_or_damaged(&self, dir: &Path) -> Result<Option<Arc<LayerFile>>> {
+        if dir.exists() && dir.join(file::DATA).exists() {
+            let what = format!("layer directory {}", dir.display());
+            return Err(Error::malformed(
+                what,
+                "it has no index; remove the layer and pull again",
+            ));
+        }
+        Ok(None)
+    }
+
+    fn remove_layer_locked(&self, digest: &Digest) -> Result<bool> {
+        let dir = self.layer_dir(digest);
+        let lock = file::lock_layer(&dir)?;
+        if lock.is_none() && !dir.exists() {
+            return Ok(false);
+        }
+        let trash = self.discard(&dir)?;
+        if let Some(file) = self.open.lock().remove(digest).and_then(|f| f.upgrade()) {
+            file.mark_removed();
+        }
+        drop(lock);
+        remove_tree(&*self.disk, &trash)?;
+        Ok(true)
+    }
+
+    /// Moves `path` into the trash, for good; returns where it is now, in a directory of
+    /// its own. The store's lock is held.
+    fn discard(&self, path: &Path) -> Result<PathBuf> {
+        let trash = self.fresh_dir("trash")?;
+        let parent = path.parent().unwrap_or(path);
+        self.disk
+            .rename(path, &trash.join("removed"))
+            .map_err(|e| Error::io("remove", path, e))?;
+        for dir in [&trash, parent] {
+            self.disk
+                .sync_dir(dir)
+                .map_err(|e| Error::io("sync", dir, e))?;
+        }
+        Ok(trash)
+    }
+
+    /// Takes the lock that all processes on this store share; dropped, it is free.
+    fn lock(&self) -> Result<File> {
+        let path = self.root.join("store.lock");
+        let err = |e| Error::io("lock", &path, e);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(err)?;
+        if lock::lock_within(&file, LOCK_WAIT).map_err(err)? {
+            return Ok(file);
+        }
+        let busy = "another process has held it for 30 s; see which one with lslocks";
+        Err(err(io::Error::new(io::ErrorKind::TimedOut, busy)))
+    }
+
+    /// A new directory with a number for a name under `ingest` or `trash`.
+    fn fresh_dir(&self, parent: &str) -> Result<PathBuf> {
+        loop {
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            let dir = self.root.join(parent).join(n.to_string());
+            match self.disk.create_dir(&dir) {
+                Ok(()) => return Ok(dir),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io("create", dir, e)),
+            }
+        }
+    }
+
+    fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
+    fn disk_arc(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    fn layer_dir(&self, digest: &Digest) -> PathBuf {
+        self.root.join("layers").join(digest.file_name())
+    }
+
+    /// Digests that name the entries of a directory, sorted.
+    fn digests_in(&self, name: &str) -> Result<Vec<Digest>> {
+        let mut digests: Vec<Digest> = list(&self.root.join(name))?
+            .iter()
+            .filter_map(|path| Digest::from_file_name(path.file_name()?.to_str()?).ok())
+            .collect();
+        digests.sort_unstable();
+        Ok(digests)
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The file at `path`, refused when longer than `max` bytes.
+fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
+    let err = |e| Error::io("read", path, e);
+    let file = File::open(path).map_err(err)?;
+    let mut bytes = Vec::new();
+    file.take(max.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(err)?;
+    if bytes.len() as u64 > max {
+        let detail = format!("more than {max} bytes");
+        return Err(Error::limit(path.display().to_string(), detail));
+    }
+    Ok(bytes)
+}
+
+/// Paths in a directory; none if it is gone.
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let err = |e| Error::io("list", dir, e);
+    match fs::read_dir(dir) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry.map_err(err)?.path()))
+            .collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(err(e)),
+    }
+}
+
+/// Removes a file, or a directory with what is in it. Gone already is fine: another
+/// process may be emptying the same trash.
+fn remove_tree(disk: &dyn Disk, path: &Path) -> Result<()> {
+    remove_below(disk, path, TREE_DEPTH_MAX)
+}
+
+fn remove_below(disk: &dyn Disk, path: &Path, depth: u32) -> Result<()> {
+    let gone_is_fine = |result: io::Result<()>| match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|e| Error::io("remove", path, e)),
+    };
+    let is_dir = match fs::symlink_metadata(path) {
+        Ok(meta) => meta.is_dir(),
+        Err(e) => return gone_is_fine(Err(e)),
+    };
+    if !is_dir {
+        return gone_is_fine(disk.remove_file(path));
+    }
+    let Some(depth) = depth.checked_sub(1) else {
+        let what = path.display().to_string();
+        return Err(Error::limit(
+            what,
+            "nested too deeply to be ours; remove it by hand",
+        ));
+    };
+    for entry in list(path)? {
+        remove_below(disk, &entry, depth)?;
+    }
+    gone_is_fine(disk.remove_dir(path))
 }

@@ -1,0 +1,139 @@
+//! What a plan promises, by table and by property.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::index::LayerFormat;
+use crate::types::Digest;
+
+/// A layer of members given as (gap before, encoded length, chunks inside).
+fn layer(shape: &[(u64, u64, u32)]) -> LayerIndex {
+    let mut chunks = Vec::new();
+    let (mut blob_at, mut data_at) = (0, 0);
+    for (gap, len, inside) in shape {
+        let blob = ByteRange::at(blob_at + gap, *len).unwrap();
+        blob_at = blob.end();
+        for n in 0..*inside {
+            chunks.push(Chunk {
+                encoding: Encoding::GzipMember {
+                    blob,
+                    skip: u64::from(n) * 10,
+                },
+                data_offset: data_at,
+                len: 10,
+                chunk_digest: [0; 32],
+            });
+            data_at += 10;
+        }
+    }
+    LayerIndex {
+        blob_digest: Digest::sha256(b"layer"),
+        blob_size: blob_at,
+        format: LayerFormat::Estargz,
+        files: Vec::new(),
+        chunks,
+        data_len: data_at,
+    }
+}
+
+fn limits(gap: u64, request: u64, total: u64) -> PlanLimits {
+    PlanLimits {
+        gap_bytes_max: gap,
+        request_bytes_max: request,
+        total_bytes_max: total,
+    }
+}
+
+fn ranges(plan: &Plan) -> Vec<(u64, u64)> {
+    let range = |r: &Request| (r.blob.start(), r.blob.end());
+    plan.requests.iter().map(range).collect()
+}
+
+#[test]
+fn merges_by_gap_and_length() {
+    let index = layer(&[(0, 100, 1), (0, 100, 1), (50, 100, 1), (0, 1000, 1)]);
+    let all = [0, 1, 2, 3];
+    let table: [(PlanLimits, &[(u64, u64)]); 4] = [
+        (limits(50, 5000, 9000), &[(0, 1350)]),
+        (limits(49, 5000, 9000), &[(0, 200), (250, 1350)]),
+        (
+            limits(0, 100, 9000),
+            &[(0, 100), (100, 200), (250, 350), (350, 1350)],
+        ),
+        (limits(50, 349, 9000), &[(0, 200), (250, 350), (350, 1350)]),
+    ];
+    for (limits, expected) in table {
+        let plan = plan(&index, &all, limits).unwrap();
+        assert_eq!(ranges(&plan), expected, "{limits:?}");
+        assert!(plan.rest.is_empty());
+    }
+}
+
+#[test]
+fn chunks_of_one_member_share_its_bytes() {
+    let index = layer(&[(0, 100, 3), (0, 100, 1)]);
+    let plan = plan(&index, &[3, 2, 0], limits(0, 1000, 1000)).unwrap();
+    assert_eq!(ranges(&plan), [(0, 200)]);
+    assert_eq!(plan.requests[0].members[0].chunks, [0, 2]);
+    assert_eq!(plan.requests[0].chunks().collect::<Vec<_>>(), [0, 2, 3]);
+}
+
+#[test]
+fn what_exceeds_the_total_is_left() {
+    let index = layer(&[(0, 100, 1), (0, 100, 1), (0, 10, 1)]);
+    let first = plan(&index, &[0, 1, 2], limits(0, 1000, 150)).unwrap();
+    assert_eq!((ranges(&first), first.rest), (vec![(0, 100)], vec![1, 2]));
+    let alone = plan(&index, &[1], limits(0, 1000, 50)).unwrap();
+    assert_eq!(ranges(&alone), [(100, 200)]);
+}
+
+#[test]
+fn a_stream_chunk_says_what_to_do() {
+    let mut index = layer(&[(0, 100, 1)]);
+    index.chunks[0].encoding = Encoding::Stream;
+    let error = plan(&index, &[0], PlanLimits::default()).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }));
+    assert!(error.to_string().contains("--full"), "{error}");
+    let absent = plan(&index, &[7], PlanLimits::default()).unwrap_err();
+    assert!(absent.to_string().contains("chunk 7"), "{absent}");
+}
+
+proptest! {
+    #[test]
+    fn covers_everything_once_in_order_within_limits(
+        shape in prop::collection::vec((0_u64..300, 1_u64..400, 1_u32..4), 1..40),
+        picks in prop::collection::vec(any::<bool>(), 120),
+        (gap, request, total) in (0_u64..200, 1_u64..1500, 1_u64..4000),
+    ) {
+        let index = layer(&shape);
+        let wanted: Vec<ChunkId> = (0..u32::try_from(index.chunks.len()).unwrap())
+            .filter(|id| picks[*id as usize])
+            .collect();
+        let plan = plan(&index, &wanted, limits(gap, request, total)).unwrap();
+        let mut got: Vec<ChunkId> = plan.requests.iter().flat_map(Request::chunks).collect();
+        got.extend(&plan.rest);
+        got.sort_unstable();
+        prop_assert_eq!(&got, &wanted);
+        prop_assert!(plan.requests.is_empty() == wanted.is_empty());
+        for pair in plan.requests.windows(2) {
+            prop_assert!(pair[0].blob.end() <= pair[1].blob.start());
+        }
+        let sum: u64 = plan.requests.iter().map(|r| r.blob.len()).sum();
+        prop_assert!(sum <= total || plan.requests.len() == 1 && plan.requests[0].members.len() == 1);
+        for one in &plan.requests {
+            prop_assert!(one.blob.len() <= request || one.members.len() == 1);
+            let mut at = one.blob.start();
+            for member in &one.members {
+                prop_assert!(one.blob.contains(&member.blob));
+                prop_assert!(member.blob.start() - at <= gap);
+                at = member.blob.end();
+                for id in &member.chunks {
+                    let Encoding::GzipMember { blob, .. } = index.chunks[*id as usize].encoding
+                        else { unreachable!() };
+                    prop_assert_eq!(blob, member.blob);
+                }
+            }
+            prop_assert_eq!(at, one.blob.end());
+        }
+    }
+}

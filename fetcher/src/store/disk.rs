@@ -1,0 +1,91 @@
+//! The operations that change what a crash leaves behind, behind one small trait.
+//!
+//! Invariant: every change the store makes to its directory goes through a [`Disk`], so a
+//! recording implementation sees all of them and can stop at any one. Reading goes
+//! straight to the files: it changes nothing. Never decides, never retries.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::sys;
+
+/// Changes to files and directories. Each call may block on the device.
+///
+/// Written bytes survive a crash only after [`Disk::sync_data`] of their file; names of
+/// files and directories only after [`Disk::sync_dir`] of the directory that holds them.
+/// A failed call may have taken part of its effect.
+pub trait Disk: Send + Sync + 'static {
+    /// Makes one directory; its parent must exist, itself must not.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Opens a file for reading and writing, made if absent, emptied if present.
+    fn create(&self, path: &Path) -> io::Result<File>;
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Sets the length; what is added reads as zeros and takes no space.
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()>;
+    /// Returns once the bytes and length of the file are on the device.
+    fn sync_data(&self, file: &File) -> io::Result<()>;
+    /// Returns once the names in the directory are on the device.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Renames, replacing a file at `to`, in one step that a crash does not split.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Swaps two names in one step that a crash does not split.
+    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+}
+
+/// The kernel's file systems.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)
+    }
+
+    fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        file.write_all_at(bytes, offset)
+    }
+
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+        sys::exchange(a, b)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+}

@@ -1,0 +1,464 @@
+//! One layer on disk: its index, its sparse data file and the bitmap of what is present.
+//!
+//! Invariant: a byte leaves [`LayerFile::read_at`] only if its chunk is present, and a
+//! chunk is present only if verified bytes of it were written whole. On disk the order is
+//! bytes, sync, bit: a crash at any point loses at most what no flush has recorded.
+//!
+//! Several processes may fill one layer: they write the same verified bytes at the same
+//! places, and flushes merge their bits under a lock of the data file.
+//!
+//! Lock order: `flushing` (held across the syscalls of a flush, which it serialises, and
+//! never taken by readers or writers), then the file lock between processes, then `due`.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::LOCK_WAIT;
+use super::bitmap::{self, Bitmap};
+use super::disk::Disk;
+use super::lock::lock_within;
+use crate::codec::VerifiedBytes;
+use crate::index::{Chunk, ChunkId, LayerIndex};
+use crate::types::{ByteRange, Digest};
+use crate::{Error, Result};
+
+/// Names inside a layer's directory.
+pub(super) const DATA: &str = "data";
+pub(super) const INDEX: &str = "index";
+pub(super) const BITMAP: &str = "bitmap";
+const BITMAP_NEW: &str = "bitmap.new";
+
+/// How often a `put` writes again because a sync failed while it was writing.
+const PUT_ATTEMPTS_MAX: u32 = 4;
+
+/// What a layer takes on this node, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerUsage {
+    /// Decoded bytes of the chunks that are present.
+    pub present: u64,
+    /// Bytes of the device that the data file occupies.
+    pub allocated: u64,
+    /// Decoded bytes of all chunks.
+    pub total: u64,
+}
+
+/// When unrecorded chunks are worth a sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlushPolicy {
+    /// Decoded bytes written since the last flush.
+    pub bytes: u64,
+    /// Time since the first of them was noticed.
+    pub age: Duration,
+}
+
+impl Default for FlushPolicy {
+    /// What a crash may cost: 32 MiB or 5 s of fetching. Smaller means more syncs while
+    /// an image starts, when the disk has better things to do.
+    fn default() -> Self {
+        Self {
+            bytes: 32 << 20,
+            age: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A layer on disk. Shared by all its readers and fillers in this process.
+pub struct LayerFile {
+    index: Arc<LayerIndex>,
+    dir: PathBuf,
+    data: File,
+    inode: u64,
+    disk: Arc<dyn Disk>,
+    bits: Bitmap,
+    present_bytes: AtomicU64,
+    dirty_bytes: AtomicU64,
+    failed_syncs: AtomicU64,
+    removed: AtomicBool,
+    flushing: Mutex<Recorded>,
+    due: Mutex<Option<Instant>>,
+}
+
+/// The words that are known to be on disk.
+struct Recorded(Vec<u64>);
+
+impl LayerFile {
+    /// Opens the layer in `dir`, whose index has been decoded.
+    pub(super) fn open(dir: &Path, index: LayerIndex, disk: Arc<dyn Disk>) -> Result<Self> {
+        let path = dir.join(DATA);
+        let err = |op| move |e| Error::io(op, dir.join(DATA), e);
+        let count = chunk_count(&index)?;
+        let data = File::options().read(true).write(true).open(&path);
+        let data = data.map_err(err("open"))?;
+        let meta = data.metadata().map_err(err("inspect"))?;
+        if meta.len() != index.data_len {
+            let detail = format!(
+                "it has {} bytes where the index says {}; remove the layer and pull again",
+                meta.len(),
+                index.data_len
+            );
+            return Err(Error::malformed(path.display().to_string(), detail));
+        }
+        let words = read_bitmap(dir, count)?;
+        // Whoever renamed the bitmap or this directory may have died or failed before
+        // syncing the names. What counts as recorded from here on must be.
+        for synced in [Some(dir), dir.parent()].into_iter().flatten() {
+            disk.sync_dir(synced)
+                .map_err(|e| Error::io("sync", synced, e))?;
+        }
+        let file = Self {
+            bits: Bitmap::empty(count),
+            inode: meta.ino(),
+            index: Arc::new(index),
+            dir: dir.to_path_buf(),
+            data,
+            disk,
+            present_bytes: AtomicU64::new(0),
+            dirty_bytes: AtomicU64::new(0),
+            failed_syncs: AtomicU64::new(0),
+            removed: AtomicBool::new(false),
+            flushing: Mutex::new(Recorded(words.clone())),
+            due: Mutex::new(None),
+        };
+        file.bits.merge(&words);
+        file.recount();
+        Ok(file)
+    }
+
+    /// The file and chunk tables.
+    pub fn index(&self) -> &Arc<LayerIndex> {
+        &self.index
+    }
+
+    /// Digest of the layer's blob.
+    pub fn digest(&self) -> &Digest {
+        &self.index.blob_digest
+    }
+
+    /// Whether the chunk can be read.
+    pub fn is_present(&self, id: ChunkId) -> bool {
+        self.bits.get(id)
+    }
+
+    /// Whether every chunk can be read.
+    pub fn is_complete(&self) -> bool {
+        (0..self.bits.count()).all(|id| self.bits.get(id))
+    }
+
+    /// Ids of the chunks that touch `range` of the data file and are not present,
+    /// ascending. Looks only at memory.
+    pub fn missing(&self, range: ByteRange) -> Vec<ChunkId> {
+        touching(&self.index.chunks, range)
+            .filter(|id| !self.bits.get(*id))
+            .collect()
+    }
+
+    /// Writes a chunk's bytes and makes it present. Recorded by the next flush. Writing a
+    /// present chunk again is harmless. Blocks on the device.
+    pub fn put(&self, id: ChunkId, bytes: &VerifiedBytes) -> Result<()> {
+        let chunk = self.chunk(id)?;
+        self.check_put(id, chunk, bytes)?;
+        for _ in 0..PUT_ATTEMPTS_MAX {
+            let failures = self.failed_syncs.load(Ordering::Acquire);
+            self.disk
+                .write_at(&self.data, chunk.data_offset, bytes)
+                .map_err(|e| Error::io("write to", self.dir.join(DATA), e))?;
+            if self.bits.set(id) {
+                self.present_bytes
+                    .fetch_add(u64::from(chunk.len), Ordering::Relaxed);
+            }
+            // A sync that failed meanwhile may have dropped these bytes from the page
+            // cache's dirty set; a bit set now would be recorded without them.
+            if self.failed_syncs.load(Ordering::Acquire) == failures {
+                self.dirty_bytes
+                    .fetch_add(u64::from(chunk.len), Ordering::Relaxed);
+                return Ok(());
+            }
+            if self.bits.clear(id) {
+                self.present_bytes
+                    .fetch_sub(u64::from(chunk.len), Ordering::Relaxed);
+            }
+        }
+        let error = io::Error::other("the device keeps failing to sync");
+        Err(Error::io("write to", self.dir.join(DATA), error))
+    }
+
+    /// Fills `buf` from `offset` of the data file if every chunk it touches is present;
+    /// `false`, with `buf` untouched, if not. Padding between files reads as zeros.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        let range = ByteRange::at(offset, buf.len() as u64)
+            .filter(|range| range.end() <= self.index.data_len)
+            .ok_or_else(|| {
+                let what = format!("a read of layer {}", self.index.blob_digest);
+                let detail = format!(
+                    "{} bytes at {offset}, but its data ends at {}",
+                    buf.len(),
+                    self.index.data_len
+                );
+                Error::limit(what, detail)
+            })?;
+        if !touching(&self.index.chunks, range).all(|id| self.bits.get(id)) {
+            return Ok(false);
+        }
+        self.data
+            .read_exact_at(buf, offset)
+            .map_err(|e| Error::io("read from", self.dir.join(DATA), e))?;
+        Ok(true)
+    }
+
+    /// Records every chunk that was present when the call began: syncs the data file,
+    /// then merges the bits into the bitmap file. Blocks on the device.
+    ///
+    /// After a failed sync, chunks that no earlier flush recorded are absent again. A
+    /// layer that was removed meanwhile has nothing to record, which is no error.
+    pub fn flush(&self) -> Result<()> {
+        let mut recorded = self.flushing.lock();
+        *self.due.lock() = None;
+        self.dirty_bytes.store(0, Ordering::Relaxed);
+        let words = self.bits.snapshot();
+        if words == recorded.0 || self.removed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if let Err(error) = self.disk.sync_data(&self.data) {
+            self.failed_syncs.fetch_add(1, Ordering::AcqRel);
+            self.bits.retain(&recorded.0);
+            self.recount();
+            return Err(Error::io("sync", self.dir.join(DATA), error));
+        }
+        let Some(lock) = lock_layer(&self.dir)? else {
+            return Ok(());
+        };
+        if lock.inode != self.inode {
+            return Ok(());
+        }
+        let merged = self.record(words)?;
+        self.bits.merge(&merged);
+        self.recount();
+        recorded.0 = merged;
+        Ok(())
+    }
+
+    /// [`LayerFile::flush`] if `policy` says that it is worth it at `now`; whether it was.
+    pub fn flush_if_due(&self, policy: FlushPolicy, now: Instant) -> Result<bool> {
+        let dirty = self.dirty_bytes.load(Ordering::Relaxed);
+        if dirty == 0 {
+            return Ok(false);
+        }
+        let since = *self.due.lock().get_or_insert(now);
+        if dirty < policy.bytes && now.saturating_duration_since(since) < policy.age {
+            return Ok(false);
+        }
+        self.flush().map(|()| true)
+    }
+
+    /// A second descriptor of the data file, for reading what is present.
+    pub fn try_clone_data(&self) -> Result<File> {
+        self.data
+            .try_clone()
+            .map_err(|e| Error::io("duplicate the descriptor of", self.dir.join(DATA), e))
+    }
+
+    /// Decoded bytes of the chunks that are present.
+    pub fn present_bytes(&self) -> u64 {
+        self.present_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What the layer takes now.
+    pub fn usage(&self) -> Result<LayerUsage> {
+        let meta = self.data.metadata();
+        let meta = meta.map_err(|e| Error::io("inspect", self.dir.join(DATA), e))?;
+        Ok(LayerUsage {
+            present: self.present_bytes.load(Ordering::Relaxed),
+            allocated: meta.blocks() * 512,
+            total: self.index.chunks.iter().map(|c| u64::from(c.len)).sum(),
+        })
+    }
+
+    /// Tells this object that its directory is gone. What is open stays readable.
+    pub(super) fn mark_removed(&self) {
+        self.removed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    fn chunk(&self, id: ChunkId) -> Result<&Chunk> {
+        let chunk = usize::try_from(id)
+            .ok()
+            .and_then(|at| self.index.chunks.get(at));
+        chunk.ok_or_else(|| Error::NotFound {
+            what: format!("chunk {id} of layer {}", self.index.blob_digest),
+            host: String::new(),
+        })
+    }
+
+    /// The caller verified the bytes against this chunk's digest; a wrong length shows
+    /// that it was another's.
+    fn check_put(&self, id: ChunkId, chunk: &Chunk, bytes: &[u8]) -> Result<()> {
+        if bytes.len() as u64 == u64::from(chunk.len) {
+            return Ok(());
+        }
+        let what = format!("chunk {id} of layer {}", self.index.blob_digest);
+        let detail = format!("{} bytes where the index says {}", bytes.len(), chunk.len);
+        Err(Error::malformed(what, detail))
+    }
+
+    /// Writes the union of `words` and what the bitmap file holds; returns it. The caller
+    /// holds the layer's lock.
+    fn record(&self, words: Vec<u64>) -> Result<Vec<u64>> {
+        let count = self.bits.count();
+        let on_disk = read_bitmap(&self.dir, count)?;
+        let merged: Vec<u64> = words.iter().zip(&on_disk).map(|(a, b)| a | b).collect();
+        write_new(
+            &*self.disk,
+            &self.dir.join(BITMAP_NEW),
+            &bitmap::encode(count, &merged),
+        )?;
+        let to = self.dir.join(BITMAP);
+        self.disk
+            .rename(&self.dir.join(BITMAP_NEW), &to)
+            .and_then(|()| self.disk.sync_dir(&self.dir))
+            .map_err(|e| Error::io("replace", to, e))?;
+        Ok(merged)
+    }
+
+    fn recount(&self) {
+        let len = |id| self.chunk(id).map_or(0, |chunk| u64::from(chunk.len));
+        let sum = self.bits.ones().map(len).sum();
+        self.present_bytes.store(sum, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for LayerFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerFile")
+            .field("digest", &self.index.blob_digest)
+            .field("present_bytes", &self.present_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The lock of a layer's directory: flushes and removals of it exclude each other. Held
+/// until dropped.
+pub(super) struct LayerLock {
+    _data: File,
+    inode: u64,
+}
+
+/// Locks the layer that `dir` names now; `None` when there is none.
+pub(super) fn lock_layer(dir: &Path) -> Result<Option<LayerLock>> {
+    let path = dir.join(DATA);
+    let err = |e| Error::io("lock", dir.join(DATA), e);
+    loop {
+        let data = match File::open(&path) {
+            Ok(data) => data,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(err(e)),
+        };
+        if !lock_within(&data, LOCK_WAIT).map_err(err)? {
+            let e = io::Error::new(
+                io::ErrorKind::TimedOut,
+                "another process holds it; see which one with lslocks",
+            );
+            return Err(err(e));
+        }
+        let inode = data.metadata().map_err(err)?.ino();
+        // The name may have moved on while we waited; then the lock guards nothing.
+        match std::fs::metadata(&path) {
+            Ok(meta) if meta.ino() == inode => return Ok(Some(LayerLock { _data: data, inode })),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(err(e)),
+        }
+    }
+}
+
+/// Number of chunks as the bitmap counts them.
+pub(super) fn chunk_count(index: &LayerIndex) -> Result<u32> {
+    u32::try_from(index.chunks.len()).map_err(|_| {
+        let what = format!("index of layer {}", index.blob_digest);
+        Error::limit(what, format!("{} chunks", index.chunks.len()))
+    })
+}
+
+/// Makes the file at `path` hold exactly `bytes`, synced.
+pub(super) fn write_new(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<File> {
+    let write = || {
+        let file = disk.create(path)?;
+        disk.write_at(&file, 0, bytes)?;
+        disk.sync_data(&file)?;
+        Ok(file)
+    };
+    write().map_err(|e| Error::io("write", path, e))
+}
+
+/// Ids of the chunks that share a byte with `range`.
+fn touching(chunks: &[Chunk], range: ByteRange) -> std::ops::Range<ChunkId> {
+    if range.is_empty() {
+        return 0..0;
+    }
+    let end_of = |chunk: &Chunk| chunk.data_offset.saturating_add(u64::from(chunk.len));
+    let first = chunks.partition_point(|chunk| end_of(chunk) <= range.start());
+    let last = chunks.partition_point(|chunk| chunk.data_offset < range.end());
+    let id = |at| ChunkId::try_from(at).unwrap_or(ChunkId::MAX);
+    id(first)..id(last.max(first))
+}
+
+/// The bits on disk; none if the file is absent or does not check out.
+fn read_bitmap(dir: &Path, count: u32) -> Result<Vec<u64>> {
+    let path = dir.join(BITMAP);
+    let nothing = || Bitmap::empty(count).snapshot();
+    let bytes = match super::read_bounded(&path, bitmap::file_bytes(count)) {
+        Ok(bytes) => bytes,
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(nothing());
+        }
+        Err(Error::Limit { .. }) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    Ok(bitmap::decode(count, &bytes).unwrap_or_else(|| {
+        tracing::warn!(path = %path.display(), "bitmap is damaged, fetching its layer again");
+        nothing()
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::Encoding;
+
+    #[test]
+    fn touching_finds_exactly_the_chunks_that_share_a_byte() {
+        let chunk = |data_offset, len| Chunk {
+            encoding: Encoding::Stream,
+            data_offset,
+            len,
+            chunk_digest: [0; 32],
+        };
+        let chunks = [chunk(0, 10), chunk(10, 5), chunk(4096, 1), chunk(8192, 100)];
+        let table = [
+            ((0, 1), 0..1),
+            ((9, 11), 0..2),
+            ((10, 15), 1..2),
+            ((15, 4096), 2..2),
+            ((20, 30), 2..2),
+            ((14, 4097), 1..3),
+            ((5000, 8192), 3..3),
+            ((0, 9000), 0..4),
+            ((8291, 8292), 3..4),
+            ((8292, 8300), 4..4),
+            ((5, 5), 0..0),
+        ];
+        for ((start, end), ids) in table {
+            let range = ByteRange::new(start, end).unwrap();
+            assert_eq!(touching(&chunks, range), ids, "{range}");
+        }
+    }
+}

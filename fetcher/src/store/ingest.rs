@@ -1,0 +1,230 @@
+//! Things being made: a private directory until they are whole, then one rename.
+//!
+//! Invariant: nothing under `ingest/` is ever read as content. Whoever makes something
+//! holds a lock on its `data` file; a directory whose lock is free belongs to a dead
+//! process and is dropped when a store is opened.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::bitmap::Bitmap;
+use super::disk::Disk;
+use super::file::{BITMAP, DATA, INDEX, LayerFile, chunk_count, write_new};
+use super::lock::is_held;
+use super::{Store, bitmap, remove_tree};
+use crate::index::ingest::LayerSink;
+use crate::index::{LayerIndex, wire};
+use crate::types::Digest;
+use crate::{Error, Result};
+
+/// A directory under `ingest/` with a locked, empty `data` file. Dropped, it is removed.
+pub(super) struct Draft {
+    dir: PathBuf,
+    data: File,
+    disk: Arc<dyn Disk>,
+    published: bool,
+}
+
+impl Draft {
+    /// Makes one. The store's lock is held meanwhile, so recovery in another process
+    /// cannot see it before its `data` is locked.
+    pub(super) fn new(store: &Store) -> Result<Self> {
+        let _lock = store.lock()?;
+        let dir = store.fresh_dir("ingest")?;
+        let path = dir.join(DATA);
+        let make = || {
+            let data = store.disk().create(&path)?;
+            if is_held(&data)? {
+                return Err(io::Error::other("a new file is locked already"));
+            }
+            Ok(data)
+        };
+        match make() {
+            Ok(data) => Ok(Self {
+                dir,
+                data,
+                disk: Arc::clone(store.disk_arc()),
+                published: false,
+            }),
+            Err(error) => {
+                remove_quietly(store.disk(), &dir);
+                Err(Error::io("create", path, error))
+            }
+        }
+    }
+
+    pub(super) fn data(&self) -> &File {
+        &self.data
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Makes the directory a whole layer, on the device, still under its private name.
+    fn complete(&self, index: &LayerIndex, bits: &Bitmap) -> Result<()> {
+        let data = || {
+            self.disk.set_len(&self.data, index.data_len)?;
+            self.disk.sync_data(&self.data)
+        };
+        data().map_err(|e| Error::io("write to", self.path(DATA), e))?;
+        let bits = bitmap::encode(bits.count(), &bits.snapshot());
+        write_new(&*self.disk, &self.path(BITMAP), &bits)?;
+        write_new(&*self.disk, &self.path(INDEX), &wire::encode(index))?;
+        self.disk
+            .sync_dir(&self.dir)
+            .map_err(|e| Error::io("sync", &self.dir, e))
+    }
+
+    /// Gives the complete directory its name under `layers/`. The store's lock is held.
+    fn publish(mut self, to: &Path) -> Result<()> {
+        let parent = to.parent().unwrap_or(to);
+        self.disk
+            .rename(&self.dir, to)
+            .map_err(|e| Error::io("create", to, e))?;
+        self.published = true;
+        self.disk
+            .sync_dir(parent)
+            .map_err(|e| Error::io("sync", parent, e))
+    }
+
+    /// Puts the complete directory where the layer at `to` is, in one step, and drops
+    /// that one. The store's lock and the layer's are held.
+    fn replace(self, to: &Path) -> Result<()> {
+        let parent = to.parent().unwrap_or(to);
+        let own_parent = self.dir.parent().unwrap_or(&self.dir);
+        let swap = || {
+            self.disk.exchange(&self.dir, to)?;
+            self.disk.sync_dir(parent)?;
+            self.disk.sync_dir(own_parent)
+        };
+        // Dropping `self` removes what is under the private name now: the old layer.
+        swap().map_err(|e| Error::io("replace", to, e))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.published {
+            remove_quietly(&*self.disk, &self.dir);
+        }
+    }
+}
+
+/// A layer being written as one stream. Dropping it aborts.
+///
+/// What is written need not be verified chunk by chunk: nobody can read it before
+/// [`LayerIngest::commit`], and the caller commits only a stream whose digest it checked.
+pub struct LayerIngest {
+    store: Arc<Store>,
+    digest: Digest,
+    draft: Draft,
+}
+
+impl LayerIngest {
+    pub(super) fn new(store: Arc<Store>, digest: Digest) -> Result<Self> {
+        let draft = Draft::new(&store)?;
+        Ok(Self {
+            store,
+            digest,
+            draft,
+        })
+    }
+
+    /// Makes the layer visible, complete, on the device. A layer of this digest that is
+    /// complete already stays; one that is not is replaced in one step, and whoever has
+    /// it open goes on reading the old one. Blocks on the device.
+    pub fn commit(self, index: LayerIndex) -> Result<Arc<LayerFile>> {
+        if index.blob_digest != self.digest {
+            return Err(Error::Corrupt {
+                what: "the index of an ingested layer".to_owned(),
+                expected: self.digest,
+                actual: index.blob_digest,
+            });
+        }
+        let bits = Bitmap::full(chunk_count(&index)?);
+        self.draft.complete(&index, &bits)?;
+        publish_layer(
+            &self.store,
+            self.draft,
+            &self.digest,
+            Existing::ReplacePartial,
+        )
+    }
+}
+
+impl LayerSink for LayerIngest {
+    fn write_at(&mut self, data_offset: u64, bytes: &[u8]) -> Result<()> {
+        self.draft
+            .disk
+            .write_at(self.draft.data(), data_offset, bytes)
+            .map_err(|e| Error::io("write to", self.draft.path(DATA), e))
+    }
+}
+
+/// What to do about a layer that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Keep,
+    ReplacePartial,
+}
+
+/// Makes a layer of which nothing is present, unless there is one.
+pub(super) fn create_lazy(store: &Arc<Store>, index: &LayerIndex) -> Result<Arc<LayerFile>> {
+    let bits = Bitmap::empty(chunk_count(index)?);
+    let draft = Draft::new(store)?;
+    draft.complete(index, &bits)?;
+    publish_layer(store, draft, &index.blob_digest, Existing::Keep)
+}
+
+fn publish_layer(
+    store: &Arc<Store>,
+    draft: Draft,
+    digest: &Digest,
+    existing: Existing,
+) -> Result<Arc<LayerFile>> {
+    let to = store.layer_dir(digest);
+    let _lock = store.lock()?;
+    let current = match store.open_layer(digest) {
+        Ok(current) => current,
+        Err(Error::Malformed { detail, .. }) => {
+            tracing::warn!(%digest, error = detail, "layer is damaged, making it again");
+            store.remove_layer_locked(digest)?;
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    match current {
+        Some(file) if existing == Existing::Keep || file.is_complete() => return Ok(file),
+        Some(file) => {
+            let _layer = super::file::lock_layer(&to)?;
+            draft.replace(&to)?;
+            store.forget_layer(digest);
+            file.mark_removed();
+        }
+        None => draft.publish(&to)?,
+    }
+    store.open_layer(digest)?.ok_or_else(|| Error::NotFound {
+        what: format!("layer {digest}, which was just stored,"),
+        host: String::new(),
+    })
+}
+
+/// Whether the process that makes the thing in `dir` still lives.
+pub(super) fn has_owner(dir: &Path) -> Result<bool> {
+    let path = dir.join(DATA);
+    match File::open(&path) {
+        Ok(data) => is_held(&data).map_err(|e| Error::io("lock", path, e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io("open", path, e)),
+    }
+}
+
+/// What cannot be removed now is removed when a store is opened next.
+fn remove_quietly(disk: &dyn Disk, dir: &Path) {
+    if let Err(error) = remove_tree(disk, dir) {
+        tracing::debug!(%error, "left an unfinished ingest for the next start");
+    }
+}

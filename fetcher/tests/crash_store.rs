@@ -1,0 +1,355 @@
+//! Crashes and failures of the store at every single operation.
+//!
+//! Each scenario runs once to count its operations, then once per operation and fault.
+//! After a crash, several states that the device may be left in are opened and checked:
+//! what is present hashes right, what was reported as recorded is there, nothing that
+//! was being made is visible.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use lazarette_fetcher::codec;
+use lazarette_fetcher::index::ingest::LayerSink as _;
+use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex};
+use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
+use lazarette_fetcher::store::disk::{Disk, RealDisk};
+use lazarette_fetcher::store::{LayerFile, Store};
+use lazarette_fetcher::test_util::disk::{CrashDisk, Fault};
+use lazarette_fetcher::types::{ByteRange, Digest};
+use lazarette_fetcher::{Error, Result};
+
+const SEEDS: u64 = 6;
+const CHUNKS: u32 = 5;
+const CHUNK_LEN: u32 = 3000;
+
+/// The bytes of a chunk: the same in every layer of this file.
+fn chunk_bytes(id: ChunkId) -> Vec<u8> {
+    (0..CHUNK_LEN)
+        .map(|at| u8::try_from((at * 7 + id * 31 + 1) % 251).unwrap())
+        .collect()
+}
+
+/// A layer of one file per chunk, with padding between them.
+fn index(name: &str) -> LayerIndex {
+    let mut files = Vec::new();
+    let mut chunks = Vec::new();
+    for id in 0..CHUNKS {
+        let data_offset = u64::from(id) * 4096;
+        let digest = Digest::sha256(&chunk_bytes(id));
+        chunks.push(Chunk {
+            encoding: Encoding::GzipMember {
+                blob: ByteRange::at(u64::from(id) * 100, 100).unwrap(),
+                skip: 0,
+            },
+            data_offset,
+            len: CHUNK_LEN,
+            chunk_digest: digest.as_bytes().try_into().unwrap(),
+        });
+        files.push(FileEntry {
+            path: format!("file{id}").into_bytes(),
+            kind: FileKind::Regular {
+                size: u64::from(CHUNK_LEN),
+                data_offset,
+            },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            xattrs: Vec::new(),
+        });
+    }
+    LayerIndex {
+        blob_digest: Digest::sha256(name.as_bytes()),
+        blob_size: u64::from(CHUNKS) * 100,
+        format: LayerFormat::Estargz,
+        files,
+        chunks,
+        data_len: u64::from(CHUNKS - 1) * 4096 + u64::from(CHUNK_LEN),
+    }
+}
+
+fn put(file: &LayerFile, id: ChunkId) -> Result<()> {
+    let bytes = chunk_bytes(id);
+    let digest = Digest::sha256(&bytes);
+    file.put(
+        id,
+        &codec::verify(|| "a test chunk".to_owned(), &digest, bytes)?,
+    )
+}
+
+/// The real disk, which nobody unplugs while a state is only looked at: syncs of
+/// thousands of states would take minutes and show nothing.
+struct Unsynced;
+
+impl Disk for Unsynced {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dir(path)
+    }
+    fn create(&self, path: &Path) -> io::Result<File> {
+        RealDisk.create(path)
+    }
+    fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        RealDisk.write_at(file, offset, bytes)
+    }
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        RealDisk.set_len(file, len)
+    }
+    fn sync_data(&self, _: &File) -> io::Result<()> {
+        Ok(())
+    }
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+        RealDisk.exchange(a, b)
+    }
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_file(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_dir(path)
+    }
+}
+
+/// What the scenario was told is safe. A crash must not take it.
+#[derive(Default, Clone, Debug)]
+struct Acked {
+    /// Chunks of layer "lazy" that a flush recorded.
+    chunks: BTreeSet<ChunkId>,
+    /// Layers that must be complete.
+    complete: BTreeSet<&'static str>,
+    /// Layers that must be gone.
+    removed: BTreeSet<&'static str>,
+    /// Blobs that must be there.
+    blobs: BTreeSet<Vec<u8>>,
+}
+
+/// Runs all of it, or up to the first error; notes what was acknowledged.
+type Scenario = fn(&Arc<Store>, &mut Acked) -> Result<()>;
+
+fn fill_and_flush(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    let file = store.create_layer(index("lazy"))?;
+    for batch in [&[3_u32, 0][..], &[4], &[1, 2]] {
+        for id in batch {
+            put(&file, *id)?;
+        }
+        file.flush()?;
+        acked.chunks.extend(batch);
+    }
+    Ok(())
+}
+
+fn ingest(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    let index = index("whole");
+    let mut ingest = store.begin_ingest(&index.blob_digest)?;
+    for id in 0..CHUNKS {
+        ingest.write_at(u64::from(id) * 4096, &chunk_bytes(id))?;
+    }
+    ingest.commit(index)?;
+    acked.complete.insert("whole");
+    Ok(())
+}
+
+fn ingest_over_a_partial_layer(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    let index = index("lazy");
+    let file = store.create_layer(index.clone())?;
+    put(&file, 2)?;
+    file.flush()?;
+    acked.chunks.insert(2);
+    let mut ingest = store.begin_ingest(&index.blob_digest)?;
+    for id in 0..CHUNKS {
+        ingest.write_at(u64::from(id) * 4096, &chunk_bytes(id))?;
+    }
+    put(&file, 1)?;
+    let whole = ingest.commit(index)?;
+    acked.complete.insert("lazy");
+    assert!(whole.is_complete());
+    put(&file, 3)?;
+    file.flush()
+}
+
+fn aborted_ingest(store: &Arc<Store>, _: &mut Acked) -> Result<()> {
+    let index = index("aborted");
+    let mut ingest = store.begin_ingest(&index.blob_digest)?;
+    ingest.write_at(0, &chunk_bytes(0))?;
+    drop(ingest);
+    Ok(())
+}
+
+fn remove(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    ingest(store, acked)?;
+    let digest = index("whole").blob_digest;
+    let open = store.open_layer(&digest)?;
+    acked.complete.clear();
+    assert!(store.remove_layer(&digest)?);
+    acked.removed.insert("whole");
+    drop(open);
+    Ok(())
+}
+
+fn blobs(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    for bytes in [&b"a manifest"[..], b"a config", &[7; 5000]] {
+        store.put_blob(&Digest::sha256(bytes), bytes)?;
+        acked.blobs.insert(bytes.to_vec());
+    }
+    acked.blobs.remove(&b"a config"[..]);
+    assert!(store.remove_blob(&Digest::sha256(b"a config"))?);
+    Ok(())
+}
+
+const SCENARIOS: [(&str, Scenario); 6] = [
+    ("fill and flush", fill_and_flush),
+    ("ingest", ingest),
+    ("ingest over a partial layer", ingest_over_a_partial_layer),
+    ("aborted ingest", aborted_ingest),
+    ("remove", remove),
+    ("blobs", blobs),
+];
+
+/// Whatever is present in a layer reads as it should; returns what is.
+fn check_layer(file: &LayerFile) -> BTreeSet<ChunkId> {
+    let mut present = BTreeSet::new();
+    for id in 0..CHUNKS {
+        let mut buf = vec![0xee; CHUNK_LEN as usize];
+        let read = file.read_at(u64::from(id) * 4096, &mut buf).unwrap();
+        assert_eq!(read, file.is_present(id));
+        if read {
+            assert_eq!(buf, chunk_bytes(id), "chunk {id} is present but wrong");
+            present.insert(id);
+        }
+    }
+    present
+}
+
+fn check(root: &Path, acked: &Acked, when: &str) {
+    let store = Store::open_on(root, Arc::new(Unsynced)).unwrap_or_else(|e| panic!("{when}: {e}"));
+    for leftovers in ["ingest", "trash"] {
+        let left = std::fs::read_dir(root.join(leftovers)).unwrap().count();
+        assert_eq!(left, 0, "{when}: {leftovers}");
+    }
+    for name in ["lazy", "whole", "aborted"] {
+        let file = store
+            .open_layer(&index(name).blob_digest)
+            .unwrap_or_else(|e| panic!("{when}: layer {name}: {e}"));
+        let present = file.as_deref().map(check_layer).unwrap_or_default();
+        if name == "lazy" {
+            assert!(acked.chunks.is_subset(&present), "{when}: {present:?}");
+        } else if let Some(file) = &file {
+            assert!(file.is_complete(), "{when}: {name} is half visible");
+        }
+        if acked.complete.contains(name) {
+            assert_eq!(present.len(), CHUNKS as usize, "{when}: {name}");
+        }
+        if acked.removed.contains(name) {
+            assert!(file.is_none(), "{when}: {name} came back");
+        }
+        assert!(name != "aborted" || file.is_none(), "{when}");
+    }
+    for digest in store.blobs().unwrap() {
+        // Verifies: a damaged blob would come back as absent.
+        assert!(
+            store.get_blob(&digest).unwrap().is_some(),
+            "{when}: {digest}"
+        );
+    }
+    for bytes in &acked.blobs {
+        let found = store.get_blob(&Digest::sha256(bytes)).unwrap();
+        assert_eq!(found.as_deref(), Some(&bytes[..]), "{when}");
+    }
+    if when.ends_with("seed 0") {
+        still_usable(&store, when);
+    }
+}
+
+/// The store works on after whatever happened.
+fn still_usable(store: &Arc<Store>, when: &str) {
+    for scenario in [fill_and_flush, ingest] {
+        let mut acked = Acked::default();
+        scenario(store, &mut acked).unwrap_or_else(|e| panic!("{when}, then: {e}"));
+    }
+    for name in ["lazy", "whole"] {
+        let file = store.open_layer(&index(name).blob_digest).unwrap().unwrap();
+        assert_eq!(check_layer(&file).len(), CHUNKS as usize, "{when}");
+    }
+}
+
+/// Opens a store on `disk` and runs the scenario.
+fn run(root: &Path, disk: &Arc<CrashDisk>, scenario: Scenario, acked: &mut Acked) -> Result<()> {
+    let disk: Arc<CrashDisk> = Arc::clone(disk);
+    scenario(&Store::open_on(root, disk)?, acked)
+}
+
+fn operations_of(scenario: Scenario) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(CrashDisk::new(dir.path(), None));
+    run(dir.path(), &disk, scenario, &mut Acked::default()).unwrap();
+    disk.ops()
+}
+
+#[test]
+fn a_crash_at_any_operation_leaves_nothing_wrong() {
+    for (name, scenario) in SCENARIOS {
+        let ops = operations_of(scenario);
+        assert!(ops > 5, "{name} does something");
+        for at in 0..=ops {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = Arc::new(CrashDisk::new(dir.path(), Some((at, Fault::Crash))));
+            let mut acked = Acked::default();
+            let result = run(dir.path(), &disk, scenario, &mut acked);
+            // A crash while cleaning up after success or abort is not an error.
+            assert!(
+                disk.crashed() || at == ops && result.is_ok(),
+                "{name} at {at}"
+            );
+            for seed in 0..SEEDS {
+                let after = tempfile::tempdir().unwrap();
+                disk.materialise(after.path(), seed).unwrap();
+                check(
+                    after.path(),
+                    &acked,
+                    &format!("{name}, op {at}/{ops}, seed {seed}"),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_failure_at_any_operation_loses_nothing() {
+    for (name, scenario) in SCENARIOS {
+        let ops = operations_of(scenario);
+        for at in 0..ops {
+            for fault in [Fault::NoSpace, Fault::Io] {
+                let when = format!("{name}, {fault:?} at {at}/{ops}");
+                let dir = tempfile::tempdir().unwrap();
+                let disk = Arc::new(CrashDisk::new(dir.path(), Some((at, fault))));
+                let mut acked = Acked::default();
+                let result = run(dir.path(), &disk, scenario, &mut acked);
+                if let Err(error) = result {
+                    let full = matches!(error, Error::NoSpace { .. });
+                    assert_eq!(full, fault == Fault::NoSpace, "{when}: {error}");
+                }
+                // The same process goes on with the same disk, and crashes after that.
+                let store = Store::open_on(dir.path(), Arc::clone(&disk) as Arc<_>).unwrap();
+                let mut later = acked.clone();
+                later.removed.clear();
+                fill_and_flush(&store, &mut later).unwrap_or_else(|e| panic!("{when}: {e}"));
+                drop(store);
+                for seed in 0..3 {
+                    let after = tempfile::tempdir().unwrap();
+                    disk.materialise(after.path(), seed).unwrap();
+                    check(after.path(), &later, &format!("{when}, seed {seed}"));
+                }
+                check(dir.path(), &acked, &when);
+            }
+        }
+    }
+}
