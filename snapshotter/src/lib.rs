@@ -1,1 +1,20 @@
 //! From layer indexes to mountable root file systems.
+//!
+//! A [`tree`] is the immutable inode tree of one layer, [`fuse`] mounts it with contents
+//! that arrive when they are read, [`overlay`] stacks such mounts and local directories
+//! into snapshots whose records live in a [`metastore`], and [`cleanup`] leaves nothing
+//! behind, also after a crash. This crate knows nothing of registries, images or
+//! containers.
+
+pub mod cleanup;
+pub mod data;
+mod error;
+pub mod fuse;
+pub mod metastore;
+pub mod overlay;
+mod sys;
+#[cfg(test)]
+mod test_util;
+pub mod tree;
+
+pub use error::{Error, Result};

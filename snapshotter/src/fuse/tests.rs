@@ -1,0 +1,406 @@
+//! Real FUSE mounts over data that a test holds back, breaks and releases.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use lazarette_fetcher::index::{FileKind, Timestamp};
+
+use super::{FuseOptions, LayerMount, LayerMounts};
+use crate::sys;
+use crate::test_util::{FakeData, LayerBuilder, must_be_root};
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    mounts: LayerMounts,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let options = FuseOptions::default();
+        let mounts = LayerMounts::new(dir.path(), runtime.handle().clone(), options);
+        Self {
+            dir,
+            runtime,
+            mounts,
+        }
+    }
+
+    fn mount(&self, layer: &LayerBuilder, data: &Arc<FakeData>) -> Arc<LayerMount> {
+        let data = Arc::clone(data);
+        self.mounts
+            .mount(layer.digest(), layer.tree(), data)
+            .unwrap()
+    }
+
+    /// Nothing is mounted and no mountpoint is left.
+    fn assert_clean(self) {
+        drop(self.mounts);
+        drop(self.runtime);
+        assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), 0);
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!table.contains(self.dir.path().to_str().unwrap()));
+    }
+}
+
+#[test]
+fn privileged_shows_exact_attributes() {
+    if !must_be_root("privileged_shows_exact_attributes") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let mut layer = LayerBuilder::new("attributes");
+    layer.dir("etc").mode = 0o1770;
+    let su = layer.file("bin/su", b"#!");
+    (su.mode, su.uid, su.gid) = (0o4755, 12, 34);
+    su.mtime = Timestamp {
+        secs: -2,
+        nanos: 800_000_001,
+    };
+    layer.link("bin/su2", "bin/su");
+    layer.symlink("sh", "bin/su");
+    let (major, minor) = (5, 300);
+    layer.add("tty", FileKind::CharDevice { major, minor });
+    layer.add("disk", FileKind::BlockDevice { major: 8, minor: 1 });
+    layer.add("pipe", FileKind::Fifo);
+    let data = layer.data();
+    let mount = fixture.mount(&layer, &data);
+    let at = |name: &str| fs::symlink_metadata(mount.path().join(name)).unwrap();
+
+    let su = at("bin/su");
+    assert_eq!((su.mode() & 0o7777, su.uid(), su.gid()), (0o4755, 12, 34));
+    assert_eq!((su.mtime(), su.mtime_nsec()), (-2, 800_000_001));
+    assert_eq!((su.size(), su.blocks(), su.nlink()), (2, 1, 2));
+    assert_eq!(at("bin/su2").ino(), su.ino());
+    assert_eq!((at("etc").mode() & 0o7777, at("etc").nlink()), (0o1770, 2));
+    assert_eq!(at("").nlink(), 4);
+    assert_eq!(at("sh").size(), 6);
+    assert_eq!(
+        fs::read_link(mount.path().join("sh")).unwrap(),
+        Path::new("bin/su")
+    );
+    assert!(at("tty").file_type().is_char_device());
+    assert_eq!(sys::split_dev(at("tty").rdev()), (5, 300));
+    assert!(at("disk").file_type().is_block_device());
+    assert_eq!(sys::split_dev(at("disk").rdev()), (8, 1));
+    assert!(at("pipe").file_type().is_fifo());
+    // A line says who mounted, and that it is read-only.
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let path = mount.path().to_str().unwrap();
+    let line = table.lines().find(|line| line.contains(path)).unwrap();
+    assert!(line.contains("lazarette") && line.contains(" ro"), "{line}");
+    assert!(line.contains("default_permissions,allow_other"), "{line}");
+    let error = fs::write(mount.path().join("new"), b"x").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    let (block, blocks, files, name) = sys::test_support::statfs(mount.path()).unwrap();
+    assert_eq!((block, blocks, files, name), (4096, 1, 8, 255));
+    drop(mount);
+    fixture.assert_clean();
+}
+
+#[test]
+fn privileged_lists_large_directories_and_remembers_absent_names() {
+    if !must_be_root("privileged_lists_large_directories_and_remembers_absent_names") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let mut layer = LayerBuilder::new("large");
+    for number in 0..3000 {
+        layer.file(&format!("many/file-with-a-longer-name-{number:05}"), b"");
+    }
+    let mount = fixture.mount(&layer, &layer.data());
+    let many = mount.path().join("many");
+    for _ in 0..2 {
+        let names: Vec<_> = fs::read_dir(&many)
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                assert!(entry.file_type().unwrap().is_file());
+                entry.file_name()
+            })
+            .collect();
+        assert_eq!(names.len(), 3000);
+        assert!(names.is_sorted());
+    }
+    let absent = many.join("absent");
+    assert!(!absent.exists());
+    let before = mount.stats().lookups;
+    for _ in 0..50 {
+        assert!(!absent.exists());
+    }
+    assert_eq!(mount.stats().lookups, before, "the kernel remembers");
+    drop(mount);
+    fixture.assert_clean();
+}
+
+#[test]
+fn privileged_extended_attributes_follow_the_calls_rules() {
+    if !must_be_root("privileged_extended_attributes_follow_the_calls_rules") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let mut layer = LayerBuilder::new("xattrs");
+    // Revision 2, effective, CAP_NET_BIND_SERVICE: the kernel checks the form.
+    let mut capability = [0; 20];
+    (capability[0], capability[3], capability[5]) = (1, 2, 4);
+    layer.file("a", b"x").xattrs = vec![
+        (b"user.name".to_vec(), b"value".to_vec()),
+        (b"security.capability".to_vec(), capability.to_vec()),
+    ];
+    layer.file("plain", b"x");
+    layer.file("opaque/.wh..wh..opq", b"");
+    let mount = fixture.mount(&layer, &layer.data());
+    let at = |name: &str| mount.path().join(name);
+    use sys::test_support::{get_xattr, get_xattr_sized, list_xattrs};
+
+    assert_eq!(get_xattr(&at("a"), "user.name").unwrap(), b"value");
+    assert_eq!(
+        get_xattr(&at("a"), "security.capability").unwrap(),
+        capability
+    );
+    assert_eq!(get_xattr_sized(&at("a"), "user.name", 0).unwrap(), 5);
+    let error = get_xattr_sized(&at("a"), "user.name", 4).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(34), "ERANGE: {error}");
+    for name in ["a", "plain"] {
+        let error = get_xattr(&at(name), "user.other").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(61), "ENODATA: {error}");
+    }
+    let mut names = list_xattrs(&at("a")).unwrap();
+    names.sort();
+    assert_eq!(names, ["security.capability", "user.name"]);
+    assert!(list_xattrs(&at("plain")).unwrap().is_empty());
+    let opaque = get_xattr(&at("opaque"), "trusted.overlay.opaque").unwrap();
+    assert_eq!(opaque, b"y");
+    drop(mount);
+    fixture.assert_clean();
+}
+
+/// Bytes that tell where they are from.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|at| u8::try_from(at * 7 % 251).unwrap())
+        .collect()
+}
+
+#[test]
+fn privileged_reads_the_right_bytes_by_every_way() {
+    if !must_be_root("privileged_reads_the_right_bytes_by_every_way") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let mut layer = LayerBuilder::new("bytes");
+    let big = pattern(3_000_001);
+    layer.file("small", b"hello");
+    layer.file("empty", b"");
+    layer.file("big", &big);
+    let program = fs::read("/bin/true").unwrap();
+    layer.file("bin/true", &program).mode = 0o755;
+    let data = layer.data();
+    let mount = fixture.mount(&layer, &data);
+    let at = |name: &str| mount.path().join(name);
+
+    assert_eq!(fs::read(at("small")).unwrap(), b"hello");
+    assert_eq!(fs::read(at("empty")).unwrap(), b"");
+    let file = File::open(at("big")).unwrap();
+    let mut part = vec![0; 5000];
+    file.read_exact_at(&mut part, 1_234_567).unwrap();
+    assert_eq!(part, big[1_234_567..1_239_567]);
+    assert_eq!(file.read_at(&mut part, 3_000_001).unwrap(), 0);
+    let sum = sys::test_support::sum_by_mmap(&file, big.len()).unwrap();
+    assert_eq!(sum, big.iter().map(|byte| u64::from(*byte)).sum::<u64>());
+    assert_eq!(fs::read(at("big")).unwrap(), big);
+    let status = std::process::Command::new(at("bin/true")).status().unwrap();
+    assert!(status.success());
+    assert!(mount.stats().misses > 0, "the data started absent");
+    drop((file, mount));
+    fixture.assert_clean();
+}
+
+#[test]
+fn privileged_many_threads_read_many_files() {
+    if !must_be_root("privileged_many_threads_read_many_files") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let mut layer = LayerBuilder::new("threads");
+    let contents: HashMap<String, Vec<u8>> = (0..64)
+        .map(|number| (format!("d{}/f{number}", number % 7), pattern(number * 997)))
+        .collect();
+    for (path, bytes) in &contents {
+        layer.file(path, bytes);
+    }
+    let mount = fixture.mount(&layer, &layer.data());
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for (path, bytes) in &contents {
+                    assert_eq!(fs::read(mount.path().join(path)).unwrap(), *bytes);
+                }
+            });
+        }
+    });
+    drop(mount);
+    fixture.assert_clean();
+}
+
+#[test]
+fn privileged_slow_misses_do_not_delay_warm_reads() {
+    if !must_be_root("privileged_slow_misses_do_not_delay_warm_reads") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let mut layer = LayerBuilder::new("slow");
+    layer.file("warm", b"warm");
+    for number in 0..32 {
+        layer.file(&format!("cold{number}"), format!("cold{number}").as_bytes());
+    }
+    let data = layer.data();
+    let mount = fixture.mount(&layer, &data);
+    data.make_present(layer.range("warm"));
+    data.hold();
+    thread::scope(|scope| {
+        let mount = &mount;
+        let readers: Vec<_> = (0..32)
+            .map(|number| {
+                scope.spawn(move || fs::read(mount.path().join(format!("cold{number}"))).unwrap())
+            })
+            .collect();
+        // More misses wait than there are threads; only then is the warm file read.
+        data.wait_for_fills(32);
+        assert_eq!(fs::read(mount.path().join("warm")).unwrap(), b"warm");
+        assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 33);
+        data.release();
+        for (number, reader) in readers.into_iter().enumerate() {
+            assert_eq!(reader.join().unwrap(), format!("cold{number}").into_bytes());
+        }
+    });
+    assert_eq!(mount.stats().misses, 32);
+    drop(mount);
+    fixture.assert_clean();
+}
+
+#[test]
+fn privileged_a_failed_fill_is_an_error_once_and_not_remembered() {
+    if !must_be_root("privileged_a_failed_fill_is_an_error_once_and_not_remembered") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let mut layer = LayerBuilder::new("failing");
+    layer.file("a", b"content");
+    let data = layer.data();
+    let mount = fixture.mount(&layer, &data);
+    data.fail_next(2);
+    let read = || fs::read(mount.path().join("a"));
+    // The kernel may try a page again by itself, so the second failure may be the same read.
+    let error = read().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "EIO: {error}");
+    data.fail_next(0);
+    assert_eq!(read().unwrap(), b"content");
+    drop(mount);
+    fixture.assert_clean();
+}
+
+#[test]
+fn privileged_one_mount_per_layer_until_the_last_user_goes() {
+    if !must_be_root("privileged_one_mount_per_layer_until_the_last_user_goes") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let mut layer = LayerBuilder::new("shared");
+    layer.file("a", b"a");
+    let data = layer.data();
+    let first = fixture.mount(&layer, &data);
+    let second = fixture.mount(&layer, &data);
+    assert!(Arc::ptr_eq(&first, &second));
+    let path = first.path().to_path_buf();
+    drop(first);
+    assert_eq!(fs::read(path.join("a")).unwrap(), b"a");
+    drop(second);
+    assert!(!path.exists());
+    let third = fixture.mount(&layer, &data);
+    assert_eq!(fs::read(third.path().join("a")).unwrap(), b"a");
+    let mounts = &fixture.mounts;
+    thread::scope(|scope| {
+        let both: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    mounts
+                        .mount(layer.digest(), layer.tree(), data.clone())
+                        .unwrap()
+                })
+            })
+            .collect();
+        for other in both {
+            assert!(Arc::ptr_eq(&other.join().unwrap(), &third));
+        }
+    });
+    drop(third);
+    fixture.assert_clean();
+}
+
+#[test]
+fn privileged_unmounts_under_open_files_and_waiting_reads() {
+    if !must_be_root("privileged_unmounts_under_open_files_and_waiting_reads") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let mut layer = LayerBuilder::new("busy");
+    layer.file("warm", b"warm");
+    layer.file("cold", b"cold");
+    let data = layer.data();
+    let mount = fixture.mount(&layer, &data);
+    data.make_present(layer.range("warm"));
+    let open = File::open(mount.path().join("warm")).unwrap();
+    let cold = File::open(mount.path().join("cold")).unwrap();
+    data.hold();
+    thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let mut buf = [0; 4];
+            cold.read_at(&mut buf, 0).unwrap_err().raw_os_error()
+        });
+        data.wait_for_fills(1);
+        drop(mount);
+        assert_eq!(reader.join().unwrap(), Some(5), "EIO");
+    });
+    let mut buf = [0; 4];
+    open.read_exact_at(&mut buf, 0).unwrap();
+    assert_eq!(&buf, b"warm");
+    drop(open);
+    fixture.assert_clean();
+}
+
+#[test]
+fn privileged_other_users_see_what_the_modes_allow() {
+    if !must_be_root("privileged_other_users_see_what_the_modes_allow") {
+        return;
+    }
+    let fixture = Fixture::new();
+    fs::set_permissions(fixture.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut layer = LayerBuilder::new("users");
+    layer.file("open", b"yes").mode = 0o644;
+    layer.file("closed", b"no").mode = 0o600;
+    let mount = fixture.mount(&layer, &layer.data());
+    let as_nobody = |name: &str| {
+        use std::os::unix::process::CommandExt;
+        std::process::Command::new("/bin/cat")
+            .arg(mount.path().join(name))
+            .uid(65_534)
+            .gid(65_534)
+            .output()
+            .unwrap()
+    };
+    assert_eq!(as_nobody("open").stdout, b"yes");
+    assert!(!as_nobody("closed").status.success());
+    drop(mount);
+    fixture.assert_clean();
+}

@@ -1,0 +1,257 @@
+//! Snapshots: layers and local directories stacked into root file systems.
+//!
+//! Containerd's semantics: an active snapshot is writable and private, a view read-only,
+//! a committed one is finished and may be a parent. A committed snapshot is either a local
+//! directory or a lazy layer whose mount the caller names when it asks for mounts.
+//!
+//! Invariant: the records are the truth. A directory is made before the record that names
+//! it and removed after that record is gone, so a crash leaves at most directories that no
+//! record names, and [`Snapshots::open`] removes those. Never mounts anything by itself:
+//! [`Mount`] is a value, [`Mount::mount_at`] the only thing that acts.
+
+mod dirs;
+mod execute;
+mod mount;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lazarette_fetcher::types::Digest;
+
+use self::dirs::Dirs;
+pub use self::execute::unmount;
+pub use self::mount::{Mount, OverlayMount, Upper};
+use crate::metastore::{self, Commit, Content, Create, Kind, Labels, Metastore, Record, Usage};
+use crate::{Error, Result};
+
+/// Finds the mount of a lazy layer by its blob digest.
+pub type Resolve<'a> = &'a dyn Fn(&Digest) -> Result<PathBuf>;
+
+/// The snapshots below one directory. Several processes may open the same one.
+pub struct Snapshots {
+    dirs: Dirs,
+    store: Arc<dyn Metastore>,
+}
+
+impl Snapshots {
+    /// Opens the snapshots in `root`, made if absent, and removes the directories that no
+    /// record names.
+    pub fn open(root: &Path, store: Arc<dyn Metastore>) -> Result<Self> {
+        let dirs = Dirs::open(root)?;
+        let this = Self { dirs, store };
+        this.remove_orphans()?;
+        Ok(this)
+    }
+
+    /// Makes a writable snapshot on `parent`, or on nothing.
+    pub fn prepare(&self, key: &str, parent: Option<&str>, labels: &Labels) -> Result<()> {
+        self.create(key, parent, labels, Kind::Active)
+    }
+
+    /// Makes a read-only look at `parent`, or at an empty directory.
+    pub fn view(&self, key: &str, parent: Option<&str>, labels: &Labels) -> Result<()> {
+        self.create(key, parent, labels, Kind::View)
+    }
+
+    /// Closes the active snapshot `key` under its final `name`. The caller has unmounted it
+    /// or at least stopped writing.
+    pub fn commit(&self, name: &str, key: &str, labels: &Labels) -> Result<()> {
+        let record = self.stat(key)?;
+        let mut usage = Usage::default();
+        if let Content::Directory(number) = record.content {
+            usage = self.dirs.usage(number)?;
+            self.dirs.sync(number)?;
+        }
+        self.store.update(&mut |records| {
+            let now = now();
+            let commit = Commit {
+                name,
+                key,
+                labels,
+                usage,
+                now,
+            };
+            metastore::commit(records, commit)
+        })
+    }
+
+    /// Makes a committed snapshot whose files are those of a lazy layer.
+    pub fn commit_layer(
+        &self,
+        name: &str,
+        parent: Option<&str>,
+        blob_digest: Digest,
+        labels: &Labels,
+    ) -> Result<()> {
+        self.store.update(&mut |records| {
+            let new = Create {
+                key: name,
+                kind: Kind::Committed,
+                parent,
+                content: Content::Layer(blob_digest),
+                labels,
+                now: now(),
+            };
+            metastore::commit_layer(records, new, blob_digest)
+        })
+    }
+
+    /// What to mount to see the active snapshot or view `key`.
+    ///
+    /// `resolve` names the mounts of the lazy layers below it. The result is empty never and
+    /// has one element today; it is a list because containerd's is.
+    pub fn mounts(&self, key: &str, resolve: Resolve<'_>) -> Result<Vec<Mount>> {
+        let chain = self.chain(key)?;
+        let Some((top, below)) = chain.split_first() else {
+            return Err(Error::NotFound {
+                key: key.to_owned(),
+            });
+        };
+        let number = match (top.kind, top.content) {
+            (Kind::Active | Kind::View, Content::Directory(number)) => number,
+            (Kind::Committed, _) | (_, Content::Layer(_)) => {
+                return Err(Error::Precondition {
+                    op: "mount",
+                    key: key.to_owned(),
+                    detail: "it is committed; make a view of it".to_owned(),
+                });
+            }
+        };
+        let lowers = below
+            .iter()
+            .map(|record| match record.content {
+                Content::Directory(number) => Ok(self.dirs.files(number)),
+                Content::Layer(blob_digest) => resolve(&blob_digest),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        if top.kind == Kind::Active
+            && let Some(lower) = lowers.first()
+        {
+            self.dirs.adopt_root(number, lower)?;
+        }
+        let upper = Upper {
+            dir: self.dirs.files(number),
+            work: self.dirs.work(number),
+        };
+        Ok(vec![mount::plan(top.kind, upper, lowers)])
+    }
+
+    /// Blob digests of the lazy layers that `key` needs mounted, topmost first.
+    pub fn layers(&self, key: &str) -> Result<Vec<Digest>> {
+        let chain = self.chain(key)?;
+        Ok(chain
+            .iter()
+            .filter_map(|record| match record.content {
+                Content::Layer(blob_digest) => Some(blob_digest),
+                Content::Directory(_) => None,
+            })
+            .collect())
+    }
+
+    /// Removes a snapshot that no other one lies on. The caller has unmounted it.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        let mut removed = None;
+        self.store.update(&mut |records| {
+            let (record, changes) = metastore::remove(records, key)?;
+            removed = Some(record);
+            Ok(changes)
+        })?;
+        if let Some(Record {
+            content: Content::Directory(number),
+            ..
+        }) = removed
+        {
+            self.dirs.discard(number);
+        }
+        Ok(())
+    }
+
+    /// What is known about `key`.
+    pub fn stat(&self, key: &str) -> Result<Record> {
+        let mut found = None;
+        self.store.read(&mut |records| {
+            found = records.get(key)?;
+            Ok(())
+        })?;
+        found.ok_or_else(|| Error::NotFound {
+            key: key.to_owned(),
+        })
+    }
+
+    /// Replaces the labels of `key`.
+    pub fn set_labels(&self, key: &str, labels: &Labels) -> Result<()> {
+        self.store
+            .update(&mut |records| metastore::set_labels(records, key, labels, now()))
+    }
+
+    /// Disk space of `key` without its parents'. Of an active snapshot it is what lies there
+    /// now; of a lazy layer zero, its bytes are the content store's.
+    pub fn usage(&self, key: &str) -> Result<Usage> {
+        let record = self.stat(key)?;
+        match (record.usage, record.content) {
+            (Some(usage), _) => Ok(usage),
+            (None, Content::Directory(number)) => self.dirs.usage(number),
+            (None, Content::Layer(_)) => Ok(Usage::default()),
+        }
+    }
+
+    /// All snapshots, by key in byte order.
+    pub fn list(&self) -> Result<Vec<Record>> {
+        let mut all = Vec::new();
+        self.store.read(&mut |records| {
+            all = records.all()?;
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    fn create(&self, key: &str, parent: Option<&str>, labels: &Labels, kind: Kind) -> Result<()> {
+        let made = self.dirs.make()?;
+        self.store.update(&mut |records| {
+            let new = Create {
+                key,
+                kind,
+                parent,
+                content: Content::Directory(made.number()),
+                labels,
+                now: now(),
+            };
+            metastore::create(records, new)
+        })?;
+        made.keep();
+        Ok(())
+    }
+
+    fn chain(&self, key: &str) -> Result<Vec<Record>> {
+        let mut chain = Vec::new();
+        self.store.read(&mut |records| {
+            chain = metastore::chain(records, Some(key))?;
+            Ok(())
+        })?;
+        Ok(chain)
+    }
+
+    fn remove_orphans(&self) -> Result<()> {
+        self.dirs.remove_orphans(&|| {
+            Ok(self
+                .list()?
+                .iter()
+                .filter_map(|record| match record.content {
+                    Content::Directory(number) => Some(number),
+                    Content::Layer(_) => None,
+                })
+                .collect())
+        })
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
+}

@@ -1,0 +1,278 @@
+//! The directories of snapshots.
+//!
+//! ```text
+//! <root>/lock            shared while a directory waits for its record, else exclusive
+//! <root>/snapshots/<n>/fs     the files: overlay's upper, later a lower
+//! <root>/snapshots/<n>/work   overlay's own
+//! <root>/trash/<n>.<pid>.<k>  being deleted
+//! ```
+//!
+//! Invariant: a number names one directory as long as it exists. A directory that awaits
+//! its record is never taken for an orphan: its maker holds the lock shared meanwhile, and
+//! a sweep needs it alone.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::metastore::Usage;
+use crate::{Error, Result, sys};
+
+/// Only root looks into snapshots from outside: they hold set-uid programs.
+const PRIVATE: u32 = 0o700;
+/// The root directory of a container with no layers.
+const FILES_MODE: u32 = 0o755;
+
+pub(super) struct Dirs {
+    root: PathBuf,
+    /// The next number to try.
+    next: AtomicU64,
+    /// Tells names in the trash apart.
+    trashed: AtomicU64,
+}
+
+/// A new directory that no record names yet. Dropping it removes it.
+pub(super) struct Made<'a> {
+    dirs: &'a Dirs,
+    number: u64,
+    kept: bool,
+    /// Keeps sweeps away until the record is there.
+    _lock: File,
+}
+
+impl Dirs {
+    pub(super) fn open(root: &Path) -> Result<Self> {
+        for dir in ["snapshots", "trash"] {
+            let dir = root.join(dir);
+            DirBuilder::new()
+                .recursive(true)
+                .mode(PRIVATE)
+                .create(&dir)
+                .map_err(|source| Error::io("create", &dir, source))?;
+        }
+        // Overlay options name absolute paths.
+        let root = root
+            .canonicalize()
+            .map_err(|source| Error::io("resolve", root, source))?;
+        let dirs = Self {
+            root,
+            next: AtomicU64::new(1),
+            trashed: AtomicU64::new(0),
+        };
+        let last = dirs.numbers()?.into_iter().max().unwrap_or(0);
+        dirs.next.store(last.saturating_add(1), Ordering::Relaxed);
+        Ok(dirs)
+    }
+
+    /// Where the files of snapshot `number` are.
+    pub(super) fn files(&self, number: u64) -> PathBuf {
+        self.snapshot(number).join("fs")
+    }
+
+    /// Overlay's work directory of snapshot `number`.
+    pub(super) fn work(&self, number: u64) -> PathBuf {
+        self.snapshot(number).join("work")
+    }
+
+    /// Makes an empty directory under a number that no other process uses.
+    pub(super) fn make(&self) -> Result<Made<'_>> {
+        let lock = self.open_lock()?;
+        lock.lock_shared()
+            .map_err(|source| Error::io("lock", self.lock_path(), source))?;
+        let number = loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            match make_dir(&self.snapshot(number), PRIVATE) {
+                Ok(()) => break number,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(Error::io("create", self.snapshot(number), source)),
+            }
+        };
+        let made = Made {
+            dirs: self,
+            number,
+            kept: false,
+            _lock: lock,
+        };
+        for (dir, mode) in [
+            (self.files(number), FILES_MODE),
+            (self.work(number), PRIVATE),
+        ] {
+            make_dir(&dir, mode).map_err(|source| Error::io("create", &dir, source))?;
+        }
+        Ok(made)
+    }
+
+    /// Gives the root of a snapshot that was never mounted the mode and owner of the
+    /// topmost directory below it: overlay shows the upper one's.
+    pub(super) fn adopt_root(&self, number: u64, lower: &Path) -> Result<()> {
+        let work = self.work(number);
+        let used = fs::read_dir(&work)
+            .map_err(|source| Error::io("list", &work, source))?
+            .next()
+            .is_some();
+        if used {
+            return Ok(());
+        }
+        let files = self.files(number);
+        let like = fs::metadata(lower).map_err(|source| Error::io("stat", lower, source))?;
+        std::os::unix::fs::chown(&files, Some(like.uid()), Some(like.gid()))
+            .map_err(|source| Error::io("change the owner of", &files, source))?;
+        fs::set_permissions(&files, Permissions::from_mode(like.mode() & 0o7777))
+            .map_err(|source| Error::io("change the mode of", &files, source))
+    }
+
+    /// Writes the files of a snapshot to disk.
+    pub(super) fn sync(&self, number: u64) -> Result<()> {
+        let files = self.files(number);
+        let fail = |source| Error::io("sync", &files, source);
+        let dir = File::open(&files).map_err(fail)?;
+        sys::sync_file_system(dir.as_fd()).map_err(fail)
+    }
+
+    /// Disk space of a snapshot's files. A file with several names counts once; what
+    /// vanishes meanwhile does not count.
+    pub(super) fn usage(&self, number: u64) -> Result<Usage> {
+        let mut usage = Usage::default();
+        let mut linked = HashSet::new();
+        let mut todo = vec![self.files(number)];
+        while let Some(path) = todo.pop() {
+            let Some(meta) = present(fs::symlink_metadata(&path), "stat", &path)? else {
+                continue;
+            };
+            if !meta.is_dir() && meta.nlink() > 1 && !linked.insert((meta.dev(), meta.ino())) {
+                continue;
+            }
+            usage.inodes += 1;
+            usage.bytes = usage
+                .bytes
+                .saturating_add(meta.blocks().saturating_mul(512));
+            if meta.is_dir()
+                && let Some(entries) = present(fs::read_dir(&path), "list", &path)?
+            {
+                for entry in entries {
+                    todo.push(
+                        entry
+                            .map_err(|source| Error::io("list", &path, source))?
+                            .path(),
+                    );
+                }
+            }
+        }
+        Ok(usage)
+    }
+
+    /// Removes a directory that no record names. What fails is logged and left to the next
+    /// [`Dirs::remove_orphans`]: the snapshot itself is gone already.
+    pub(super) fn discard(&self, number: u64) {
+        let unique = self.trashed.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{number}.{}.{unique}", std::process::id());
+        let trash = self.root.join("trash").join(name);
+        let path = self.snapshot(number);
+        let outcome = fs::rename(&path, &trash).and_then(|()| fs::remove_dir_all(&trash));
+        if let Err(error) = outcome {
+            tracing::warn!(path = %path.display(), %error, "snapshot directory cannot be removed");
+        }
+    }
+
+    /// Removes the directories that are not among `recorded()`, and the trash. Does nothing
+    /// while another process makes a snapshot: the next open will.
+    pub(super) fn remove_orphans(&self, recorded: &dyn Fn() -> Result<HashSet<u64>>) -> Result<()> {
+        let lock = self.open_lock()?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(()),
+            Err(TryLockError::Error(source)) => {
+                return Err(Error::io("lock", self.lock_path(), source));
+            }
+        }
+        // Read under the lock: every directory whose maker is done has its record.
+        let recorded = recorded()?;
+        for number in self.numbers()? {
+            if !recorded.contains(&number) {
+                tracing::info!(number, "removing a snapshot directory that nothing names");
+                self.discard(number);
+            }
+        }
+        let trash = self.root.join("trash");
+        for path in list(&trash)? {
+            if let Err(error) = fs::remove_dir_all(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "trash cannot be removed");
+            }
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self, number: u64) -> PathBuf {
+        self.root.join("snapshots").join(number.to_string())
+    }
+
+    fn numbers(&self) -> Result<Vec<u64>> {
+        let names = list(&self.root.join("snapshots"))?;
+        Ok(names
+            .iter()
+            .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+            .collect())
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    fn open_lock(&self) -> Result<File> {
+        let path = self.lock_path();
+        File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|source| Error::io("open", &path, source))
+    }
+}
+
+impl Made<'_> {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The record is there.
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.dirs.discard(self.number);
+        }
+    }
+}
+
+/// Makes one directory with exactly this mode, whatever the umask.
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().mode(mode).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let fail = |source| Error::io("list", dir, source);
+    fs::read_dir(dir)
+        .map_err(fail)?
+        .map(|entry| entry.map(|entry| entry.path()).map_err(fail))
+        .collect()
+}
+
+/// `None` when it is not there any more.
+fn present<T>(outcome: io::Result<T>, op: &'static str, path: &Path) -> Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::io(op, path, source)),
+    }
+}
