@@ -2,18 +2,24 @@
 //! registry over http/1.1, over TLS with HTTP/2 and a private CA, behind redirects and
 //! tokens, and against Debian's docker-registry.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose set-up fails must stop there"
+)]
+
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::stream;
 use lazarette_fetcher::source::{
-    BlobSource, Exact, ProxySettings, Pusher, RegistrySource, SourceConfig, install_tls_provider,
-    stack,
+    BlobRef, BlobSource, Exact, ProxySettings, Pusher, RegistrySource, SourceConfig,
+    install_tls_provider, stack,
 };
 use lazarette_fetcher::test_util::contract::{self, ARTIFACT_TYPE, Fixture, TAG};
 use lazarette_fetcher::test_util::{FakeRegistry, FakeRegistryBuilder, FaultySource, MemorySource};
-use lazarette_fetcher::types::{Digest, MediaType};
+use lazarette_fetcher::types::{Digest, MediaType, Repository};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const PATH: &str = "team/app";
@@ -317,10 +323,15 @@ async fn docker_registry_takes_what_we_push_and_keeps_the_contract() {
     );
     assert!(pusher.blob_exists(&other, &large.digest).await.unwrap());
 
+    refuses_wrong_bytes(&pusher, &other, &large, bytes).await;
+}
+
+/// Bytes that are not what their digest says never become a blob or a manifest.
+async fn refuses_wrong_bytes(pusher: &Pusher, other: &Repository, large: &BlobRef, bytes: Bytes) {
     let wrong = Digest::sha256(b"promised");
     let body = stream::iter([Ok(bytes.clone())]);
     let error = pusher
-        .push_blob(&other, &wrong, large.size, body)
+        .push_blob(other, &wrong, large.size, body)
         .await
         .unwrap_err();
     let expected = format!(
@@ -328,7 +339,7 @@ async fn docker_registry_takes_what_we_push_and_keeps_the_contract() {
         large.digest
     );
     assert_eq!(error.to_string(), expected);
-    assert!(!pusher.blob_exists(&other, &wrong).await.unwrap());
+    assert!(!pusher.blob_exists(other, &wrong).await.unwrap());
     let pinned = other.with_digest(wrong);
     let error = pusher
         .push_manifest(&pinned, &MediaType::OciManifest, bytes)

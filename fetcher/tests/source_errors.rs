@@ -1,5 +1,10 @@
 //! What a user reads when a registry misbehaves: one table of faults and messages.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose set-up fails must stop there"
+)]
+
 use std::time::Duration;
 
 use lazarette_fetcher::source::{BlobRef, BlobSource, RegistrySource, SourceConfig};

@@ -1,5 +1,10 @@
 //! How the registry source behaves: tokens, redirects, resuming, limits, proxies.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose set-up fails must stop there"
+)]
+
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, future};

@@ -103,7 +103,7 @@ mod tests {
                 .await,
             Err("no")
         );
-        let never = table.get(1, |_| true, || std::future::pending::<Result<u8, &str>>());
+        let never = table.get(1, |_| true, std::future::pending::<Result<u8, &str>>);
         drop(tokio::time::timeout(std::time::Duration::ZERO, never).await);
         assert_eq!(
             table.get(1, |_| true, || async { Ok::<_, &str>(7) }).await,

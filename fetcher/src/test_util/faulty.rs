@@ -35,7 +35,7 @@ pub enum ReadFault {
 
 enum Schedule {
     Script(VecDeque<Option<ReadFault>>),
-    Seeded { rng: StdRng, one_in: u32 },
+    Seeded { rng: Box<StdRng>, one_in: u32 },
 }
 
 /// See the module's documentation.
@@ -56,7 +56,7 @@ impl<S: BlobSource> FaultySource<S> {
 
     /// Fails one read in `one_in` on average, in ways that `seed` decides.
     pub fn seeded(inner: S, seed: u64, one_in: u32) -> Self {
-        let rng = StdRng::seed_from_u64(seed);
+        let rng = Box::new(StdRng::seed_from_u64(seed));
         Self {
             inner,
             schedule: Mutex::new(Schedule::Seeded {

@@ -46,7 +46,7 @@ impl Platform {
             other => other.to_owned(),
         };
         let variant = variant
-            .filter(|v| !v.is_empty() && !(architecture == "arm64" && *v == "v8"))
+            .filter(|v| !v.is_empty() && (architecture != "arm64" || *v != "v8"))
             .map(str::to_owned);
         Self {
             os: os.to_ascii_lowercase(),
