@@ -1,0 +1,202 @@
+//! The bundle directory of one container: `config.json` and the generated `/etc` files.
+//!
+//! Written before a container is created, removed by the engine after it is deleted. The
+//! rootfs is only read, and only through look-ups that cannot leave it.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+
+use super::{Accounts, ContainerOptions, HostFacts, ImageConfig, Network, SpecError};
+use crate::sys::rootfs::Root;
+
+/// Most bytes read of an account file of an image; larger ones are refused.
+const ACCOUNT_BYTES_MAX: u64 = 4 << 20;
+
+/// A written bundle.
+#[derive(Debug)]
+pub struct Bundle {
+    /// The directory.
+    pub path: PathBuf,
+    /// The document in its `config.json`.
+    pub spec: Spec,
+}
+
+/// Builds the spec and writes the bundle into the directory `path`, which is created when
+/// missing. Creates the working directory in the rootfs when the image lacks it.
+///
+/// # Errors
+/// What [`super::build`] refuses, a missing volume source, and I/O on the bundle or rootfs.
+pub fn write(
+    path: &Path,
+    options: &ContainerOptions,
+    image: &ImageConfig,
+    facts: &HostFacts,
+) -> Result<Bundle, SpecError> {
+    for volume in &options.volumes {
+        if let Err(source) = fs::metadata(&volume.source) {
+            return Err(SpecError::VolumeSource {
+                path: volume.source.clone(),
+                source,
+            });
+        }
+    }
+    let root = Root::open(&options.rootfs).map_err(io_error(&options.rootfs))?;
+    let passwd = account_file(&root, options, "etc/passwd")?;
+    let group = account_file(&root, options, "etc/group")?;
+    fs::create_dir_all(path).map_err(io_error(path))?;
+    let path = path.canonicalize().map_err(io_error(path))?;
+    let accounts = Accounts {
+        passwd: &passwd,
+        group: &group,
+    };
+    let spec = super::build(&path, options, image, accounts, facts)?;
+    ensure_cwd(&root, &spec, options)?;
+    let hostname = super::hostname(options, facts);
+    let files = [
+        ("hosts", hosts(options.network, &hostname, facts)),
+        ("hostname", format!("{hostname}\n")),
+        ("resolv.conf", facts.resolv_conf.clone()),
+    ];
+    for (name, text) in files {
+        let file = path.join(name);
+        fs::write(&file, text).map_err(io_error(&file))?;
+    }
+    let config = path.join("config.json");
+    let text = serde_json::to_vec(&spec).map_err(|error| io_error(&config)(error.into()))?;
+    fs::write(&config, text).map_err(io_error(&config))?;
+    Ok(Bundle { path, spec })
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SpecError {
+    let path = path.to_owned();
+    move |source| SpecError::Io { path, source }
+}
+
+fn account_file(root: &Root, options: &ContainerOptions, name: &str) -> Result<String, SpecError> {
+    let shown = options.rootfs.join(name);
+    let file = match root.open_file(Path::new(name)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(source) => {
+            return Err(SpecError::Io {
+                path: shown,
+                source,
+            });
+        }
+    };
+    let mut text = Vec::new();
+    let read = file.take(ACCOUNT_BYTES_MAX + 1).read_to_end(&mut text);
+    read.map_err(io_error(&shown))?;
+    if u64::try_from(text.len()).unwrap_or(u64::MAX) > ACCOUNT_BYTES_MAX {
+        let source = io::Error::new(io::ErrorKind::InvalidData, "larger than 4 MiB");
+        return Err(SpecError::Io {
+            path: shown,
+            source,
+        });
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A working directory the image lacks is created, as engines do; one inside a volume is
+/// the volume's business.
+fn ensure_cwd(root: &Root, spec: &Spec, options: &ContainerOptions) -> Result<(), SpecError> {
+    let Some(process) = spec.process() else {
+        return Ok(());
+    };
+    let cwd = process.cwd();
+    if options
+        .volumes
+        .iter()
+        .any(|volume| cwd.starts_with(&volume.destination))
+    {
+        return Ok(());
+    }
+    root.create_dir_all(cwd)
+        .map_err(|source| SpecError::WorkDir {
+            path: cwd.clone(),
+            source,
+        })
+}
+
+fn hosts(network: Network, hostname: &str, facts: &HostFacts) -> String {
+    match network {
+        Network::Host if !facts.hosts.is_empty() => facts.hosts.clone(),
+        Network::Host | Network::None => format!(
+            "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\n\
+             ff02::2\tip6-allrouters\n"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn options(rootfs: &Path) -> ContainerOptions {
+        ContainerOptions {
+            id: "c1".to_owned(),
+            rootfs: rootfs.to_owned(),
+            args: vec!["sh".to_owned()],
+            hostname: Some("box".to_owned()),
+            ..ContainerOptions::default()
+        }
+    }
+
+    #[test]
+    fn a_bundle_holds_the_document_and_the_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = dir.path().join("rootfs");
+        fs::create_dir_all(rootfs.join("etc")).unwrap();
+        fs::write(rootfs.join("etc/real"), "web:x:7:8::/srv:/bin/sh\n").unwrap();
+        symlink("/etc/real", rootfs.join("etc/passwd")).unwrap();
+        let mut options = options(&rootfs);
+        options.user = Some("web".to_owned());
+        options.cwd = Some("/made/here".into());
+        let facts = HostFacts {
+            resolv_conf: "nameserver ::1\n".into(),
+            ..HostFacts::default()
+        };
+        let bundle = write(
+            &dir.path().join("b"),
+            &options,
+            &ImageConfig::default(),
+            &facts,
+        )
+        .unwrap();
+        assert_eq!(bundle.spec.process().as_ref().unwrap().user().uid(), 7);
+        assert!(rootfs.join("made/here").is_dir());
+        let read = |name| fs::read_to_string(bundle.path.join(name)).unwrap();
+        assert_eq!(read("hostname"), "box\n");
+        assert_eq!(read("resolv.conf"), "nameserver ::1\n");
+        assert!(read("hosts").starts_with("127.0.0.1\tlocalhost box\n"));
+        let back: Spec = serde_json::from_str(&read("config.json")).unwrap();
+        assert_eq!(back, bundle.spec);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        let image = ImageConfig::default();
+        let facts = HostFacts::default();
+        let mut options = options(dir.path());
+        options.volumes = vec!["/no/such/source:/data".parse().unwrap()];
+        let error = write(&dir.path().join("b"), &options, &image, &facts).unwrap_err();
+        assert!(error.to_string().contains("/no/such/source"), "{error}");
+        options.volumes.clear();
+        nix_fifo(&dir.path().join("etc/passwd"));
+        let error = write(&dir.path().join("b"), &options, &image, &facts).unwrap_err();
+        assert!(error.to_string().contains("etc/passwd"), "{error}");
+    }
+
+    /// A directory in place of the file: not regular, as a fifo or a device would be.
+    fn nix_fifo(path: &Path) {
+        fs::create_dir(path).unwrap();
+    }
+}

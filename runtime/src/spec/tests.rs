@@ -1,0 +1,217 @@
+//! Tests of the document builder: golden documents and the precedence of settings.
+
+use super::*;
+
+fn facts() -> HostFacts {
+    HostFacts {
+        controllers: Controllers {
+            memory: true,
+            swap: false,
+            cpu: true,
+            pids: true,
+        },
+        oom_score_adj: -500,
+        nofile_hard: 20_000,
+        hostname: "node".into(),
+        ..HostFacts::default()
+    }
+}
+
+fn options() -> ContainerOptions {
+    ContainerOptions {
+        id: "0123456789abcdef".into(),
+        rootfs: "/".into(),
+        ..Default::default()
+    }
+}
+
+fn image() -> ImageConfig {
+    ImageConfig {
+        env: vec!["PATH=/opt/bin:/bin".into(), "LANG=C".into()],
+        entrypoint: vec!["/entry".into()],
+        cmd: vec!["default".into()],
+        working_dir: "/srv".into(),
+        user: "www".into(),
+        ..ImageConfig::default()
+    }
+}
+
+const ACCOUNTS: Accounts<'_> = Accounts {
+    passwd: "www:x:33:34::/var/www:/bin/sh",
+    group: "",
+};
+
+fn built(options: &ContainerOptions, image: &ImageConfig) -> Spec {
+    build(Path::new("/run/b"), options, image, ACCOUNTS, &facts()).unwrap()
+}
+
+/// Compares without the filter table, which has tests of its own; sets compare as sets.
+fn assert_golden(mut spec: Spec, golden: &str) {
+    let mut linux = spec.linux().clone().unwrap();
+    assert!(linux.seccomp().is_some());
+    linux.set_seccomp(None);
+    spec.set_linux(Some(linux));
+    let expected: Spec = serde_json::from_str(golden).unwrap();
+    let (got, want) = (
+        serde_json::to_string_pretty(&spec),
+        serde_json::to_string_pretty(&expected),
+    );
+    assert_eq!(
+        spec,
+        expected,
+        "\ngot:\n{}\nexpected:\n{}",
+        got.unwrap(),
+        want.unwrap()
+    );
+}
+
+#[test]
+fn golden_plain_image() {
+    assert_golden(
+        built(&options(), &image()),
+        include_str!("testdata/plain.json"),
+    );
+}
+
+#[test]
+fn golden_everything_asked_for() {
+    let options = ContainerOptions {
+        args: vec!["-v".into()],
+        env: vec!["LANG=de".into(), "HOME=/h".into()],
+        cwd: Some("/work".into()),
+        user: Some("7:8".into()),
+        volumes: vec![
+            "/x:/data/inner:ro".parse().unwrap(),
+            "/y:/data".parse().unwrap(),
+        ],
+        network: Network::Host,
+        limits: Limits {
+            memory_bytes: Some(64 << 20),
+            cpus: Some(0.5),
+            pids: NonZeroU32::new(10),
+        },
+        read_only: true,
+        terminal: true,
+        cgroup: Some("/pods/c".into()),
+        ..options()
+    };
+    assert_golden(
+        built(&options, &image()),
+        include_str!("testdata/full.json"),
+    );
+}
+
+#[test]
+fn unusable_settings_are_named() {
+    let base = options();
+    let bad: Vec<(ContainerOptions, ImageConfig, &str)> = vec![
+        (base.clone(), ImageConfig::default(), "names no command"),
+        (
+            ContainerOptions {
+                id: "a/b".into(),
+                ..base.clone()
+            },
+            image(),
+            "a/b",
+        ),
+        (
+            ContainerOptions {
+                id: "..".into(),
+                ..base.clone()
+            },
+            image(),
+            "container id",
+        ),
+        (
+            ContainerOptions {
+                hostname: Some("a b".into()),
+                ..base.clone()
+            },
+            image(),
+            "a b",
+        ),
+        (
+            ContainerOptions {
+                cwd: Some("rel".into()),
+                ..base.clone()
+            },
+            image(),
+            "rel",
+        ),
+        (
+            ContainerOptions {
+                env: vec!["NOVALUE".into()],
+                ..base.clone()
+            },
+            image(),
+            "NOVALUE",
+        ),
+        (
+            ContainerOptions {
+                env: vec!["=x".into()],
+                ..base.clone()
+            },
+            image(),
+            "=x",
+        ),
+        (
+            ContainerOptions {
+                args: vec!["a\0b".into()],
+                ..base.clone()
+            },
+            image(),
+            "NUL",
+        ),
+        (
+            ContainerOptions {
+                user: Some("ghost".into()),
+                ..base.clone()
+            },
+            image(),
+            "ghost",
+        ),
+        (
+            ContainerOptions {
+                rootfs: "/no/root".into(),
+                ..base
+            },
+            image(),
+            "/no/root",
+        ),
+    ];
+    for (options, image, expected) in bad {
+        let error = build(Path::new("/b"), &options, &image, ACCOUNTS, &facts()).unwrap_err();
+        assert!(
+            error.to_string().contains(expected),
+            "{error} lacks {expected}"
+        );
+    }
+}
+
+#[test]
+fn image_config_tolerates_nulls_and_unknown_fields() {
+    let text = r#"{"Env":null,"Cmd":["a"],"Entrypoint":null,"Future":{"x":1},"User":""}"#;
+    let config: ImageConfig = serde_json::from_str(text).unwrap();
+    assert_eq!(
+        config,
+        ImageConfig {
+            cmd: vec!["a".into()],
+            ..ImageConfig::default()
+        }
+    );
+}
+
+#[test]
+fn own_oom_score_is_the_floor() {
+    for (own, expected) in [(-500, 0), (0, 0), (300, 300)] {
+        let facts = HostFacts {
+            oom_score_adj: own,
+            ..facts()
+        };
+        let spec = build(Path::new("/b"), &options(), &image(), ACCOUNTS, &facts).unwrap();
+        assert_eq!(
+            spec.process().as_ref().unwrap().oom_score_adj(),
+            Some(expected)
+        );
+    }
+}

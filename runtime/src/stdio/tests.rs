@@ -1,0 +1,197 @@
+//! Tests of the pumps, with pipes and a pty but no container.
+
+use std::io::{Read, Write};
+
+use tokio::io::AsyncWriteExt;
+
+use super::*;
+
+/// The container's ends as files.
+fn ends(io: ContainerIo) -> (std::fs::File, std::fs::File, std::fs::File) {
+    match io {
+        ContainerIo::Fds {
+            stdin,
+            stdout,
+            stderr,
+        } => (stdin.into(), stdout.into(), stderr.into()),
+        ContainerIo::Terminal { .. } => panic!("expected pipes"),
+    }
+}
+
+#[tokio::test]
+async fn both_outputs_and_the_input_pass_through() {
+    let (io, streams) = pipes(true).unwrap();
+    let (mut stdin, mut stdout, mut stderr) = ends(io);
+    let container = std::thread::spawn(move || {
+        let mut heard = String::new();
+        stdin.read_to_string(&mut heard).unwrap();
+        stdout.write_all(heard.to_uppercase().as_bytes()).unwrap();
+        stderr.write_all(b"oops").unwrap();
+    });
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let before = Instant::now();
+    let user = User {
+        stdin: b"hello".as_slice(),
+        stdout: &mut out,
+        stderr: &mut err,
+    };
+    let seen = attach(streams, user).await.unwrap();
+    container.join().unwrap();
+    assert_eq!(
+        (out.as_slice(), err.as_slice()),
+        (b"HELLO".as_slice(), b"oops".as_slice())
+    );
+    assert_eq!(seen.bytes, 9);
+    assert!(!seen.output_refused);
+    assert!(seen.first_byte.is_some_and(|at| at >= before));
+}
+
+#[tokio::test]
+async fn an_input_that_never_ends_does_not_hold_the_end_up() {
+    let (io, streams) = pipes(true).unwrap();
+    let (_open, never) = tokio::io::duplex(1);
+    drop(ends(io));
+    let user = User {
+        stdin: never,
+        stdout: tokio::io::sink(),
+        stderr: tokio::io::sink(),
+    };
+    let seen = attach(streams, user).await.unwrap();
+    assert_eq!((seen.bytes, seen.first_byte.is_none()), (0, true));
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_the_writer_back() {
+    let (io, streams) = pipes(false).unwrap();
+    let (_stdin, mut stdout, stderr) = ends(io);
+    drop(stderr);
+    let total = 8 << 20;
+    let written = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = written.clone();
+    let container = std::thread::spawn(move || {
+        let block = [7; 4096];
+        for _ in 0..total / block.len() {
+            stdout.write_all(&block).unwrap();
+            counter.fetch_add(block.len(), std::sync::atomic::Ordering::SeqCst);
+        }
+    });
+    let (mut reader, writer) = tokio::io::duplex(4096);
+    let user = User {
+        stdin: tokio::io::empty(),
+        stdout: writer,
+        stderr: tokio::io::sink(),
+    };
+    let pump = tokio::spawn(attach(streams, user));
+    let mut first = [0; 4096];
+    reader.read_exact(&mut first).await.unwrap();
+    // One pipe, one block, the duplex: the writer cannot be further ahead than these.
+    assert!(written.load(std::sync::atomic::Ordering::SeqCst) < 4 * BLOCK_BYTES);
+    let rest = tokio::io::copy(&mut reader, &mut tokio::io::sink())
+        .await
+        .unwrap();
+    assert_eq!(usize::try_from(rest).unwrap() + first.len(), total);
+    container.join().unwrap();
+    assert_eq!(
+        usize::try_from(pump.await.unwrap().unwrap().bytes).unwrap(),
+        total
+    );
+}
+
+#[tokio::test]
+async fn a_closed_output_is_passed_on_to_the_container() {
+    let (io, streams) = pipes(false).unwrap();
+    let (_stdin, mut stdout, stderr) = ends(io);
+    drop(stderr);
+    let container = std::thread::spawn(move || {
+        loop {
+            if let Err(error) = stdout.write_all(&[0; 4096]) {
+                return error.kind();
+            }
+        }
+    });
+    let (reader, writer) = tokio::io::duplex(64);
+    drop(reader);
+    let user = User {
+        stdin: tokio::io::empty(),
+        stdout: writer,
+        stderr: tokio::io::sink(),
+    };
+    let seen = attach(streams, user).await.unwrap();
+    assert!(seen.output_refused);
+    assert_eq!(container.join().unwrap(), io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn without_interaction_the_input_is_empty() {
+    let (io, _streams) = pipes(false).unwrap();
+    let (mut stdin, _stdout, _stderr) = ends(io);
+    let mut text = String::new();
+    assert_eq!(stdin.read_to_string(&mut text).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_terminal_echoes_resizes_and_ends() {
+    let pair = crate::sys::terminal::open_pair().unwrap();
+    let pty = Pty::new(pair.0).unwrap();
+    let size = crate::executor::Size {
+        width: 91,
+        height: 17,
+    };
+    pty.resize(size).unwrap();
+    assert_eq!(terminal_size(&pair.1), Some(size));
+    let mut slave = std::fs::File::from(pair.1);
+    let container = std::thread::spawn(move || {
+        let mut line = [0; 6];
+        slave.read_exact(&mut line).unwrap();
+        slave.write_all(b"got it").unwrap();
+        line
+    });
+    let (mut keys, stdin) = tokio::io::duplex(64);
+    keys.write_all(b"typed\r").await.unwrap();
+    let mut shown = Vec::new();
+    let user = User {
+        stdin,
+        stdout: &mut shown,
+        stderr: tokio::io::sink(),
+    };
+    attach(Streams::Terminal(pty), user).await.unwrap();
+    assert_eq!(&container.join().unwrap(), b"typed\n");
+    assert_eq!(String::from_utf8(shown).unwrap(), "typed\r\ngot it");
+}
+
+#[test]
+fn raw_mode_is_taken_back_on_every_path() {
+    let (_master, slave) = crate::sys::terminal::open_pair().unwrap();
+    let flags = || crate::sys::terminal::settings(&slave).unwrap().local_flags;
+    let before = flags();
+    {
+        let _raw = RawMode::enter(&slave).unwrap();
+        assert_ne!(flags(), before);
+        assert!(RawMode::enter(&slave).is_err(), "only one at a time");
+    }
+    assert_eq!(flags(), before);
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _raw = RawMode::enter(&slave).unwrap();
+        assert_eq!(flags(), before, "this fails on purpose");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(flags(), before);
+    let raw = RawMode::enter(&slave).unwrap();
+    restore_terminal();
+    assert_eq!(flags(), before);
+    drop(raw);
+    assert!(RawMode::enter(std::fs::File::open("/dev/null").unwrap()).is_err());
+}
+
+#[tokio::test]
+async fn standard_input_is_read_in_blocks_and_ends() {
+    let text = "0123456789".repeat(10_000);
+    let source = io::Cursor::new(text.clone().into_bytes());
+    let mut read = String::new();
+    StdinReader::reading(source)
+        .unwrap()
+        .read_to_string(&mut read)
+        .await
+        .unwrap();
+    assert_eq!(read, text);
+}

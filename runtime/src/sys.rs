@@ -1,0 +1,10 @@
+//! The only place of this crate that talks to the kernel without the standard library.
+//!
+//! Each function does one thing, takes and returns owned or borrowed descriptors, and
+//! decides nothing: policy lives in `spec`, `executor` and `stdio`. All `unsafe` of the
+//! crate is here, each block with the reason why it holds.
+
+pub(crate) mod process;
+pub(crate) mod rootfs;
+pub(crate) mod socket;
+pub(crate) mod terminal;

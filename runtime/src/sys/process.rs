@@ -1,0 +1,164 @@
+//! Processes: subreaper, pidfd, wait, exec, poll.
+//!
+//! Used by the executor host (a single-threaded process) and, for pidfds, by the engine.
+//! Never ends a process by name or group: only by a pidfd, which cannot be reused.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// Whether this process acts as root.
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Makes this process the one that orphaned descendants are handed to.
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
+}
+
+/// A descriptor for the process `pid`, close-on-exec; readable once the process has ended.
+#[expect(
+    unsafe_code,
+    reason = "pidfd_open has no safe wrapper in our dependencies"
+)]
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the syscall takes two integers and touches no memory of ours.
+    let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
+    let raw = i32::try_from(raw).map_err(io::Error::other)?;
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just returned this descriptor to us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Sends `signal` to the process behind `pidfd`. A process that is already gone is no error.
+#[expect(
+    unsafe_code,
+    reason = "pidfd_send_signal has no safe wrapper in our dependencies"
+)]
+pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is alive while borrowed; a null siginfo is allowed.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0_u32,
+        )
+    };
+    if sent == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        gone if gone.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// Waits for the child `pid` to end; its exit code, or 128 + the signal that ended it.
+pub(crate) fn wait_for(pid: i32) -> io::Result<i32> {
+    loop {
+        match waitpid(Pid::from_raw(pid), None) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(code),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Reaps every child that has already ended; never blocks.
+pub(crate) fn reap_ended() {
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            break;
+        }
+    }
+}
+
+/// Waits until one of two descriptors is readable or hung up; says which.
+/// `timeout_ms` of `None` waits without limit.
+pub(crate) fn poll_two(
+    first: BorrowedFd<'_>,
+    second: BorrowedFd<'_>,
+    timeout_ms: Option<u16>,
+) -> io::Result<(bool, bool)> {
+    let timeout = timeout_ms.map_or(PollTimeout::NONE, PollTimeout::from);
+    loop {
+        let mut fds = [
+            PollFd::new(first, PollFlags::POLLIN),
+            PollFd::new(second, PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, timeout) {
+            Ok(_) => {
+                let [a, b] = fds;
+                return Ok((a.any().unwrap_or(true), b.any().unwrap_or(true)));
+            }
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A close-on-exec pipe: read end, write end.
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io::Error::from)
+}
+
+/// Replaces this process by `path` with `args` (first is argv[0]) and the current
+/// environment. Gives the broken-pipe signal its default meaning back first, which the
+/// Rust runtime had set to "ignore". Returns only on failure.
+#[expect(
+    unsafe_code,
+    reason = "resetting a signal disposition is unsafe in general"
+)]
+pub(crate) fn exec(path: &CString, args: &[CString]) -> io::Error {
+    // SAFETY: the default disposition runs no code of ours.
+    let reset = unsafe {
+        nix::sys::signal::signal(
+            nix::sys::signal::Signal::SIGPIPE,
+            nix::sys::signal::SigHandler::SigDfl,
+        )
+    };
+    if let Err(error) = reset {
+        return error.into();
+    }
+    match nix::unistd::execv(path, args) {
+        Ok(never) => match never {},
+        Err(error) => error.into(),
+    }
+}
+
+/// The hard limit of open files of this process.
+pub(crate) fn nofile_hard() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1)
+}
+
+/// Whether this process may execute the file `path`, by permissions alone.
+pub(crate) fn may_execute(path: &std::path::Path) -> io::Result<()> {
+    Ok(nix::unistd::access(path, nix::unistd::AccessFlags::X_OK)?)
+}
+
+/// Host name of this Linux UTS namespace; empty when it is not UTF-8.
+pub(crate) fn hostname() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default()
+}
+
+/// Sets non-blocking mode of the open file description behind `fd`.
+pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
+    fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}

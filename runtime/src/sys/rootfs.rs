@@ -1,0 +1,109 @@
+//! Opening paths inside a root file system that nobody trusts.
+//!
+//! Every look-up goes through `openat2` with `RESOLVE_IN_ROOT`: symbolic links, absolute
+//! ones included, and `..` stay inside the root. Kernel magic links are refused.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+
+/// A root directory to look paths up in.
+#[derive(Debug)]
+pub(crate) struct Root(OwnedFd);
+
+impl Root {
+    /// Opens the directory `path` of the host as a root.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Self(open(path, flags, Mode::empty())?))
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        Ok(openat2(self.0.as_fd(), path, how)?)
+    }
+
+    /// Opens a regular file for reading; anything else (a fifo, a device) is refused
+    /// without being waited for.
+    pub(crate) fn open_file(&self, path: &Path) -> io::Result<File> {
+        let probe = File::from(self.resolve(path, OFlag::O_PATH)?);
+        if !probe.metadata()?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
+        }
+        Ok(File::from(self.resolve(
+            path,
+            OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY,
+        )?))
+    }
+
+    /// Creates the directory `path` and its missing parents with mode 0755.
+    pub(crate) fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut reached = PathBuf::from("/");
+        for part in path.components() {
+            let Component::Normal(name) = part else {
+                continue;
+            };
+            let parent = self.resolve(&reached, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+            reached.push(name);
+            if self.resolve(&reached, OFlag::O_PATH).is_ok() {
+                continue;
+            }
+            match mkdirat(parent.as_fd(), name, Mode::from_bits_retain(0o755)) {
+                Ok(()) | Err(nix::Error::EEXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
+            .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_never_leave_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let root_dir = dir.path().join("root");
+        std::fs::create_dir_all(root_dir.join("etc")).unwrap();
+        std::fs::write(dir.path().join("secret"), "outside").unwrap();
+        std::fs::write(root_dir.join("etc/real"), "inside").unwrap();
+        symlink("/etc/real", root_dir.join("etc/absolute")).unwrap();
+        symlink("../../../../etc/real", root_dir.join("etc/dots")).unwrap();
+        symlink(dir.path().join("secret"), root_dir.join("etc/escape")).unwrap();
+        symlink("../../secret", root_dir.join("etc/relative")).unwrap();
+        let root = Root::open(&root_dir).unwrap();
+        for (name, expected) in [
+            ("/etc/absolute", Some("inside")),
+            ("/etc/dots", Some("inside")),
+            ("/etc/escape", None),
+            ("/etc/relative", None),
+            ("/etc", None),
+        ] {
+            let read = root.open_file(Path::new(name)).ok().map(|mut file| {
+                let mut text = String::new();
+                file.read_to_string(&mut text).unwrap();
+                text
+            });
+            assert_eq!(read.as_deref(), expected, "{name}");
+        }
+        symlink("/new", root_dir.join("alias")).unwrap();
+        std::fs::create_dir(root_dir.join("new")).unwrap();
+        root.create_dir_all(Path::new("/alias/a/b")).unwrap();
+        assert!(root_dir.join("new/a/b").is_dir());
+        assert!(root.create_dir_all(Path::new("/etc/real/x")).is_err());
+    }
+}
