@@ -1,0 +1,374 @@
+//! Tests of the conversion with a registry in memory.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read as _;
+
+use async_trait::async_trait;
+use futures_util::{StreamExt as _, stream};
+use lazarette_fetcher::codec::deflate::MemberCompressor;
+use lazarette_fetcher::source::Body;
+use lazarette_fetcher::types::{ByteRange, MediaType, Repository};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use super::*;
+
+/// Blobs and manifests in memory, both readable and writable.
+#[derive(Default)]
+struct Registry {
+    blobs: Mutex<HashMap<Digest, Bytes>>,
+    manifests: Mutex<HashMap<String, (MediaType, Bytes)>>,
+    pushes: Mutex<Vec<Digest>>,
+    reads: Mutex<Vec<Digest>>,
+}
+
+impl Registry {
+    async fn put(&self, bytes: impl Into<Bytes>) -> Digest {
+        let bytes = bytes.into();
+        let digest = Digest::sha256(&bytes);
+        self.blobs.lock().await.insert(digest, bytes);
+        digest
+    }
+
+    async fn tag(&self, reference: &Reference, media_type: MediaType, document: &Value) -> Digest {
+        let bytes = Bytes::from(document.to_string());
+        let digest = Digest::sha256(&bytes);
+        let pinned = reference.repository().with_digest(digest).to_string();
+        let mut manifests = self.manifests.lock().await;
+        manifests.insert(pinned, (media_type.clone(), bytes.clone()));
+        manifests.insert(reference.to_string(), (media_type, bytes));
+        digest
+    }
+
+    async fn document(&self, reference: &Reference) -> Value {
+        let manifests = self.manifests.lock().await;
+        serde_json::from_slice(&manifests[&reference.to_string()].1).unwrap()
+    }
+
+    async fn blob(&self, descriptor: &Value) -> Bytes {
+        let digest = Digest::parse(descriptor["digest"].as_str().unwrap()).unwrap();
+        self.blobs.lock().await[&digest].clone()
+    }
+}
+
+#[async_trait]
+impl BlobSource for Registry {
+    async fn resolve(&self, reference: &Reference) -> Result<Document> {
+        let manifests = self.manifests.lock().await;
+        let found = manifests.get(&reference.to_string());
+        let (media_type, bytes) = found.ok_or_else(|| Error::NotFound {
+            what: reference.to_string(),
+            host: String::new(),
+        })?;
+        Ok(Document::new(
+            media_type.clone(),
+            Digest::sha256(bytes),
+            bytes.clone(),
+        ))
+    }
+
+    async fn stat(&self, _: &Repository, digest: &Digest) -> Result<u64> {
+        Ok(self.blobs.lock().await[digest].len() as u64)
+    }
+
+    async fn read_range(&self, blob: &BlobRef, _: ByteRange) -> Result<Body> {
+        self.read_all(blob).await
+    }
+
+    async fn read_all(&self, blob: &BlobRef) -> Result<Body> {
+        self.reads.lock().await.push(blob.digest);
+        let bytes = self.blobs.lock().await[&blob.digest].clone();
+        let pieces: Vec<_> = bytes
+            .chunks(1000)
+            .map(|p| Ok(Bytes::copy_from_slice(p)))
+            .collect();
+        Ok(stream::iter(pieces).boxed())
+    }
+
+    async fn referrers(
+        &self,
+        _: &Repository,
+        _: &Digest,
+        _: Option<&str>,
+    ) -> Result<Vec<Descriptor>> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl BlobSink for Registry {
+    async fn blob_exists(&self, _: &Repository, digest: &Digest) -> Result<bool> {
+        Ok(self.blobs.lock().await.contains_key(digest))
+    }
+
+    async fn push_blob(
+        &self,
+        _: &Repository,
+        digest: &Digest,
+        size: u64,
+        file: File,
+    ) -> Result<()> {
+        let pieces: Vec<Bytes> = file_stream(file).try_collect().await?;
+        let bytes = pieces.concat();
+        assert_eq!(
+            (bytes.len() as u64, Digest::sha256(&bytes)),
+            (size, *digest)
+        );
+        self.pushes.lock().await.push(*digest);
+        self.put(bytes).await;
+        Ok(())
+    }
+
+    async fn push_manifest(
+        &self,
+        reference: &Reference,
+        media_type: &MediaType,
+        bytes: Bytes,
+    ) -> Result<Digest> {
+        let document: Value = serde_json::from_slice(&bytes).unwrap();
+        Ok(self.tag(reference, media_type.clone(), &document).await)
+    }
+}
+
+/// A ustar file of `bytes`, with the end of the archive.
+fn tar(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut block = [0u8; 512];
+    block[..name.len()].copy_from_slice(name.as_bytes());
+    block[100..107].copy_from_slice(b"0000644");
+    block[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
+    block[148..156].fill(b' ');
+    block[156..265][..1].copy_from_slice(b"0");
+    block[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u64 = block.iter().map(|b| u64::from(*b)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut out = [&block[..], bytes].concat();
+    out.resize(out.len().next_multiple_of(512) + 1024, 0);
+    out
+}
+
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    MemberCompressor::new(1).compress(plain)
+}
+
+fn src() -> Reference {
+    Reference::parse("localhost/src:1").unwrap()
+}
+
+fn dst() -> Reference {
+    Reference::parse("localhost/dst:1").unwrap()
+}
+
+/// An image of these tars: the even layers gzip, the odd ones plain.
+async fn image(registry: &Registry, media_type: MediaType, tars: &[Vec<u8>]) -> Value {
+    let mut layers = Vec::new();
+    for (index, tar) in tars.iter().enumerate() {
+        let (kind, bytes) = match index % 2 {
+            0 => (MediaType::OciLayerGzip, gzip(tar)),
+            _ => (MediaType::OciLayerTar, tar.clone()),
+        };
+        let size = bytes.len();
+        layers.push(json!({
+            "mediaType": kind.as_str(), "digest": registry.put(bytes).await, "size": size,
+            "annotations": {"mine": "kept", "io.containers.zstd-chunked.manifest-position": "1:2"},
+        }));
+    }
+    let diff_ids: Vec<Digest> = tars.iter().map(|tar| Digest::sha256(tar)).collect();
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "x-unknown": [1, {"a": null}],
+        "history": [{"created_by": "me"}], "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    })
+    .to_string();
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": media_type.as_str(), "layers": layers,
+        "annotations": {"also": "kept"},
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": Digest::sha256(config.as_bytes()), "size": config.len()},
+    });
+    registry.put(config).await;
+    registry.tag(&src(), media_type, &manifest).await;
+    manifest
+}
+
+async fn convert(registry: &Registry, prioritized: &[&str]) -> Result<ConvertReport> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = ConvertOptions::new(dir.path());
+    options.write.prioritized = prioritized.iter().map(|path| (*path).to_owned()).collect();
+    options.layer_bytes_max = 1 << 20;
+    options.platform = Platform::new("linux", "amd64", None);
+    let converter = Converter {
+        source: registry,
+        sink: registry,
+        options,
+        progress: &|_| {},
+    };
+    let report = converter.convert(&src(), &dst()).await;
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "spool files are left"
+    );
+    report
+}
+
+#[tokio::test]
+async fn documents_keep_what_a_conversion_does_not_change() {
+    let registry = Registry::default();
+    let tars = [tar("a", b"1"), tar("b", &[2; 5000]), tar("a", b"1")];
+    let before = image(&registry, MediaType::OciManifest, &tars).await;
+    let report = convert(&registry, &["a", "/nowhere"]).await.unwrap();
+    assert_eq!(report.missing_prioritized, ["/nowhere"]);
+    let after = registry.document(&dst()).await;
+    assert_eq!(after["annotations"], before["annotations"]);
+    let config: Value = serde_json::from_slice(&registry.blob(&after["config"]).await).unwrap();
+    assert_eq!(config["x-unknown"], json!([1, {"a": null}]));
+    assert_eq!(config["history"], json!([{"created_by": "me"}]));
+    for (index, layer) in report.layers.iter().enumerate() {
+        let descriptor = &after["layers"][index];
+        assert_eq!(descriptor["mediaType"], MediaType::OciLayerGzip.as_str());
+        assert_eq!(
+            descriptor["annotations"],
+            json!({
+                "mine": "kept",
+                "containerd.io/snapshot/stargz/toc.digest": layer.toc_digest,
+                "io.containers.estargz.uncompressed-size": layer.uncompressed_size.to_string(),
+            })
+        );
+        let mut plain = Vec::new();
+        let blob = registry.blob(descriptor).await;
+        lazarette_fetcher::codec::unpack::decoder(&blob[..])
+            .and_then(|mut decoder| decoder.read_to_end(&mut plain))
+            .unwrap();
+        assert_eq!(
+            config["rootfs"]["diff_ids"][index],
+            json!(Digest::sha256(&plain))
+        );
+        assert_eq!(plain.len() as u64, layer.uncompressed_size);
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_layer_is_converted_once_and_docker_stays_docker() {
+    let registry = Registry::default();
+    let tars = [tar("a", b"1"), tar("b", b"2"), tar("a", b"1")];
+    image(&registry, MediaType::DockerManifest, &tars).await;
+    let report = convert(&registry, &[]).await.unwrap();
+    assert_eq!(
+        registry.pushes.lock().await.len(),
+        3,
+        "two layers and a config"
+    );
+    assert_eq!(registry.reads.lock().await.len(), 3);
+    assert_eq!(report.layers[0].blob_digest, report.layers[2].blob_digest);
+    assert_eq!(report.manifest.media_type, MediaType::DockerManifest);
+    let after = registry.document(&dst()).await;
+    assert_eq!(
+        after["layers"][0]["mediaType"],
+        MediaType::DockerLayerGzip.as_str()
+    );
+    // The same again pushes nothing but the manifest.
+    let again = convert(&registry, &[]).await.unwrap();
+    assert_eq!((again, registry.pushes.lock().await.len()), (report, 3));
+}
+
+#[tokio::test]
+async fn an_index_yields_the_hosts_image() {
+    let registry = Registry::default();
+    let manifest = image(&registry, MediaType::OciManifest, &[tar("a", b"1")]).await;
+    let text = manifest.to_string();
+    let entry = |architecture: &str, digest: Digest| {
+        json!({"mediaType": MediaType::OciManifest.as_str(), "digest": digest, "size": text.len(),
+            "platform": {"os": "linux", "architecture": architecture}})
+    };
+    let right = entry("amd64", Digest::sha256(text.as_bytes()));
+    let wrong = entry("s390x", Digest::sha256(b"other"));
+    let index = json!({"schemaVersion": 2, "manifests": [wrong.clone(), right]});
+    registry.tag(&src(), MediaType::OciIndex, &index).await;
+    assert_eq!(convert(&registry, &[]).await.unwrap().layers.len(), 1);
+    let index = json!({"schemaVersion": 2, "manifests": [wrong]});
+    registry.tag(&src(), MediaType::OciIndex, &index).await;
+    let message = convert(&registry, &[]).await.unwrap_err().to_string();
+    assert!(message.contains("no image for linux/amd64"), "{message}");
+}
+
+#[tokio::test]
+async fn nothing_unverified_is_pushed() {
+    let one = || vec![tar("a", &[7; 3000])];
+    type Damage = fn(&mut Value, &mut HashMap<Digest, Bytes>);
+    let corrupt_all: Damage = |_, blobs| {
+        for bytes in blobs.values_mut() {
+            let mut changed = bytes.to_vec();
+            *changed.last_mut().unwrap() ^= 1;
+            *bytes = changed.into();
+        }
+    };
+    let corrupt_layer: Damage = |manifest, blobs| {
+        let digest = Digest::parse(manifest["layers"][0]["digest"].as_str().unwrap()).unwrap();
+        let mut changed = blobs[&digest].to_vec();
+        changed[20] ^= 0xff;
+        blobs.insert(digest, changed.into());
+    };
+    let wrong_tar: Damage = |manifest, blobs| {
+        let other = Bytes::from(gzip(&tar("b", b"")));
+        manifest["layers"][0]["digest"] = json!(Digest::sha256(&other));
+        blobs.insert(Digest::sha256(&other), other);
+    };
+    let not_gzip: Damage = |manifest, blobs| {
+        let other = Bytes::from_static(b"\x1f\x8bnonsense");
+        manifest["layers"][0]["digest"] = json!(Digest::sha256(&other));
+        blobs.insert(Digest::sha256(&other), other);
+    };
+    let bomb: Damage = |manifest, blobs| {
+        let other = Bytes::from(gzip(&tar("b", &vec![0; 2 << 20])));
+        manifest["layers"][0]["digest"] = json!(Digest::sha256(&other));
+        blobs.insert(Digest::sha256(&other), other);
+    };
+    let encrypted: Damage = |manifest, _| {
+        manifest["layers"][0]["mediaType"] = json!("application/x+encrypted");
+    };
+    let one_more: Damage = |manifest, _| {
+        let layer = manifest["layers"][0].clone();
+        manifest["layers"].as_array_mut().unwrap().push(layer);
+    };
+    let table = [
+        (corrupt_all, "config sha256:"),
+        (corrupt_layer, "is corrupt"),
+        (wrong_tar, "(uncompressed) is corrupt"),
+        (not_gzip, "cannot be decompressed"),
+        (bomb, "decompresses to more than 1048576 bytes"),
+        (encrypted, "application/x+encrypted"),
+        (one_more, "1 diff_ids for 2 layers"),
+    ];
+    for (damage, part) in table {
+        let registry = Registry::default();
+        let mut manifest = image(&registry, MediaType::OciManifest, &one()).await;
+        damage(&mut manifest, &mut *registry.blobs.lock().await);
+        registry
+            .tag(&src(), MediaType::OciManifest, &manifest)
+            .await;
+        let message = convert(&registry, &[]).await.unwrap_err().to_string();
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+        assert!(registry.pushes.lock().await.is_empty());
+        assert!(registry.resolve(&dst()).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn the_destination_needs_a_tag_and_the_spool_a_directory() {
+    let registry = Registry::default();
+    image(&registry, MediaType::OciManifest, &[tar("a", b"1")]).await;
+    let converter = Converter {
+        source: &registry,
+        sink: &registry,
+        options: ConvertOptions::new("/nonexistent/spool"),
+        progress: &|_| {},
+    };
+    let pinned = dst().repository().with_digest(Digest::sha256(b""));
+    let refused = converter.convert(&src(), &pinned).await.unwrap_err();
+    assert!(refused.to_string().contains("name a tag"), "{refused}");
+    let refused = converter.convert(&src(), &dst()).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("/nonexistent/spool"),
+        "{refused}"
+    );
+}

@@ -1,0 +1,165 @@
+//! Making the layers of an image readable, and counting how far that is.
+//!
+//! Invariant: layers are opened in parallel, at most [`LAYERS_AT_ONCE`] of them, and
+//! handed on one by one as they are ready, so that mounting need not wait for the last.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use lazarette_fetcher::Result;
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
+use lazarette_fetcher::types::Digest;
+use parking_lot::Mutex;
+
+use super::{Image, ImageLayer};
+use crate::trace::Trace;
+
+/// Layers opened at once. Indexes are small and wait on the network; whole layers are
+/// bound by two or three cores anyway.
+pub const LAYERS_AT_ONCE: usize = 8;
+
+/// Lazy where the layer allows it, or everything now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullMode {
+    /// Read indexes where there are any; data comes when it is read.
+    Lazy,
+    /// Fetch every byte.
+    Full,
+}
+
+/// How far a pull is; read by whoever draws it.
+#[derive(Debug, Default)]
+pub struct PullProgress {
+    layers: Mutex<Vec<Arc<LayerProgress>>>,
+}
+
+/// How far one layer is.
+#[derive(Debug)]
+pub struct LayerProgress {
+    digest: Digest,
+    total: u64,
+    streamed: AtomicU64,
+    stage: AtomicU8,
+    layer: OnceLock<Arc<Layer>>,
+}
+
+/// Opens layers and keeps count.
+pub struct Puller {
+    opener: LayerOpener,
+    /// Where steps are recorded.
+    pub trace: Trace,
+    /// Where counts go.
+    pub progress: Arc<PullProgress>,
+    /// How much is fetched.
+    pub mode: PullMode,
+}
+
+impl PullProgress {
+    /// Layers that have been begun, in the order they were.
+    pub fn layers(&self) -> Vec<Arc<LayerProgress>> {
+        self.layers.lock().clone()
+    }
+
+    fn begin(&self, layer: &ImageLayer) -> Arc<LayerProgress> {
+        let progress = Arc::new(LayerProgress {
+            digest: layer.descriptor.digest,
+            total: layer.descriptor.size,
+            streamed: AtomicU64::new(0),
+            stage: AtomicU8::new(0),
+            layer: OnceLock::new(),
+        });
+        self.layers.lock().push(Arc::clone(&progress));
+        progress
+    }
+}
+
+impl LayerProgress {
+    const STATES: [&'static str; 5] = [
+        "opening",
+        "in the store",
+        "ready, loads lazily",
+        "filling",
+        "complete",
+    ];
+
+    /// Which layer.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Size of the blob, bytes.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Encoded bytes received in this run.
+    pub fn received(&self) -> u64 {
+        let lazy = self
+            .layer
+            .get()
+            .map_or(0, |layer| layer.counters().bytes_fetched);
+        self.streamed.load(Ordering::Relaxed) + lazy
+    }
+
+    /// What is happening, in a few words.
+    pub fn state(&self) -> &'static str {
+        let stage = usize::from(self.stage.load(Ordering::Relaxed));
+        Self::STATES.get(stage).copied().unwrap_or_default()
+    }
+
+    fn stage(&self, stage: u8) {
+        self.stage.store(stage, Ordering::Relaxed);
+    }
+}
+
+impl Puller {
+    /// A puller that opens layers with `opener`.
+    pub fn new(opener: LayerOpener, trace: Trace, mode: PullMode) -> Self {
+        Self {
+            opener,
+            trace,
+            progress: Arc::default(),
+            mode,
+        }
+    }
+
+    /// Makes layer `number` of `image` readable and, in full mode, complete.
+    pub async fn layer(
+        &self,
+        image: &Image,
+        number: usize,
+        layer: &ImageLayer,
+    ) -> Result<Arc<Layer>> {
+        let progress = self.progress.begin(layer);
+        let repository = image.reference.repository().clone();
+        let request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?;
+        let span = self.trace.start("index", Some(number));
+        let (opened, by) = self.opener.open(&request, &progress.streamed).await?;
+        span.end();
+        let _ = progress.layer.set(Arc::clone(&opened));
+        progress.stage(match by {
+            OpenedBy::Store => 1,
+            OpenedBy::Toc => 2,
+            OpenedBy::Stream => 4,
+        });
+        if self.mode == PullMode::Full {
+            self.fill(&opened, number, &progress).await?;
+        }
+        Ok(opened)
+    }
+
+    async fn fill(
+        &self,
+        layer: &Arc<Layer>,
+        number: usize,
+        progress: &LayerProgress,
+    ) -> Result<()> {
+        progress.stage(3);
+        let span = self.trace.start("fill", Some(number));
+        layer.fill_all().await?;
+        span.end();
+        progress.stage(4);
+        Ok(())
+    }
+}
