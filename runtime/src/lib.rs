@@ -1,1 +1,23 @@
-//! From images to running tasks: the engine that `laz` (and later `lazd`) runs.
+//! From images to running tasks: the engine, and the `laz` command over it.
+//!
+//! The [`engine`] is a library: `laz` runs it in its own process in the foreground, and a
+//! daemon can run the same one. It wires [`image`] (references to layers), the
+//! snapshotter's trees and overlays, [`spec`] (image config to OCI runtime spec) and the
+//! [`executor`] (spec to a running process). Nothing here knows layer formats, FUSE or
+//! RocksDB.
+
+pub mod cli;
+pub mod config;
+pub mod engine;
+mod error;
+pub mod executor;
+pub mod image;
+pub mod spec;
+pub mod stdio;
+mod sys;
+pub mod trace;
+
+pub use error::{Error, exit};
+
+/// Result of the engine's calls.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

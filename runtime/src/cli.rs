@@ -1,0 +1,97 @@
+//! The `laz` command: arguments in, engine calls, text or JSON out.
+//!
+//! Invariant: standard output carries only what was asked for (a table, JSON, or the
+//! container's own output); progress, traces and errors go to standard error. No logic of
+//! the engine lives here.
+
+mod args;
+mod commands;
+mod output;
+mod progress;
+mod run;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser as _;
+use lazarette_fetcher::source::{ProxySettings, default_docker_config, install_tls_provider};
+
+pub use args::{Args, Command, OutputFormat};
+
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::{Error, exit};
+
+/// Runs the command line `laz` was started with. `origin` is when the process began.
+pub fn main(origin: Instant) -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    start_logging(args.debug);
+    install_tls_provider();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("laz: cannot start worker threads: {error}");
+            return ExitCode::from(exit::ENGINE);
+        }
+    };
+    let outcome = runtime.block_on(dispatch(args, origin));
+    // Blocking threads may be in a read that only its deadline ends; nobody needs it now.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("laz: {}", error.report());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn dispatch(args: Args, origin: Instant) -> Result<u8, Error> {
+    let mut config = Config::load(args.config.as_deref())?;
+    config.source.docker_config = config.source.docker_config.or_else(default_docker_config);
+    config.source.proxy = ProxySettings::from_env();
+    config.root = args.root.or(config.root);
+    config.state = args.state.or(config.state);
+    let engine = Engine::open(config)?;
+    let format = args.output;
+    match args.command {
+        Command::Run(run) => run::run(engine, *run, format, origin).await,
+        Command::Pull(pull) => commands::pull(&engine, pull, format, origin).await,
+        Command::Images => commands::images(&engine, format).await,
+        Command::Rmi(rmi) => commands::rmi(&engine, rmi, format).await,
+        Command::Store(store) => commands::store(&engine, store, format).await,
+        Command::Image(image) => commands::image(&engine, image, format).await,
+    }
+}
+
+/// Help and version are not errors; a bad flag exits as docker's do.
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() {
+        ExitCode::from(exit::ENGINE)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Warnings by default. Two libraries are quieter: libcontainer logs as errors what it then
+/// returns as errors, and fuser warns when it finds a mount gone that we took down.
+fn start_logging(debug: bool) {
+    let default = if debug {
+        "lazarette_fetcher=debug,lazarette_snapshotter=debug,lazarette_runtime=debug,info"
+    } else {
+        "warn,libcontainer=off,fuser=error"
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARETTE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}

@@ -1,0 +1,292 @@
+//! Arguments of `laz`, in the words docker and containerd users know.
+//!
+//! Invariant: every value is parsed into its type here, so a bad one fails before
+//! anything has been started.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use lazarette_fetcher::types::Reference;
+
+use crate::spec::{Network, Volume};
+
+/// Lazily started containers.
+#[derive(Debug, Parser)]
+#[command(name = "laz", version, about, propagate_version = true)]
+pub struct Args {
+    /// Directory of the store [default: /var/lib/lazarette]
+    #[arg(long, global = true, value_name = "DIR", env = "LAZARETTE_ROOT")]
+    pub root: Option<PathBuf>,
+    /// Directory of mountpoints and bundles [default: /run/lazarette]
+    #[arg(long, global = true, value_name = "DIR", env = "LAZARETTE_STATE")]
+    pub state: Option<PathBuf>,
+    /// Config file [default: /etc/lazarette/config.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE", env = "LAZARETTE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Log what happens to standard error
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// How results are printed
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table)]
+    pub output: OutputFormat,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a container and wait for it, fetching its image lazily
+    Run(Box<RunArgs>),
+    /// Make an image ready to start; with --full, fetch all of it
+    Pull(PullArgs),
+    /// List pulled images
+    Images,
+    /// Remove images and the layers nothing else uses
+    Rmi(RmiArgs),
+    /// Look at the store
+    Store(StoreArgs),
+    /// Work on images
+    Image(ImageArgs),
+}
+
+/// Arguments of `laz run`.
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    /// Accepted for docker's sake: containers are always removed when they end
+    #[arg(long)]
+    pub rm: bool,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set an environment variable; without a value, pass ours on
+    #[arg(short, long, value_name = "K=V")]
+    pub env: Vec<String>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// User, and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Mount a directory or file of the host
+    #[arg(short, long, value_name = "SRC:DST[:ro]")]
+    pub volume: Vec<Volume>,
+    /// Network: the host's, or none but loopback
+    #[arg(long, value_enum, default_value_t = Net::Host)]
+    pub net: Net,
+    /// Host name in the container [default: the container's id]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Memory limit: bytes, or with k, m, g
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// CPU limit in cores
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
+    pub cpus: Option<f64>,
+    /// Most processes and threads
+    #[arg(long, value_name = "N")]
+    pub pids_limit: Option<NonZeroU32>,
+    /// Mount the root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Fetch the whole image before starting
+    #[arg(long)]
+    pub full: bool,
+    /// External OCI runtime (runc, crun, or a path) instead of the built-in one
+    #[arg(long, value_name = "RUNTIME")]
+    pub runtime: Option<String>,
+    /// Print where the time went when the container has ended
+    #[arg(long)]
+    pub trace: bool,
+    /// Write the cold-start record as JSON to a file
+    #[arg(long, value_name = "FILE")]
+    pub trace_file: Option<PathBuf>,
+    /// Image
+    #[arg(value_name = "REF")]
+    pub reference: Reference,
+    /// Command and arguments instead of the image's
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub command: Vec<String>,
+}
+
+/// Networks that `laz run` knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// The host's.
+    Host,
+    /// None but loopback.
+    None,
+}
+
+impl From<Net> for Network {
+    fn from(net: Net) -> Self {
+        match net {
+            Net::Host => Self::Host,
+            Net::None => Self::None,
+        }
+    }
+}
+
+/// Arguments of `laz pull`.
+#[derive(Debug, ClapArgs)]
+pub struct PullArgs {
+    /// Fetch every byte, not only what lazy starts need first
+    #[arg(long)]
+    pub full: bool,
+    /// Image
+    #[arg(value_name = "REF")]
+    pub reference: Reference,
+}
+
+/// Arguments of `laz rmi`.
+#[derive(Debug, ClapArgs)]
+pub struct RmiArgs {
+    /// Images
+    #[arg(value_name = "REF", required = true)]
+    pub references: Vec<Reference>,
+}
+
+/// Arguments of `laz store`.
+#[derive(Debug, ClapArgs)]
+pub struct StoreArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: StoreCommand,
+}
+
+/// Commands on the store.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Show what each layer takes
+    Df,
+}
+
+/// Arguments of `laz image`.
+#[derive(Debug, ClapArgs)]
+pub struct ImageArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+/// Commands on images.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Write an image anew in a lazily loadable format
+    Convert(ConvertArgs),
+}
+
+/// Arguments of `laz image convert`.
+#[derive(Debug, ClapArgs)]
+pub struct ConvertArgs {
+    /// Target format
+    #[arg(long, value_enum)]
+    pub to: ConvertFormat,
+    /// Put the files listed in FILE, one path a line, first
+    #[arg(long, value_name = "FILE")]
+    pub prioritize: Option<PathBuf>,
+    /// Image to read
+    pub src: Reference,
+    /// Reference to push the result to
+    pub dst: Reference,
+}
+
+/// Formats the converter writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ConvertFormat {
+    /// eStargz: gzip that every runtime reads, lazily loadable.
+    Estargz,
+}
+
+/// `512m` is 512 MiB, as docker has it.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let lower = text.to_ascii_lowercase();
+    let lower = lower.strip_suffix('b').unwrap_or(&lower);
+    let (digits, shift) = match lower.as_bytes().last() {
+        Some(b'k') => (&lower[..lower.len() - 1], 10),
+        Some(b'm') => (&lower[..lower.len() - 1], 20),
+        Some(b'g') => (&lower[..lower.len() - 1], 30),
+        Some(b't') => (&lower[..lower.len() - 1], 40),
+        _ => (lower, 0),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "expected a size such as 512m or 2g".to_owned())?;
+    match number.checked_mul(1 << shift) {
+        Some(0) | None => Err("the size must be above 0 and below 16 EiB".to_owned()),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+fn parse_cpus(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(cpus) if cpus >= 0.01 && cpus <= 1024.0 => Ok(cpus),
+        _ => Err("expected a number of cores from 0.01 to 1024".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_argument_definitions_are_sound() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_read_as_dockers() {
+        let table = [
+            ("1", 1),
+            ("4k", 4096),
+            ("512m", 512 << 20),
+            ("2GB", 2 << 30),
+            ("1t", 1 << 40),
+        ];
+        for (text, bytes) in table {
+            assert_eq!(parse_size(text), Ok(bytes));
+        }
+        for bad in ["", "m", "-1", "1.5g", "0", "99999999999t", "1q"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn everything_after_the_reference_is_the_command() {
+        let args =
+            Args::try_parse_from(["laz", "run", "--rm", "-it", "debian", "ls", "--rm", "-l"])
+                .unwrap();
+        let Command::Run(run) = args.command else {
+            panic!("not run")
+        };
+        assert!(run.rm && run.interactive && run.tty);
+        assert_eq!(run.command, ["ls", "--rm", "-l"]);
+    }
+
+    #[test]
+    fn a_bad_reference_says_why() {
+        let error = Args::try_parse_from(["laz", "pull", "Debian"])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("must be lower case"), "{error}");
+    }
+}

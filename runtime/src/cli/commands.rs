@@ -1,0 +1,186 @@
+//! Every command but `run`.
+//!
+//! Invariant: each function asks the engine once and prints once.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::OutputFormat;
+use super::args::{
+    ConvertArgs, ConvertFormat, ImageArgs, ImageCommand, PullArgs, RmiArgs, StoreArgs, StoreCommand,
+};
+use super::output::{emit, print_json, print_rows};
+use super::progress::Display;
+use crate::engine::{Engine, PullReport};
+use crate::image::convert::{ConvertEvent, parse_prioritized};
+use crate::image::pull::PullMode;
+use crate::trace::{Trace, human_bytes, percent};
+use crate::{Error, Result};
+
+/// `laz pull`
+pub async fn pull(
+    engine: &Arc<Engine>,
+    args: PullArgs,
+    format: OutputFormat,
+    origin: Instant,
+) -> Result<u8> {
+    let trace = Trace::new(origin);
+    let image = engine.resolve(&args.reference, &trace).await?;
+    let mode = if args.full {
+        PullMode::Full
+    } else {
+        PullMode::Lazy
+    };
+    let puller = engine.puller(mode, trace);
+    let display = Display::start(Arc::clone(&puller.progress));
+    let outcome = engine.pull(&image, &puller).await;
+    display.stop();
+    outcome?;
+    let report = PullReport {
+        reference: image.reference.clone(),
+        manifest_digest: image.manifest.digest,
+        layers: image.layers.len(),
+        image_bytes: image.layer_bytes(),
+        fetched_bytes: engine.registry().stats().bytes_received,
+    };
+    match format {
+        OutputFormat::Json => print_json(&report),
+        OutputFormat::Table => emit(&format!(
+            "{}@{}\n{} layers, {}; {} fetched\n",
+            report.reference,
+            report.manifest_digest,
+            report.layers,
+            human_bytes(report.image_bytes),
+            human_bytes(report.fetched_bytes)
+        )),
+    }
+    Ok(0)
+}
+
+/// `laz images`
+pub async fn images(engine: &Arc<Engine>, format: OutputFormat) -> Result<u8> {
+    let images = engine.images().await?;
+    let header = ["REFERENCE", "MANIFEST", "LAYERS", "SIZE", "PRESENT"];
+    print_rows(format, &images, header, |image| {
+        [
+            image.reference.to_string(),
+            image.manifest_digest.hex().chars().take(12).collect(),
+            image.layers.to_string(),
+            human_bytes(image.image_bytes),
+            format!("{:.0} %", percent(image.present_bytes, image.data_bytes)),
+        ]
+    });
+    Ok(0)
+}
+
+/// `laz rmi`
+pub async fn rmi(engine: &Arc<Engine>, args: RmiArgs, format: OutputFormat) -> Result<u8> {
+    let mut removed = Vec::new();
+    for reference in &args.references {
+        removed.push(engine.remove_image(reference).await?);
+    }
+    print_rows(
+        format,
+        &removed,
+        ["REMOVED", "LAYERS", "FREED"],
+        |removed| {
+            [
+                removed.reference.to_string(),
+                removed.layers.to_string(),
+                human_bytes(removed.freed_bytes),
+            ]
+        },
+    );
+    Ok(0)
+}
+
+/// `laz store`
+pub async fn store(engine: &Arc<Engine>, args: StoreArgs, format: OutputFormat) -> Result<u8> {
+    match args.command {
+        StoreCommand::Df => {
+            let layers = engine.layers().await?;
+            let header = ["LAYER", "FORMAT", "FILES", "SIZE", "PRESENT", "ON DISK"];
+            print_rows(format, &layers, header, |layer| {
+                [
+                    layer.digest.hex().chars().take(12).collect(),
+                    layer.format.clone(),
+                    layer.files.to_string(),
+                    human_bytes(layer.data_bytes),
+                    human_bytes(layer.present_bytes),
+                    human_bytes(layer.disk_bytes),
+                ]
+            });
+            Ok(0)
+        }
+    }
+}
+
+/// `laz image`
+pub async fn image(engine: &Arc<Engine>, args: ImageArgs, format: OutputFormat) -> Result<u8> {
+    match args.command {
+        ImageCommand::Convert(args) => convert(engine, args, format).await,
+    }
+}
+
+async fn convert(engine: &Arc<Engine>, args: ConvertArgs, format: OutputFormat) -> Result<u8> {
+    let ConvertFormat::Estargz = args.to;
+    let prioritized = match &args.prioritize {
+        Some(file) => read_list(file)?,
+        None => Vec::new(),
+    };
+    let report = engine
+        .convert(&args.src, &args.dst, prioritized, &say)
+        .await?;
+    if !report.missing_prioritized.is_empty() {
+        eprintln!(
+            "laz: no layer has these prioritized files: {}",
+            report.missing_prioritized.join(", ")
+        );
+    }
+    match format {
+        OutputFormat::Json => print_json(&report),
+        OutputFormat::Table => emit(&format!("{}@{}\n", args.dst, report.manifest.digest)),
+    }
+    Ok(0)
+}
+
+/// Largest list of prioritized files, bytes.
+const LIST_BYTES_MAX: u64 = 64 << 20;
+
+fn read_list(file: &Path) -> Result<Vec<String>> {
+    let io = |source| Error::io("read", file, source);
+    let size = std::fs::metadata(file).map_err(io)?.len();
+    if size > LIST_BYTES_MAX {
+        return Err(Error::Refused {
+            what: format!("{} has {size} bytes", file.display()),
+            todo: format!("list the files to put first, in at most {LIST_BYTES_MAX} bytes"),
+        });
+    }
+    let text = std::fs::read_to_string(file).map_err(io)?;
+    Ok(parse_prioritized(&file.display().to_string(), &text)?)
+}
+
+/// Says a line for each step of a conversion.
+fn say(event: ConvertEvent<'_>) {
+    match event {
+        ConvertEvent::Resolved { layers, bytes } => {
+            eprintln!("{layers} layers, {}", human_bytes(bytes));
+        }
+        ConvertEvent::Fetching { layer, from } => {
+            eprintln!("layer {layer}: fetching {}", human_bytes(from.size));
+        }
+        ConvertEvent::Compressing {
+            layer,
+            uncompressed_size,
+        } => {
+            eprintln!(
+                "layer {layer}: compressing {}",
+                human_bytes(uncompressed_size)
+            );
+        }
+        ConvertEvent::Pushed { layer, to } => {
+            eprintln!("layer {layer}: pushed {}", human_bytes(to.blob_size));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Configuration, read once when the program starts.
+//!
+//! Invariant: nothing below `main` reads the environment or a config file. Unknown keys
+//! are errors, so that a typo cannot silently do nothing.
+
+use std::path::{Path, PathBuf};
+
+use lazarette_fetcher::source::SourceConfig;
+use serde::Deserialize;
+
+use crate::Error;
+
+/// Where the store lives unless told otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/lazarette";
+/// Where sockets, mountpoints and bundles live unless told otherwise.
+pub const DEFAULT_STATE: &str = "/run/lazarette";
+/// Read if it exists and `--config` names no other.
+pub const DEFAULT_FILE: &str = "/etc/lazarette/config.toml";
+/// Largest config file, bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Everything an engine needs to know.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Directory of the store, the database and the snapshots; must survive a reboot.
+    pub root: Option<PathBuf>,
+    /// Directory of what lives as long as a run; may be a tmpfs.
+    pub state: Option<PathBuf>,
+    /// How registries are reached.
+    pub source: SourceConfig,
+}
+
+impl Config {
+    /// Reads `file`, or the default file if there is one, or the defaults.
+    pub fn load(file: Option<&Path>) -> Result<Self, Error> {
+        match file {
+            Some(path) => Self::read(path),
+            None if Path::new(DEFAULT_FILE).exists() => Self::read(Path::new(DEFAULT_FILE)),
+            None => Ok(Self::default()),
+        }
+    }
+
+    fn read(path: &Path) -> Result<Self, Error> {
+        let bad = |detail: String| Error::Config {
+            path: path.to_path_buf(),
+            detail,
+        };
+        let size = std::fs::metadata(path)
+            .map_err(|e| bad(e.to_string()))?
+            .len();
+        if size > FILE_BYTES_MAX {
+            return Err(bad(format!("{size} bytes, at most {FILE_BYTES_MAX}")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+        toml::from_str(&text).map_err(|e| bad(e.to_string()))
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> PathBuf {
+        self.root
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT))
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> PathBuf {
+        self.state
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_STATE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typo_is_an_error_that_names_the_file_and_the_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, "[source]\nplain_htp = [\"reg:5000\"]\n").unwrap();
+        let error = Config::load(Some(&file)).unwrap_err().to_string();
+        assert!(
+            error.contains("config.toml") && error.contains("plain_htp"),
+            "{error}"
+        );
+        std::fs::write(&file, "root = \"/srv/laz\"\n").unwrap();
+        assert_eq!(
+            Config::load(Some(&file)).unwrap().root(),
+            Path::new("/srv/laz")
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_only_when_it_was_named() {
+        assert!(Config::load(Some(Path::new("/nonexistent/laz.toml"))).is_err());
+    }
+}

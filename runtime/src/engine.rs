@@ -1,0 +1,184 @@
+//! The engine: wiring of store, database, source and snapshots, and what users ask of it.
+//!
+//! Invariant: opening an engine touches nothing but its own directories, and several
+//! engines may be open on one root at once (the database is held only while facts are
+//! read or written). Never prints; never reads the environment.
+
+mod follow;
+mod inventory;
+mod run;
+mod stage;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use lazarette_fetcher::db::{Batch, Db, Table as _};
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::layer::open::LayerOpener;
+use lazarette_fetcher::source::{BlobSource, Pusher, RegistrySource};
+use lazarette_fetcher::store::Store;
+use lazarette_fetcher::task::blocking;
+use lazarette_fetcher::types::{Platform, Reference};
+use lazarette_snapshotter::metastore::{DbMetastore, SnapshotTable};
+use lazarette_snapshotter::overlay::Snapshots;
+
+pub use inventory::{ImageSummary, LayerSummary, Removed};
+pub use run::RunRequest;
+
+use crate::Result;
+use crate::config::Config;
+use crate::image::convert::{ConvertEvent, ConvertOptions, ConvertReport, Converter};
+use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
+use crate::image::resolve::Resolver;
+use crate::image::{Image, ImageRecord, ImageTable};
+use crate::trace::Trace;
+
+/// An engine over one root directory.
+pub struct Engine {
+    root: PathBuf,
+    state: PathBuf,
+    store: Arc<Store>,
+    db: Arc<Db>,
+    registry: RegistrySource,
+    resolver: Resolver,
+    metastore: Arc<DbMetastore>,
+    snapshots: Snapshots,
+    pusher: Pusher,
+}
+
+impl Engine {
+    /// Opens the store and the database under the configured root, creating them first
+    /// where they are missing.
+    pub fn open(config: Config) -> Result<Arc<Self>> {
+        let (root, state) = (config.root(), config.state());
+        let store = Store::open(&root)?;
+        let db = Arc::new(Db::open(
+            root.join("db"),
+            &[ImageTable::NAME, SnapshotTable::NAME],
+        )?);
+        let pusher = Pusher::new(config.source.clone());
+        let registry = RegistrySource::new(config.source)?;
+        let source: Arc<dyn BlobSource> = Arc::new(registry.clone());
+        let resolver = Resolver {
+            source,
+            store: Arc::clone(&store),
+            platform: Platform::host(),
+        };
+        let metastore = Arc::new(DbMetastore::new(Arc::clone(&db)));
+        let snapshots = Snapshots::open(&root, Arc::clone(&metastore) as _)?;
+        Ok(Arc::new(Self {
+            root,
+            state,
+            store,
+            db,
+            registry,
+            resolver,
+            metastore,
+            snapshots,
+            pusher,
+        }))
+    }
+
+    /// Where bytes came from and how many, so far.
+    pub fn registry(&self) -> &RegistrySource {
+        &self.registry
+    }
+
+    /// Asks the registry what `reference` is now and remembers the answer.
+    pub async fn resolve(&self, reference: &Reference, trace: &Trace) -> Result<Image> {
+        let span = trace.start("resolve", None);
+        let manifest = self.resolver.manifest(reference).await?;
+        span.end();
+        let span = trace.start("config", None);
+        let image = self.resolver.image(reference, manifest).await?;
+        span.end();
+        self.remember(&image).await?;
+        Ok(image)
+    }
+
+    /// The image `reference` named when it was last pulled, without asking a registry.
+    pub async fn local(&self, reference: &Reference) -> Result<Option<Image>> {
+        let (db, key) = (Arc::clone(&self.db), reference.to_string());
+        let Some(record) = blocking(move || db.get::<ImageTable>(&key)).await? else {
+            return Ok(None);
+        };
+        let manifest = self.resolver.stored_manifest(&record.manifest).await?;
+        Ok(Some(self.resolver.image(reference, manifest).await?))
+    }
+
+    /// A puller for this engine's store.
+    pub fn puller(&self, mode: PullMode, trace: Trace) -> Puller {
+        let opener = LayerOpener::new(Arc::clone(&self.store), Arc::clone(&self.resolver.source));
+        Puller::new(opener, trace, mode)
+    }
+
+    /// Makes every layer of `image` readable and, in full mode, complete.
+    pub async fn pull(&self, image: &Image, puller: &Puller) -> Result<Vec<Arc<Layer>>> {
+        stream::iter(image.layers.iter().enumerate())
+            .map(|(number, layer)| async move {
+                let layer = puller.layer(image, number, layer).await?;
+                layer.flush().await?;
+                Ok(layer)
+            })
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    /// Pushes an eStargz copy of `src` as `dst`, the prioritized files first.
+    pub async fn convert(
+        &self,
+        src: &Reference,
+        dst: &Reference,
+        prioritized: Vec<String>,
+        progress: &(dyn Fn(ConvertEvent<'_>) + Send + Sync),
+    ) -> Result<ConvertReport> {
+        self.release_db();
+        let spool = self.root.join("ingest");
+        let mut options = ConvertOptions::new(spool);
+        options.write.prioritized = prioritized;
+        let converter = Converter {
+            source: self.resolver.source.as_ref(),
+            sink: &self.pusher,
+            options,
+            progress,
+        };
+        Ok(converter.convert(src, dst).await?)
+    }
+
+    /// Lets other processes use the database until the next fact is read or written.
+    fn release_db(&self) {
+        self.metastore.release();
+    }
+
+    async fn remember(&self, image: &Image) -> Result<()> {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let (db, record) = (Arc::clone(&self.db), ImageRecord::new(image, now));
+        blocking(move || {
+            let mut batch = Batch::new();
+            batch.put::<ImageTable>(&record.reference.to_string(), &record)?;
+            db.commit(batch)
+        })
+        .await?;
+        Ok(())
+    }
+}
+
+/// What a finished pull tells.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct PullReport {
+    /// The reference.
+    pub reference: Reference,
+    /// The platform's manifest.
+    pub manifest_digest: lazarette_fetcher::types::Digest,
+    /// Number of layers.
+    pub layers: usize,
+    /// Size of all layers in the registry, bytes.
+    pub image_bytes: u64,
+    /// Received in this pull, bytes.
+    pub fetched_bytes: u64,
+}

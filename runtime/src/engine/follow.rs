@@ -1,0 +1,114 @@
+//! Following a container in the foreground: its streams are this process's, its signals
+//! are those this process gets.
+//!
+//! Invariant: the user's terminal is given back as it was on every way out. Ends when the
+//! container's init has ended and all its output has been passed on.
+
+use std::io::{self, IsTerminal as _};
+use std::time::Instant;
+
+use tokio::io::AsyncRead;
+
+use crate::executor::{ContainerIo, ExitStatus, Launched, Task};
+use crate::stdio::{self, Attach, Pty, RawMode, StdinReader, Streams, User};
+use crate::{Error, Result};
+
+/// How the container ended.
+pub(super) struct Ended {
+    pub(super) status: ExitStatus,
+    pub(super) first_byte: Option<Instant>,
+    pub(super) at: Instant,
+}
+
+/// The engine's side of the streams until the container is there.
+pub(super) struct Ends {
+    pipes: Option<Streams>,
+    interactive: bool,
+}
+
+/// Makes the container's standard descriptors.
+pub(super) fn open(terminal: bool, interactive: bool) -> Result<(ContainerIo, Ends)> {
+    if !terminal {
+        let (io, pipes) = stdio::pipes(interactive).map_err(|e| local("make pipes for", e))?;
+        return Ok((
+            io,
+            Ends {
+                pipes: Some(pipes),
+                interactive,
+            },
+        ));
+    }
+    if interactive && !io::stdin().is_terminal() {
+        return Err(Error::Refused {
+            what: "-t needs a terminal, and standard input is none".to_owned(),
+            todo: "leave out -t, or run it from a terminal".to_owned(),
+        });
+    }
+    let size = stdio::terminal_size(io::stdin());
+    Ok((
+        ContainerIo::Terminal { size },
+        Ends {
+            pipes: None,
+            interactive,
+        },
+    ))
+}
+
+/// Pumps and forwards until the container has ended.
+pub(super) async fn follow(launched: &mut Launched, ends: Ends) -> Result<Ended> {
+    let console = launched.console.take().map(Pty::new).transpose();
+    let pty = console.map_err(|e| local("poll the terminal of", e))?;
+    let raw = match (&pty, ends.interactive) {
+        (Some(_), true) => {
+            Some(RawMode::enter(io::stdin()).map_err(|e| local("set the terminal for", e))?)
+        }
+        (Some(_) | None, _) => None,
+    };
+    let streams = match (ends.pipes, &pty) {
+        (Some(pipes), _) => Some(pipes),
+        (None, Some(pty)) => Some(Streams::Terminal(pty.clone())),
+        (None, None) => None,
+    };
+    let task = launched.task.as_ref();
+    let outcome = tokio::select! {
+        outcome = until_end(task, streams, ends.interactive) => outcome,
+        failed = stdio::forward_signals(task, pty.as_ref()) => {
+            Err(failed.err().map_or_else(
+                || local("forward signals to", io::ErrorKind::BrokenPipe.into()),
+                |error| local("forward signals to", error),
+            ))
+        }
+    };
+    drop(raw);
+    outcome
+}
+
+async fn until_end(task: &dyn Task, streams: Option<Streams>, interactive: bool) -> Result<Ended> {
+    let stdin: Box<dyn AsyncRead + Send + Unpin> = if interactive {
+        Box::new(StdinReader::new().map_err(|e| local("read standard input for", e))?)
+    } else {
+        Box::new(tokio::io::empty())
+    };
+    let user = User {
+        stdin,
+        stdout: tokio::io::stdout(),
+        stderr: tokio::io::stderr(),
+    };
+    let pump = async {
+        match streams {
+            Some(streams) => stdio::attach(streams, user).await,
+            None => Ok(Attach::default()),
+        }
+    };
+    let (attach, status) = tokio::join!(pump, task.wait());
+    let attach = attach.map_err(|e| local("read the output of", e))?;
+    Ok(Ended {
+        status: status?,
+        first_byte: attach.first_byte,
+        at: Instant::now(),
+    })
+}
+
+fn local(op: &'static str, source: io::Error) -> Error {
+    Error::io(op, "the container", source)
+}

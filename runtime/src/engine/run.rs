@@ -1,0 +1,207 @@
+//! One container, from reference to exit code.
+//!
+//! Invariant: whatever was mounted, made or started is on the [`Stage`] before the next
+//! step begins, and the stage is struck at the end of every path, error or not. A crash
+//! leaves the run directory unlocked: the next run sweeps it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::task::blocking;
+use lazarette_fetcher::types::Reference;
+use lazarette_snapshotter::fuse::LayerMount;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Engine;
+use super::follow::{self, Ended};
+use super::stage::{Stage, mount_layer};
+use crate::executor::{Embedded, Executor, External, LaunchPlan};
+use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
+use crate::image::{Image, ImageLayer};
+use crate::spec::{ContainerOptions, HostFacts, bundle};
+use crate::trace::{SourceUse, StartRecord, Trace};
+use crate::{Error, Result};
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    /// The image.
+    pub reference: Reference,
+    /// How to run it; id and root file system are the engine's to fill in.
+    pub options: ContainerOptions,
+    /// Lazily, or after fetching everything.
+    pub mode: PullMode,
+    /// Keep standard input open.
+    pub interactive: bool,
+    /// External OCI runtime, by name or path; `None` is the built-in executor.
+    pub runtime: Option<String>,
+}
+
+impl Engine {
+    /// Runs a container in the foreground until it ends. `prepared` is called once, when
+    /// the container is about to take over the terminal.
+    pub async fn run(
+        self: &Arc<Self>,
+        request: RunRequest,
+        puller: &Puller,
+        prepared: impl FnOnce(),
+    ) -> Result<StartRecord> {
+        require_root()?;
+        let mut stage = Stage::open(self).await?;
+        let outcome = self.act(request, puller, &mut stage, prepared).await;
+        let struck = stage.strike(self).await;
+        let record = outcome?;
+        struck?;
+        Ok(record)
+    }
+
+    async fn act(
+        self: &Arc<Self>,
+        mut request: RunRequest,
+        puller: &Puller,
+        stage: &mut Stage,
+        prepared: impl FnOnce(),
+    ) -> Result<StartRecord> {
+        let trace = &puller.trace;
+        let image = tokio::select! {
+            image = self.prepare(&mut request, puller, stage) => image?,
+            signal = stop_signal() => return Err(Error::Interrupted { signal }),
+        };
+        self.release_db();
+        prepared();
+        let ended = perform(&request, trace, stage).await?;
+        Ok(self.record(&image, trace, &ended))
+    }
+
+    /// Everything before the executor: image, layers, snapshot, bundle.
+    async fn prepare(
+        self: &Arc<Self>,
+        request: &mut RunRequest,
+        puller: &Puller,
+        stage: &mut Stage,
+    ) -> Result<Image> {
+        let image = match self.local(&request.reference).await? {
+            Some(image) => image,
+            None => self.resolve(&request.reference, &puller.trace).await?,
+        };
+        stage.hold(self.mount_layers(&image, puller, stage).await?);
+        let span = puller.trace.start("snapshot", None);
+        request.options.rootfs = stage.set(self, &image).await?;
+        request.options.id = stage.id().to_owned();
+        span.end();
+        let span = puller.trace.start("bundle", None);
+        let (dir, options) = (stage.bundle(), request.options.clone());
+        let config = image.config.config.clone();
+        blocking(move || {
+            let facts = HostFacts::probe().map_err(|e| Error::io("look at", "/proc/self", e))?;
+            Ok::<_, Error>(bundle::write(&dir, &options, &config, &facts)?)
+        })
+        .await?;
+        span.end();
+        Ok(image)
+    }
+
+    /// Opens and mounts the layers, each as soon as it can be.
+    async fn mount_layers(
+        &self,
+        image: &Image,
+        puller: &Puller,
+        stage: &Stage,
+    ) -> Result<Vec<(Arc<Layer>, Arc<LayerMount>)>> {
+        let one = async |number: usize, layer: &ImageLayer| {
+            let layer = puller.layer(image, number, layer).await?;
+            let span = puller.trace.start("mount", Some(number));
+            let mount = mount_layer(stage.mounter(), Arc::clone(&layer)).await?;
+            span.end();
+            Ok::<_, Error>((layer, mount))
+        };
+        stream::iter(image.layers.iter().enumerate())
+            .map(|(number, layer)| one(number, layer))
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    fn record(&self, image: &Image, trace: &Trace, ended: &Ended) -> StartRecord {
+        let stats = self.registry.stats();
+        let exit_ms = trace.ms(ended.at);
+        let first_byte_ms = ended.first_byte.map(|at| trace.ms(at));
+        StartRecord {
+            reference: image.reference.to_string(),
+            manifest_digest: image.manifest.digest.to_string(),
+            image_bytes: image.layer_bytes(),
+            image_layers: image.layers.len(),
+            spans: trace.spans(),
+            ready_ms: first_byte_ms.unwrap_or(exit_ms),
+            first_byte_ms,
+            exit_ms,
+            exit_code: ended.status.code,
+            sources: vec![SourceUse {
+                name: image.reference.host().to_owned(),
+                requests: stats.requests,
+                bytes: stats.bytes_received,
+            }],
+            fetched_bytes: stats.bytes_received,
+        }
+    }
+}
+
+/// Starts the container, pumps its streams until it ends, and removes it.
+async fn perform(request: &RunRequest, trace: &Trace, stage: &Stage) -> Result<Ended> {
+    let executor = executor(request)?;
+    let began = Instant::now();
+    let (io, ends) = follow::open(request.options.terminal, request.interactive)?;
+    let plan = LaunchPlan {
+        id: stage.id().to_owned(),
+        bundle: stage.bundle(),
+        state_root: stage.dir().join("executor"),
+        io,
+    };
+    let mut launched = tokio::select! {
+        launched = executor.launch(plan) => launched?,
+        signal = stop_signal() => return Err(Error::Interrupted { signal }),
+    };
+    let times = launched.task.times();
+    trace.record("create", began, times.created);
+    trace.record("start", times.created, times.started);
+    let outcome = follow::follow(&mut launched, ends).await;
+    let deleted = launched.task.delete().await;
+    let ended = outcome?;
+    deleted?;
+    Ok(ended)
+}
+
+fn executor(request: &RunRequest) -> Result<Box<dyn Executor>> {
+    Ok(match &request.runtime {
+        None => Box::new(Embedded::new()),
+        Some(runtime) => Box::new(External::new(runtime)?),
+    })
+}
+
+/// Waits for a signal that asks this process to end; its number.
+async fn stop_signal() -> u8 {
+    let caught =
+        |kind| signal(kind).map_err(|error| tracing::warn!(%error, "signals cannot be caught"));
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        caught(SignalKind::interrupt()),
+        caught(SignalKind::terminate()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => 2,
+        _ = terminate.recv() => 15,
+    }
+}
+
+fn require_root() -> Result<()> {
+    if crate::sys::process::is_root() {
+        return Ok(());
+    }
+    Err(Error::Refused {
+        what: "laz run needs root to mount and to make Linux namespaces".to_owned(),
+        todo: "run it with sudo".to_owned(),
+    })
+}

@@ -1,0 +1,202 @@
+//! Everything one container needs around it, and taking it all down.
+//!
+//! Invariant: a thing is on the stage before it can outlive an error, and [`Stage::strike`]
+//! takes things down in the reverse order of their making, going on past failures. What a
+//! crash leaves is found by [`Stage::open`] of the next run through the run directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::task::blocking;
+use lazarette_fetcher::types::Digest;
+use lazarette_snapshotter::cleanup::RunDir;
+use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts};
+use lazarette_snapshotter::metastore::Labels;
+use lazarette_snapshotter::overlay::{self, Mount};
+use lazarette_snapshotter::tree::Tree;
+
+use super::Engine;
+use crate::image::Image;
+use crate::{Error, Result};
+
+/// Hex digits of a container's id, as docker's short ids.
+const ID_HEX: usize = 12;
+
+/// What one container stands on.
+pub(super) struct Stage {
+    id: String,
+    mounts: LayerMounts,
+    held: Vec<Arc<LayerMount>>,
+    layers: Vec<Arc<Layer>>,
+    snapshot: Option<String>,
+    rootfs: Option<PathBuf>,
+    run: RunDir,
+}
+
+impl Stage {
+    /// Sweeps what dead runs left and makes a run directory.
+    pub(super) async fn open(engine: &Arc<Engine>) -> Result<Self> {
+        let (engine, handle) = (Arc::clone(engine), tokio::runtime::Handle::current());
+        blocking(move || {
+            sweep(&engine)?;
+            let id = format!("{:012x}", rand::random::<u64>() >> (64 - 4 * ID_HEX));
+            let run = RunDir::create(&engine.state.join("runs"), &id)?;
+            let mounts =
+                LayerMounts::new(run.path().join("layers"), handle, FuseOptions::default());
+            Ok(Self {
+                id,
+                mounts,
+                held: Vec::new(),
+                layers: Vec::new(),
+                snapshot: None,
+                rootfs: None,
+                run,
+            })
+        })
+        .await
+    }
+
+    /// The container's id.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The run directory.
+    pub(super) fn dir(&self) -> &Path {
+        self.run.path()
+    }
+
+    /// Where the executor's bundle goes.
+    pub(super) fn bundle(&self) -> PathBuf {
+        self.dir().join("bundle")
+    }
+
+    /// What mounts layers for this stage; the mounts are held by [`Self::hold`].
+    pub(super) fn mounter(&self) -> LayerMounts {
+        self.mounts.clone()
+    }
+
+    /// Keeps mounted layers until the end, base first.
+    pub(super) fn hold(&mut self, mounted: Vec<(Arc<Layer>, Arc<LayerMount>)>) {
+        (self.layers, self.held) = mounted.into_iter().unzip();
+    }
+
+    /// Prepares a snapshot on the image's layers and mounts it; the root file system's path.
+    pub(super) async fn set(&mut self, engine: &Arc<Engine>, image: &Image) -> Result<PathBuf> {
+        let rootfs = self.dir().join("rootfs");
+        let (engine, image, key) = (Arc::clone(engine), image.clone(), self.id.clone());
+        let lowers: Vec<(Digest, PathBuf)> = self
+            .held
+            .iter()
+            .map(|m| (m.blob_digest(), m.path().to_path_buf()))
+            .collect();
+        self.snapshot = Some(key.clone());
+        self.rootfs = Some(rootfs.clone());
+        let target = rootfs.clone();
+        blocking(move || {
+            let mounts = snapshot(&engine, &image, &key, &lowers)?;
+            std::fs::create_dir_all(&target).map_err(|e| Error::io("create", &target, e))?;
+            for mount in &mounts {
+                mount.mount_at(&target)?;
+            }
+            Ok::<_, Error>(())
+        })
+        .await?;
+        Ok(rootfs)
+    }
+
+    /// Takes everything down. The first failure is returned after all was tried.
+    pub(super) async fn strike(self, engine: &Arc<Engine>) -> Result<()> {
+        let (engine, layers) = (Arc::clone(engine), self.layers.clone());
+        let down = blocking(move || {
+            let mut first: Result<()> = Ok(());
+            let mut note = |outcome: Result<()>| {
+                if first.is_ok() {
+                    first = outcome;
+                }
+            };
+            if let Some(rootfs) = self.rootfs.as_deref().filter(|path| path.exists()) {
+                note(overlay::unmount(rootfs).map_err(Error::from));
+            }
+            drop(self.held);
+            if let Some(key) = &self.snapshot {
+                note(forget(&engine, key));
+            }
+            note(self.run.close().map_err(Error::from));
+            first
+        })
+        .await;
+        let mut closed = Ok(());
+        for layer in layers {
+            closed = closed.and(layer.close().await.map_err(Error::from));
+        }
+        down.and(closed)
+    }
+}
+
+/// Commits the image's layers as snapshots where they are not yet, and prepares one on top.
+fn snapshot(
+    engine: &Engine,
+    image: &Image,
+    key: &str,
+    lowers: &[(Digest, PathBuf)],
+) -> Result<Vec<Mount>> {
+    let snapshots = &engine.snapshots;
+    let mut parent: Option<String> = None;
+    for layer in &image.layers {
+        let name = layer.chain_id.to_string();
+        match snapshots.commit_layer(
+            &name,
+            parent.as_deref(),
+            layer.descriptor.digest,
+            &Labels::new(),
+        ) {
+            Ok(()) | Err(lazarette_snapshotter::Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        parent = Some(name);
+    }
+    snapshots.prepare(key, parent.as_deref(), &Labels::new())?;
+    let resolve = |digest: &Digest| {
+        let mounted = lowers.iter().find(|(blob_digest, _)| blob_digest == digest);
+        mounted.map(|(_, path)| path.clone()).ok_or_else(|| {
+            lazarette_snapshotter::Error::NotFound {
+                key: digest.to_string(),
+            }
+        })
+    };
+    Ok(snapshots.mounts(key, &resolve)?)
+}
+
+/// Removes a container's snapshot if it got as far as having one.
+fn forget(engine: &Engine, key: &str) -> Result<()> {
+    match engine.snapshots.remove(key) {
+        Ok(()) | Err(lazarette_snapshotter::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes down what processes that died left mounted, and forgets their snapshots.
+fn sweep(engine: &Engine) -> Result<()> {
+    let swept = RunDir::sweep(&engine.state.join("runs"))?;
+    for (path, error) in &swept.failed {
+        tracing::warn!(path = %path.display(), %error, "what a dead run left cannot be removed");
+    }
+    for path in &swept.removed {
+        if let Some(key) = path.file_name().and_then(|name| name.to_str()) {
+            forget(engine, key)?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds a layer's tree and mounts it.
+pub(super) async fn mount_layer(mounts: LayerMounts, layer: Arc<Layer>) -> Result<Arc<LayerMount>> {
+    blocking(move || {
+        let tree = Arc::new(Tree::build(layer.index())?);
+        let digest = layer.index().blob_digest;
+        Ok(mounts.mount(digest, tree, layer)?)
+    })
+    .await
+}

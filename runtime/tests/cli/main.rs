@@ -1,0 +1,13 @@
+//! The `laz` program against a registry that can be told to misbehave: what users see.
+//!
+//! Every message is asserted in full enough to say what failed, on what, and what to do.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends at the first surprise"
+)]
+
+mod errors;
+mod run;
+mod support;

@@ -1,0 +1,272 @@
+//! `laz run` from a registry on loopback to exit code, with a user land of one file.
+
+use std::collections::BTreeSet;
+use std::process::Stdio;
+
+use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
+
+use crate::support::{Changes, File, Laz, busybox, estargz, is_root, plain, push, said, tar};
+
+fn user_land() -> Vec<u8> {
+    let big = vec![b'x'; 4 << 20];
+    tar(&[
+        File {
+            path: "bin/busybox",
+            mode: 0o755,
+            bytes: &busybox(),
+        },
+        File {
+            path: "bin/not-a-program",
+            mode: 0o644,
+            bytes: b"text",
+        },
+        File {
+            path: "etc/passwd",
+            mode: 0o644,
+            bytes: b"root:x:0:0::/:/bin/sh\nu:x:7:8::/:\n",
+        },
+        File {
+            path: "unread",
+            mode: 0o644,
+            bytes: &big,
+        },
+    ])
+}
+
+/// Mounts, cgroups and files that `laz` may have made.
+fn traces(laz: &Laz) -> BTreeSet<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let state = laz.path("state").display().to_string();
+    let mut found: BTreeSet<String> = mounts
+        .lines()
+        .filter(|line| line.contains(&state))
+        .map(str::to_owned)
+        .collect();
+    let runs = std::fs::read_dir(laz.path("state/runs"))
+        .into_iter()
+        .flatten();
+    found.extend(
+        runs.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name != "lock"),
+    );
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_container_runs_and_leaves_nothing() {
+    if !is_root("privileged_a_container_runs_and_leaves_nothing") {
+        return;
+    }
+    for layer in [estargz(user_land()), plain(user_land())] {
+        let registry = FakeRegistry::start().await;
+        let image = push(&registry, &layer, &Changes::default());
+        let laz = Laz::new();
+        let trace = laz.path("trace.json").display().to_string();
+        let hello = laz
+            .run(&["run", "--trace-file", &trace, &image.reference])
+            .await;
+        assert_eq!(
+            (hello.code, hello.out.as_str()),
+            (0, "hello\n"),
+            "{hello:?}"
+        );
+        let record: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+        let names: BTreeSet<&str> = record["spans"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|s| s["name"].as_str().unwrap())
+            .collect();
+        let steps = [
+            "resolve", "config", "index", "mount", "snapshot", "bundle", "create", "start",
+        ];
+        assert!(steps.iter().all(|step| names.contains(step)), "{names:?}");
+        assert!(record["first_byte_ms"].as_f64().unwrap() <= record["exit_ms"].as_f64().unwrap());
+
+        // Again without the registry: what was read is here.
+        registry.always(Endpoint::Manifest, Fault::Status(503, None));
+        registry.always(Endpoint::Blob, Fault::Status(503, None));
+        let again = laz.run(&["run", &image.reference]).await;
+        assert_eq!(
+            (again.code, again.out.as_str()),
+            (0, "hello\n"),
+            "{again:?}"
+        );
+        assert_eq!(traces(&laz), BTreeSet::new());
+
+        let removed = laz.run(&["rmi", &image.reference]).await;
+        assert_eq!(removed.code, 0, "{removed:?}");
+        assert_eq!(
+            laz.run(&["--output", "json", "store", "df"])
+                .await
+                .out
+                .trim(),
+            "[]"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_only_what_is_read_is_fetched() {
+    if !is_root("privileged_only_what_is_read_is_fetched") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &estargz(user_land()), &Changes::default());
+    let laz = Laz::new();
+    assert_eq!(laz.run(&["run", &image.reference]).await.code, 0);
+    let df = laz.run(&["--output", "json", "store", "df"]).await;
+    let df: serde_json::Value = serde_json::from_str(&df.out).unwrap();
+    let (present, all) = (
+        df[0]["present_bytes"].as_u64().unwrap(),
+        df[0]["data_bytes"].as_u64().unwrap(),
+    );
+    assert!(
+        present > 0 && present + (3 << 20) < all,
+        "{present} of {all}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_exit_codes_are_dockers() {
+    if !is_root("privileged_exit_codes_are_dockers") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &estargz(user_land()), &Changes::default());
+    let laz = Laz::new();
+    let reference = image.reference.as_str();
+    let sh = |script| ["/bin/busybox", "sh", "-c", script];
+    let table: [(&[&str], i32, &str); 6] = [
+        (&sh("exit 7"), 7, ""),
+        (&sh("kill -9 $$"), 137, ""),
+        (&sh("kill -15 $$; exit 1"), 1, ""),
+        (&["nonesuch"], 127, "nonesuch"),
+        (&["/bin/not-a-program"], 126, "/bin/not-a-program"),
+        (&["/bin"], 126, "/bin"),
+    ];
+    for (command, code, word) in table {
+        for runtime in [None, Some("runc")] {
+            let mut args = vec!["run"];
+            args.extend(runtime.iter().flat_map(|runtime| ["--runtime", runtime]));
+            args.push(reference);
+            args.extend(command);
+            let said = laz.run(&args).await;
+            assert!(
+                said.code == code && said.err.contains(word),
+                "{command:?} {runtime:?}: {said:?}"
+            );
+        }
+    }
+    let missing = laz
+        .run(&["run", "--runtime", "no-such-runtime", reference])
+        .await;
+    assert!(
+        missing.code == 125 && missing.err.contains("no-such-runtime"),
+        "{missing:?}"
+    );
+    let user = laz.run(&["run", "-u", "nobody-here", reference]).await;
+    assert!(
+        user.code == 125 && user.err.contains("nobody-here"),
+        "{user:?}"
+    );
+    assert_eq!(traces(&laz), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_options_reach_the_container() {
+    if !is_root("privileged_options_reach_the_container") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &estargz(user_land()), &Changes::default());
+    let laz = Laz::new();
+    let shared = laz.path("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::write(shared.join("file"), "from the host").unwrap();
+    let volume = format!("{}:/mnt/shared:ro", shared.display());
+    let script = "busybox id -u; busybox id -g; echo $K; busybox pwd; busybox hostname; \
+                  busybox cat /mnt/shared/file; echo; echo > /mnt/shared/x || echo read-only; \
+                  echo > /x || echo read-only";
+    let args = [
+        "run",
+        "-e",
+        "K=v",
+        "-w",
+        "/etc",
+        "-u",
+        "u",
+        "-v",
+        &volume,
+        "--net",
+        "none",
+        "--hostname",
+        "box",
+        "--read-only",
+        &image.reference,
+        "/bin/busybox",
+        "sh",
+        "-c",
+        script,
+    ];
+    let said = laz.run(&args).await;
+    assert_eq!(
+        said.out, "7\n8\nv\n/etc\nbox\nfrom the host\nread-only\nread-only\n",
+        "{said:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_a_killed_run_left_is_swept_by_the_next() {
+    if !is_root("privileged_what_a_killed_run_left_is_swept_by_the_next") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &estargz(user_land()), &Changes::default());
+    let laz = Laz::new();
+    let wait = [
+        "run",
+        &image.reference,
+        "/bin/busybox",
+        "sh",
+        "-c",
+        "echo up; exec busybox sleep 1000",
+    ];
+    let mut command = laz.command(&[], &wait);
+    let mut child = tokio::task::spawn_blocking(move || {
+        use std::io::BufRead as _;
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "up\n");
+        child
+    })
+    .await
+    .unwrap();
+    assert!(!traces(&laz).is_empty(), "a running container has mounts");
+
+    // A second one beside it: roots are shared, and the living are left alone.
+    let beside = laz.run(&["run", &image.reference]).await;
+    assert_eq!(
+        (beside.code, beside.out.as_str()),
+        (0, "hello\n"),
+        "{beside:?}"
+    );
+    assert!(!traces(&laz).is_empty());
+    let in_use = laz.run(&["rmi", &image.reference]).await;
+    assert!(
+        in_use.code == 125 && in_use.err.contains("in use"),
+        "{in_use:?}"
+    );
+
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let next = laz.run(&["run", &image.reference]).await;
+    assert_eq!((next.code, next.out.as_str()), (0, "hello\n"), "{next:?}");
+    assert_eq!(traces(&laz), BTreeSet::new());
+    let removed = said(laz.command(&[], &["rmi", &image.reference])).await;
+    assert_eq!(removed.code, 0, "{removed:?}");
+}

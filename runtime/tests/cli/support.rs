@@ -1,0 +1,214 @@
+//! A scratch root for `laz`, and small images made on the spot.
+
+use std::io::Cursor;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use lazarette_fetcher::index::estargz::write::{Options, write_estargz};
+use lazarette_fetcher::test_util::FakeRegistry;
+use lazarette_fetcher::types::{Digest, MediaType};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// One `laz` installation of its own.
+pub(crate) struct Laz {
+    dir: TempDir,
+    pub(crate) binary: PathBuf,
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Laz {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Short deadlines: a registry that hangs must not hang the tests.
+        let config = "[source]\ndeadline = \"900ms\"\nstall_timeout = \"300ms\"\n";
+        std::fs::write(dir.path().join("config.toml"), config).unwrap();
+        Self {
+            dir,
+            binary: PathBuf::from(env!("CARGO_BIN_EXE_laz")),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The command line, run under `wrapper` (for example `unshare -m`).
+    pub(crate) fn command(&self, wrapper: &[&str], args: &[&str]) -> Command {
+        let mut words: Vec<&std::ffi::OsStr> = wrapper.iter().map(std::ffi::OsStr::new).collect();
+        words.push(self.binary.as_os_str());
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).args(args);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", self.dir.path());
+        command
+            .env("LAZARETTE_ROOT", self.path("root"))
+            .env("LAZARETTE_STATE", self.path("state"));
+        command.env("LAZARETTE_CONFIG", self.path("config.toml"));
+        command
+    }
+
+    /// Runs `laz args` to its end; off the async workers, as the fake registry runs there.
+    pub(crate) async fn run(&self, args: &[&str]) -> Said {
+        let command = self.command(&[], args);
+        said(command).await
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) async fn said(mut command: Command) -> Said {
+    let output: Output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .unwrap();
+    Said {
+        code: output
+            .status
+            .code()
+            .unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A layer as it is pushed.
+pub(crate) struct Layer {
+    pub(crate) blob: Vec<u8>,
+    pub(crate) diff_id: Digest,
+    pub(crate) toc_digest: Option<Digest>,
+}
+
+/// A file of an image.
+pub(crate) struct File<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) mode: u32,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// An uncompressed tar with these files.
+pub(crate) fn tar(files: &[File<'_>]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    for file in files {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = dir.path().join(file.path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, file.bytes).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(file.mode)).unwrap();
+    }
+    let output = Command::new("tar")
+        .args(["--owner=0", "--group=0", "--sort=name", "-cf", "-", "-C"])
+        .arg(dir.path())
+        .arg(".")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+/// The tar as an uncompressed layer.
+pub(crate) fn plain(tar: Vec<u8>) -> Layer {
+    Layer {
+        diff_id: Digest::sha256(&tar),
+        blob: tar,
+        toc_digest: None,
+    }
+}
+
+/// The tar as an eStargz layer with chunks of 64 KiB.
+pub(crate) fn estargz(tar: Vec<u8>) -> Layer {
+    let mut blob = Vec::new();
+    let options = Options {
+        chunk_bytes: 64 << 10,
+        ..Options::default()
+    };
+    let written = write_estargz("test layer", &mut Cursor::new(tar), &mut blob, &options).unwrap();
+    Layer {
+        blob,
+        diff_id: written.diff_id,
+        toc_digest: Some(written.toc_digest),
+    }
+}
+
+/// Where an image stands in a registry, and what it was made of.
+pub(crate) struct Pushed {
+    pub(crate) reference: String,
+    pub(crate) layer_digest: Digest,
+    pub(crate) config_digest: Digest,
+}
+
+/// What may be changed of an image before it is pushed.
+pub(crate) struct Changes<'a> {
+    pub(crate) architecture: &'a str,
+    pub(crate) edit: &'a dyn Fn(&mut Value),
+}
+
+impl Default for Changes<'_> {
+    fn default() -> Self {
+        Self {
+            architecture: "amd64",
+            edit: &|_| {},
+        }
+    }
+}
+
+/// Pushes a one-layer image whose command is `/bin/busybox sh -c 'echo hello'`.
+pub(crate) fn push(registry: &FakeRegistry, layer: &Layer, changes: &Changes<'_>) -> Pushed {
+    let config = json!({
+        "os": "linux", "architecture": changes.architecture,
+        "config": {"Cmd": ["/bin/busybox", "sh", "-c", "echo hello"], "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id.to_string()]},
+    });
+    let config = serde_json::to_vec(&config).unwrap();
+    let config_digest = registry.add_blob(config.clone());
+    let layer_digest = registry.add_blob(layer.blob.clone());
+    let mut annotations = serde_json::Map::new();
+    if let Some(toc) = layer.toc_digest {
+        annotations.insert(
+            "containerd.io/snapshot/stargz/toc.digest".into(),
+            json!(toc.to_string()),
+        );
+    }
+    let mut manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MediaType::OciManifest.as_str(),
+        "config": {"mediaType": MediaType::OciConfig.as_str(), "digest": config_digest.to_string(),
+                   "size": config.len()},
+        "layers": [{"mediaType": MediaType::OciLayerGzip.as_str(), "digest": layer_digest.to_string(),
+                    "size": layer.blob.len(), "annotations": annotations}],
+    });
+    (changes.edit)(&mut manifest);
+    let bytes = serde_json::to_vec(&manifest).unwrap();
+    registry.add_manifest("test/image", "v1", MediaType::OciManifest, bytes);
+    Pushed {
+        reference: format!("{}/test/image:v1", registry.url_host()),
+        layer_digest,
+        config_digest,
+    }
+}
+
+/// Debian's static busybox: a whole user land in one file.
+pub(crate) fn busybox() -> Vec<u8> {
+    let path = Path::new("/usr/bin/busybox");
+    let alternative = Path::new("/bin/busybox");
+    let path = if path.exists() { path } else { alternative };
+    std::fs::read(path).expect("busybox-static is installed (tests/lib/deps.sh does that)")
+}
+
+/// Whether this process is root; says loudly when a test is left out because it is not.
+pub(crate) fn is_root(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED (needs root): {test}");
+    }
+    root
+}
