@@ -1,0 +1,26 @@
+# shellcheck shell=bash
+# laz.sh - builds and runs `laz` for the tests, the demo and the benchmark. Sourced, after common.sh.
+
+# build_laz: sets LAZ to the program; one given by the environment is taken as it is.
+build_laz() {
+  [ -z "${LAZ:-}" ] || { [ -x "$LAZ" ] || die "LAZ=$LAZ is not a program"; return 0; }
+  (cd "$REPO" && cargo build --workspace --locked --bin laz ${QUIET_BUILD:+-q} >&2)
+  LAZ=$CARGO_TARGET_DIR/debug/laz
+  [ -x "$LAZ" ] || die "cargo built no $LAZ"
+}
+
+# use_fresh_store DIR: `laz` in this script keeps everything below DIR, which starts empty.
+use_fresh_store() {
+  LAZ_ROOT=$1/root LAZ_STATE=$1/state
+  remove_tree "$LAZ_ROOT"; remove_tree "$LAZ_STATE"
+  mkdir -p "$LAZ_ROOT" "$LAZ_STATE"
+}
+laz() { "$LAZ" --root "$LAZ_ROOT" --state "$LAZ_STATE" "$@"; }
+
+# What a machine carries of containers: mounts, cgroups and processes of ours. Two of these are
+# compared to prove that a run leaves nothing behind.
+traces_left() {
+  awk '{print "mount", $2, $3}' /proc/mounts
+  find /sys/fs/cgroup -mindepth 1 -type d -printf 'cgroup %p\n' 2>/dev/null | grep -iE 'laz' || true
+  pgrep -lx 'laz|laz-.*' | sed 's/^[0-9]* /process /' || true
+}

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# run.sh - every test there is, and one count at the end.
+#
+# Rust tests are counted from cargo's own result lines; a script counts as the tests it reports in a
+# line "N passed, N failed", or as one test by its exit code. A build that fails counts as a failure.
+# Nothing stops the run: everything is tried, the last line says what came of it, and so does the
+# exit code. Tests that need root say "SKIPPED (needs root)"; those lines are repeated at the end.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+cd "$REPO"
+
+passed=0 failed=0
+make_scratch tests
+
+# Adds up "... N passed; M failed" and "N passed, M failed" lines of a log; prints "PASSED FAILED LINES".
+count() {
+  sed -nE 's/^(test result: .*[^0-9])?([0-9]+) passed[;,] ([0-9]+) failed.*/\2 \3/p' "$1" |
+    awk '{p += $1; f += $2; n++} END {print p + 0, f + 0, n + 0}'
+}
+
+# run NAME COMMAND...: shows its output, counts it.
+run() {
+  local name=$1 log=$SCRATCH/$1.log code=0 p f n started=$SECONDS; shift
+  say; say "== $name"
+  "$@" 2>&1 | tee "$log" || code=${PIPESTATUS[0]}
+  read -r p f n < <(count "$log")
+  # A failing command must cost at least one failure, whatever it printed.
+  if [ "$code" != 0 ] && [ "$f" = 0 ]; then f=1; fi
+  if [ "$code" = 0 ] && [ "$n" = 0 ]; then p=1; fi
+  passed=$((passed + p)) failed=$((failed + f))
+  say "== $name: $p passed, $f failed, $((SECONDS - started)) s"
+}
+
+run fences tests/fences.sh
+run fences-self-test tests/fences.sh --self-test
+run rust cargo test --workspace --all-targets --locked --no-fail-fast
+run rust-docs cargo test --workspace --doc --locked --no-fail-fast
+if is_root; then
+  run e2e tests/e2e.sh
+  for script in tests/peers/*.sh; do
+    case $script in */install.sh|*/stargz.sh) ;; *) run "${script##*/}" "$script" ;; esac
+  done
+else
+  say "SKIPPED (needs root): tests/e2e.sh and tests/peers: run sudo make test"
+fi
+
+skipped=$(cat "$SCRATCH"/*.log | grep -c '^SKIPPED' || true)
+say
+[ "$skipped" = 0 ] || { say "$skipped tests were SKIPPED:"; cat "$SCRATCH"/*.log | grep '^SKIPPED' >&2; }
+is_root || say "not root: the end-to-end tests did not run"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
