@@ -435,7 +435,7 @@ fn linux(options: &ContainerOptions, facts: &HostFacts) -> Result<Linux, SpecErr
         .cgroups_path(cgroup)
         .seccomp(seccomp::profile(&CAPABILITIES.into())?)
         .masked_paths(mounts::owned(mounts::MASKED_PATHS))
-        .readonly_paths(mounts::owned(mounts::READONLY_PATHS))
+        .readonly_paths(mounts::readonly_paths(&facts.cgroup_hierarchies))
         .build()?)
 }
 

@@ -8,3 +8,9 @@ pub(crate) mod process;
 pub(crate) mod rootfs;
 pub(crate) mod socket;
 pub(crate) mod terminal;
+
+/// Numbers the kernel knows signals and errors by.
+pub(crate) mod number {
+    pub(crate) use libc::{EIO, ENOEXEC, ENOSYS, EPERM};
+    pub(crate) use libc::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+}

@@ -19,7 +19,7 @@ use crate::trace::{Trace, human_bytes, percent};
 use crate::{Error, Result};
 
 /// `laz pull`
-pub async fn pull(
+pub(super) async fn pull(
     engine: &Arc<Engine>,
     args: PullArgs,
     format: OutputFormat,
@@ -59,7 +59,7 @@ pub async fn pull(
 }
 
 /// `laz images`
-pub async fn images(engine: &Arc<Engine>, format: OutputFormat) -> Result<u8> {
+pub(super) async fn images(engine: &Arc<Engine>, format: OutputFormat) -> Result<u8> {
     let images = engine.images().await?;
     let header = ["REFERENCE", "MANIFEST", "LAYERS", "SIZE", "PRESENT"];
     print_rows(format, &images, header, |image| {
@@ -75,7 +75,7 @@ pub async fn images(engine: &Arc<Engine>, format: OutputFormat) -> Result<u8> {
 }
 
 /// `laz rmi`
-pub async fn rmi(engine: &Arc<Engine>, args: RmiArgs, format: OutputFormat) -> Result<u8> {
+pub(super) async fn rmi(engine: &Arc<Engine>, args: RmiArgs, format: OutputFormat) -> Result<u8> {
     let mut removed = Vec::new();
     for reference in &args.references {
         removed.push(engine.remove_image(reference).await?);
@@ -96,7 +96,7 @@ pub async fn rmi(engine: &Arc<Engine>, args: RmiArgs, format: OutputFormat) -> R
 }
 
 /// `laz store`
-pub async fn store(engine: &Arc<Engine>, args: StoreArgs, format: OutputFormat) -> Result<u8> {
+pub(super) async fn store(engine: &Arc<Engine>, args: StoreArgs, format: OutputFormat) -> Result<u8> {
     match args.command {
         StoreCommand::Df => {
             let layers = engine.layers().await?;
@@ -117,7 +117,7 @@ pub async fn store(engine: &Arc<Engine>, args: StoreArgs, format: OutputFormat) 
 }
 
 /// `laz image`
-pub async fn image(engine: &Arc<Engine>, args: ImageArgs, format: OutputFormat) -> Result<u8> {
+pub(super) async fn image(engine: &Arc<Engine>, args: ImageArgs, format: OutputFormat) -> Result<u8> {
     match args.command {
         ImageCommand::Convert(args) => convert(engine, args, format).await,
     }

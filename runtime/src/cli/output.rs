@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::OutputFormat;
 
 /// Prints `rows` as JSON, or as a table with `header` and the cells `row` makes of each.
-pub fn print_rows<T: Serialize, const N: usize>(
+pub(super) fn print_rows<T: Serialize, const N: usize>(
     format: OutputFormat,
     rows: &[T],
     header: [&str; N],
@@ -26,7 +26,7 @@ pub fn print_rows<T: Serialize, const N: usize>(
 }
 
 /// Prints one value as JSON.
-pub fn print_json<T: Serialize>(value: &T) {
+pub(super) fn print_json<T: Serialize>(value: &T) {
     if let Ok(mut text) = serde_json::to_string_pretty(value) {
         text.push('\n');
         emit(&text);
@@ -34,7 +34,7 @@ pub fn print_json<T: Serialize>(value: &T) {
 }
 
 /// Prints text as it is.
-pub fn emit(text: &str) {
+pub(super) fn emit(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

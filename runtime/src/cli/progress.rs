@@ -16,14 +16,14 @@ use crate::trace::human_bytes;
 const REDRAW: Duration = Duration::from_millis(100);
 
 /// Draws `progress` until it is stopped.
-pub struct Display {
+pub(super) struct Display {
     progress: Arc<PullProgress>,
     bars: Option<(MultiProgress, JoinHandle<()>)>,
 }
 
 impl Display {
     /// Starts to draw.
-    pub fn start(progress: Arc<PullProgress>) -> Self {
+    pub(super) fn start(progress: Arc<PullProgress>) -> Self {
         let bars = std::io::stderr().is_terminal().then(|| {
             let multi = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
             let task = tokio::spawn(draw(multi.clone(), Arc::clone(&progress)));
@@ -33,7 +33,7 @@ impl Display {
     }
 
     /// Stops to draw and, off a terminal, says in a line a layer what was done.
-    pub fn stop(self) {
+    pub(super) fn stop(self) {
         match self.bars {
             Some((multi, task)) => {
                 task.abort();

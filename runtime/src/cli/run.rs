@@ -16,7 +16,7 @@ use crate::trace::{StartRecord, Trace};
 use crate::{Error, Result};
 
 /// Runs the container and returns its exit code.
-pub async fn run(
+pub(super) async fn run(
     engine: Arc<Engine>,
     args: RunArgs,
     format: OutputFormat,

@@ -21,7 +21,7 @@ use oci_spec::runtime::Spec;
 
 use super::host::{HostRuntime, Stdio};
 use super::protocol::{self, CONSOLE_SOCKET, Failure, HostPlan, Stage};
-use crate::sys::process;
+use crate::sys::{number, process};
 
 /// How long a container that failed to be made may take to say why. Its init is already
 /// ending then; past this the runtime's own message has to do.
@@ -266,7 +266,7 @@ fn invocation_failure(path: &str, error: &io::Error) -> Failure {
             ),
             127,
         )
-    } else if error.raw_os_error() == Some(libc::ENOEXEC) {
+    } else if error.raw_os_error() == Some(number::ENOEXEC) {
         (
             format!(
                 "command {path:?} cannot be invoked: not a program of this machine's \

@@ -3,7 +3,8 @@
 //! The runtime's init is handed to the host, its subreaper, when the runtime's own process
 //! ends. Errors are read from the runtime's JSON log, never from the container's stderr.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as CommandStdio};
 
@@ -35,8 +36,6 @@ impl ExternalRuntime {
             .arg("--log")
             .arg(self.log())
             .args(["--log-format", "json", verb])
-            // A relative socket path keeps within the 108 bytes a socket address holds.
-            .current_dir(&self.plan.state)
             .stdin(CommandStdio::null())
             .stdout(CommandStdio::null())
             .stderr(CommandStdio::null());
@@ -72,8 +71,16 @@ impl HostRuntime for ExternalRuntime {
             .arg(&self.plan.bundle)
             .arg("--pid-file")
             .arg(&pid_file);
+        // Open until the runtime has ended: it reaches the socket through this directory.
+        let state = File::open(&self.plan.state);
         if self.plan.terminal {
-            command.args(["--console-socket", CONSOLE_SOCKET]);
+            let state = state.as_ref().map_err(|error| {
+                let dir = self.plan.state.display();
+                Failure::engine(Stage::Create, format!("cannot open {dir}: {error}"))
+            })?;
+            command
+                .arg("--console-socket")
+                .arg(short_socket_path(state));
         }
         if let Some(Stdio {
             stdin,
@@ -102,6 +109,14 @@ impl HostRuntime for ExternalRuntime {
     }
 }
 
+/// The console socket's path by way of our open directory: a socket address holds 108
+/// bytes, and the runtime changes its working directory, so neither the full path nor a
+/// relative one would do.
+fn short_socket_path(state: &File) -> PathBuf {
+    let (pid, fd) = (std::process::id(), state.as_raw_fd());
+    PathBuf::from(format!("/proc/{pid}/fd/{fd}/{CONSOLE_SOCKET}"))
+}
+
 fn read_pid(path: &Path) -> Result<i32, Failure> {
     let wrong = |reason: String| {
         Failure::engine(
@@ -128,7 +143,7 @@ fn last_error(log: &[u8]) -> Option<String> {
     lines
         .filter(|line| matches!(line.level.as_str(), "error" | "fatal"))
         .map(|line| line.msg)
-        .last()
+        .next_back()
 }
 
 /// Docker's exit code for a runtime's error text, and what to tell the user beyond it.

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use super::embedded::EmbeddedRuntime;
 use super::external::ExternalRuntime;
 use super::protocol::{self, Event, Failure, Request, Runtime, Stage};
-use crate::sys::{process, socket};
+use crate::sys::{number, process, socket};
 
 /// The hidden subcommand that [`main`] implements.
 pub const SUBCOMMAND: &str = "executor-host";
@@ -61,6 +61,7 @@ pub fn main() -> ExitCode {
 fn run() -> io::Result<()> {
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let (request, stdio) = receive_first(&control)?;
+    process::reset_signals()?;
     process::become_subreaper()?;
     // A path that vanishes under us must not matter.
     std::env::set_current_dir("/")?;
@@ -207,7 +208,7 @@ impl Init {
     fn reap(&mut self) -> u8 {
         self.reaped = true;
         // A process that has ended keeps its exit code until it is waited for.
-        let _ = process::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        let _ = process::pidfd_signal(self.pidfd.as_fd(), number::SIGKILL);
         let code = process::wait_for(self.pid).unwrap_or(255);
         u8::try_from(code & 0xff).unwrap_or(255)
     }

@@ -17,8 +17,10 @@ use tokio::sync::watch;
 
 use super::console::ConsoleSocket;
 use super::protocol::{self, Event, Failure, HostPlan, Request, Runtime, Stage};
-use super::{ContainerIo, Error, Executor, ExitStatus, LaunchPlan, Launched, Task, Times, host};
-use crate::sys::{process, socket, terminal};
+use super::{
+    ContainerIo, Error, Executor, ExitStatus, LaunchPlan, Launched, Size, Task, Times, host,
+};
+use crate::sys::{number, process, socket, terminal};
 
 /// How long removing a container may take: cgroups are retried for half a second, and a
 /// runtime binary needs tens of milliseconds.
@@ -134,13 +136,27 @@ async fn launch(program: &Path, runtime: Runtime, plan: LaunchPlan) -> Result<La
         state,
         runtime,
     };
-    match launch_claimed(program, &host_plan, plan.io).await {
-        Ok(launched) => Ok(launched),
+    let prepared = prepare(program, &host_plan, plan.io);
+    let (mut host, console, size) = prepared.inspect_err(|_| {
+        // No host, so nobody else removes it; what is in it is ours alone.
+        if let Err(error) = std::fs::remove_dir_all(&host_plan.state) {
+            tracing::warn!(error = %error, "state directory could not be removed");
+        }
+    })?;
+    match start(&mut host, &host_plan.id, console, size).await {
+        Ok((pid, times, console)) => {
+            let program = program.to_owned();
+            let task = Box::new(HostTask {
+                host,
+                plan: host_plan,
+                program,
+                pid,
+                times,
+            });
+            Ok(Launched { task, console })
+        }
         Err(error) => {
-            // The host has removed it, unless there was never one or it was lost.
-            if host_plan.state.exists() {
-                sweep(program, &host_plan).await?;
-            }
+            remove(host, program, &host_plan).await?;
             Err(error)
         }
     }
@@ -169,52 +185,61 @@ fn claim_state(root: &Path, id: &str) -> Result<PathBuf, Error> {
     })
 }
 
-async fn launch_claimed(
+/// Spawns the host of a container, with the socket for its terminal when it has one.
+fn prepare(
     program: &Path,
     plan: &HostPlan,
     io: ContainerIo,
-) -> Result<Launched, Error> {
-    let (fds, size) = match io {
+) -> Result<(Host, Option<ConsoleSocket>, Option<Size>), Error> {
+    let request = Request::Launch(plan.clone());
+    match io {
         ContainerIo::Fds {
             stdin,
             stdout,
             stderr,
-        } => (vec![stdin, stdout, stderr], None),
-        ContainerIo::Terminal { size } => (Vec::new(), size),
-    };
-    let console = plan
-        .terminal
-        .then(|| ConsoleSocket::bind(&plan.state))
-        .transpose();
-    let console = console.map_err(Error::io("bind the terminal's socket"))?;
-    let mut host = Host::spawn(program, &Request::Launch(plan.clone()), &fds)?;
-    drop(fds);
+        } => Ok((
+            Host::spawn(program, &request, &[stdin, stdout, stderr])?,
+            None,
+            None,
+        )),
+        ContainerIo::Terminal { size } => {
+            let socket = ConsoleSocket::bind(&plan.state);
+            let socket = socket.map_err(Error::io("bind the terminal's socket"))?;
+            Ok((Host::spawn(program, &request, &[])?, Some(socket), size))
+        }
+    }
+}
+
+/// Follows a spawned host until the command runs.
+async fn start(
+    host: &mut Host,
+    id: &str,
+    console: Option<ConsoleSocket>,
+    size: Option<Size>,
+) -> Result<(u32, Times, Option<OwnedFd>), Error> {
     let progress = host.reached(|progress| progress.created.is_some()).await;
-    let (pid, created) = progress
-        .created
-        .ok_or_else(|| progress.launch_error(&plan.id))?;
+    let (pid, created) = progress.created.ok_or_else(|| progress.launch_error(id))?;
     let console = console.map(|socket| socket.receive()).transpose();
     let console = console.map_err(Error::io("receive the container's terminal"))?;
     if let (Some(console), Some(size)) = (&console, size) {
         terminal::set_size(console, size).map_err(Error::io("set the terminal's size"))?;
     }
-    host.send(&Request::Start)
-        .map_err(Error::io("start the container"))?;
+    // Refused only by a host that is gone, which is noticed next.
+    let _ = host.send(&Request::Start);
     let progress = host.reached(|progress| progress.started.is_some()).await;
-    let started = progress
-        .started
-        .ok_or_else(|| progress.launch_error(&plan.id))?;
-    let task = HostTask {
-        host,
-        plan: plan.clone(),
-        program: program.to_owned(),
-        pid,
-        times: Times { created, started },
-    };
-    Ok(Launched {
-        task: Box::new(task),
-        console,
-    })
+    let started = progress.started.ok_or_else(|| progress.launch_error(id))?;
+    Ok((pid, Times { created, started }, console))
+}
+
+/// Has the host remove its container; does so itself when the host was lost.
+async fn remove(mut host: Host, program: &Path, plan: &HostPlan) -> Result<(), Error> {
+    // Refused when the host has finished already; its last word is what counts.
+    let _ = host.send(&Request::Delete);
+    match host.deleted(&plan.id).await {
+        Err(Error::HostLost { .. }) if plan.state.exists() => sweep(program, plan).await,
+        Ok(()) | Err(Error::HostLost { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes what a container left whose host was killed.
@@ -333,9 +358,8 @@ impl Host {
         };
         let mut receiver = self.progress.clone();
         let closed = receiver.wait_for(|progress| progress.closed);
-        match tokio::time::timeout(DELETE_WAIT, closed).await {
-            Err(_) => return Err(left("the executor host did not finish in time".to_owned())),
-            Ok(Err(_) | Ok(_)) => {}
+        if tokio::time::timeout(DELETE_WAIT, closed).await.is_err() {
+            return Err(left("the executor host did not finish in time".to_owned()));
         }
         let progress = self.progress.borrow().clone();
         match progress.deleted {
@@ -363,7 +387,7 @@ async fn follow(mut reader: OwnedReadHalf, mut child: Child, sender: watch::Send
     };
     if let (Some(init), false) = (init, ended) {
         // Fails only when it is gone already, which is the aim.
-        let _ = process::pidfd_signal(init.as_fd(), libc::SIGKILL);
+        let _ = process::pidfd_signal(init.as_fd(), number::SIGKILL);
     }
     if let Err(error) = child.wait().await {
         tracing::warn!(error = %error, "executor host could not be reaped");
@@ -424,12 +448,13 @@ impl Task for HostTask {
             .map_err(gone)
     }
 
-    async fn delete(mut self: Box<Self>) -> Result<(), Error> {
-        // Refused when the host has finished already; its last word is what counts.
-        let _ = self.host.send(&Request::Delete);
-        match self.host.deleted(&self.plan.id).await {
-            Err(Error::HostLost { .. }) => sweep(&self.program, &self.plan).await,
-            outcome => outcome,
-        }
+    async fn delete(self: Box<Self>) -> Result<(), Error> {
+        let HostTask {
+            host,
+            plan,
+            program,
+            ..
+        } = *self;
+        remove(host, &program, &plan).await
     }
 }

@@ -190,13 +190,9 @@ mod tests {
         let error = write(&dir.path().join("b"), &options, &image, &facts).unwrap_err();
         assert!(error.to_string().contains("/no/such/source"), "{error}");
         options.volumes.clear();
-        nix_fifo(&dir.path().join("etc/passwd"));
+        // Not a regular file, as a fifo or a device would be.
+        fs::create_dir(dir.path().join("etc/passwd")).unwrap();
         let error = write(&dir.path().join("b"), &options, &image, &facts).unwrap_err();
         assert!(error.to_string().contains("etc/passwd"), "{error}");
-    }
-
-    /// A directory in place of the file: not regular, as a fifo or a device would be.
-    fn nix_fifo(path: &Path) {
-        fs::create_dir(path).unwrap();
     }
 }

@@ -31,6 +31,8 @@ pub struct Controllers {
 pub struct HostFacts {
     /// Controllers found.
     pub controllers: Controllers,
+    /// Names of the cgroup version 1 hierarchies, sorted; empty with version 2.
+    pub cgroup_hierarchies: Vec<String>,
     /// Our own `oom_score_adj`: a container cannot be given a lower one without
     /// `CAP_SYS_RESOURCE`, and must not be given one anyway.
     pub oom_score_adj: i32,
@@ -53,6 +55,7 @@ impl HostFacts {
         let oom_score_adj = fs::read_to_string("/proc/self/oom_score_adj")?;
         Ok(Self {
             controllers: Controllers::probe(Path::new("/sys/fs/cgroup")),
+            cgroup_hierarchies: hierarchies(Path::new("/sys/fs/cgroup"))?,
             oom_score_adj: oom_score_adj.trim().parse().map_err(io::Error::other)?,
             nofile_hard: process::nofile_hard()?,
             hostname: process::hostname(),
@@ -83,6 +86,19 @@ impl Controllers {
             pids: root.join("pids").is_dir(),
         }
     }
+}
+
+/// The version 1 hierarchies mounted below `root`.
+fn hierarchies(root: &Path) -> io::Result<Vec<String>> {
+    if root.join("cgroup.controllers").exists() || !root.exists() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root)? {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn text(path: &str) -> io::Result<String> {

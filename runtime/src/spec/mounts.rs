@@ -23,13 +23,25 @@ pub(super) const MASKED_PATHS: &[&str] = &[
 ];
 
 /// Files and directories of the kernel that a container may read but not write.
-pub(super) const READONLY_PATHS: &[&str] = &[
+const READONLY_PATHS: &[&str] = &[
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",
     "/proc/sys",
     "/proc/sysrq-trigger",
 ];
+
+/// Where a container sees its control groups.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// All read-only paths. The control groups are among them although their mount says `ro`
+/// already: libcontainer drops that option for version 1 hierarchies, and a container
+/// could lift its own limits. The hierarchies come before the directory that holds them.
+pub(super) fn readonly_paths(hierarchies: &[String]) -> Vec<String> {
+    let fixed = READONLY_PATHS.iter().map(|&path| path.to_owned());
+    let inner = hierarchies.iter().map(|name| format!("{CGROUPS}/{name}"));
+    fixed.chain(inner).chain([CGROUPS.to_owned()]).collect()
+}
 
 struct Fixed {
     destination: &'static str,

@@ -10,6 +10,7 @@ fn facts() -> HostFacts {
             cpu: true,
             pids: true,
         },
+        cgroup_hierarchies: vec!["cpu".into(), "memory".into()],
         oom_score_adj: -500,
         nofile_hard: 20_000,
         hostname: "node".into(),
@@ -102,85 +103,31 @@ fn golden_everything_asked_for() {
 }
 
 #[test]
+fn an_image_without_a_command_needs_one() {
+    let image = ImageConfig::default();
+    let error = build(Path::new("/b"), &options(), &image, ACCOUNTS, &facts()).unwrap_err();
+    assert!(matches!(error, SpecError::NoCommand), "{error}");
+}
+
+#[test]
 fn unusable_settings_are_named() {
-    let base = options();
-    let bad: Vec<(ContainerOptions, ImageConfig, &str)> = vec![
-        (base.clone(), ImageConfig::default(), "names no command"),
-        (
-            ContainerOptions {
-                id: "a/b".into(),
-                ..base.clone()
-            },
-            image(),
-            "a/b",
-        ),
-        (
-            ContainerOptions {
-                id: "..".into(),
-                ..base.clone()
-            },
-            image(),
-            "container id",
-        ),
-        (
-            ContainerOptions {
-                hostname: Some("a b".into()),
-                ..base.clone()
-            },
-            image(),
-            "a b",
-        ),
-        (
-            ContainerOptions {
-                cwd: Some("rel".into()),
-                ..base.clone()
-            },
-            image(),
-            "rel",
-        ),
-        (
-            ContainerOptions {
-                env: vec!["NOVALUE".into()],
-                ..base.clone()
-            },
-            image(),
-            "NOVALUE",
-        ),
-        (
-            ContainerOptions {
-                env: vec!["=x".into()],
-                ..base.clone()
-            },
-            image(),
-            "=x",
-        ),
-        (
-            ContainerOptions {
-                args: vec!["a\0b".into()],
-                ..base.clone()
-            },
-            image(),
-            "NUL",
-        ),
-        (
-            ContainerOptions {
-                user: Some("ghost".into()),
-                ..base.clone()
-            },
-            image(),
-            "ghost",
-        ),
-        (
-            ContainerOptions {
-                rootfs: "/no/root".into(),
-                ..base
-            },
-            image(),
-            "/no/root",
-        ),
+    type Change = fn(&mut ContainerOptions);
+    let bad: [(Change, &str); 9] = [
+        (|o| o.id = "a/b".into(), "a/b"),
+        (|o| o.id = "..".into(), "container id"),
+        (|o| o.hostname = Some("a b".into()), "a b"),
+        (|o| o.cwd = Some("rel".into()), "rel"),
+        (|o| o.env = vec!["NOVALUE".into()], "NOVALUE"),
+        (|o| o.env = vec!["=x".into()], "=x"),
+        (|o| o.args = vec!["a\0b".into()], "NUL"),
+        (|o| o.user = Some("ghost".into()), "ghost"),
+        (|o| o.rootfs = "/no/root".into(), "/no/root"),
     ];
-    for (options, image, expected) in bad {
-        let error = build(Path::new("/b"), &options, &image, ACCOUNTS, &facts()).unwrap_err();
+    for (change, expected) in bad {
+        let mut options = options();
+        change(&mut options);
+        let built = build(Path::new("/b"), &options, &image(), ACCOUNTS, &facts());
+        let error = built.unwrap_err();
         assert!(
             error.to_string().contains(expected),
             "{error} lacks {expected}"

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::executor::Size;
-use crate::sys::{process, terminal};
+use crate::sys::{number, process, terminal};
 
 /// A terminal's master end. Clones share it; `&Pty` reads and writes.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ impl Pty {
     /// When the descriptor cannot be polled.
     pub fn new(master: OwnedFd) -> io::Result<Self> {
         process::set_nonblocking(master.as_fd())?;
-        Ok(Self(Arc::new(AsyncFd::new(master.into())?)))
+        Ok(Self(Arc::new(process::watch(master.into())?)))
     }
 
     /// Sets the terminal's size; programs in the foreground get SIGWINCH.
@@ -59,7 +59,7 @@ impl AsyncRead for &Pty {
                     return Poll::Ready(Ok(()));
                 }
                 // How Linux says that nobody has the other end open any more.
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
+                Ok(Err(error)) if error.raw_os_error() == Some(number::EIO) => {
                     return Poll::Ready(Ok(()));
                 }
                 Ok(Err(error)) => return Poll::Ready(Err(error)),

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use tokio::io::AsyncWriteExt;
 
 use super::*;
+use crate::sys::number;
 
 /// The container's ends as files.
 fn ends(io: ContainerIo) -> (std::fs::File, std::fs::File, std::fs::File) {
@@ -194,4 +195,74 @@ async fn standard_input_is_read_in_blocks_and_ends() {
         .await
         .unwrap();
     assert_eq!(read, text);
+}
+
+/// A task that only remembers the signals it was sent.
+#[derive(Default)]
+struct Recorder {
+    signals: parking_lot::Mutex<Vec<i32>>,
+    sent: tokio::sync::Notify,
+}
+
+#[async_trait::async_trait]
+impl crate::executor::Task for Recorder {
+    fn pid(&self) -> u32 {
+        1
+    }
+
+    fn times(&self) -> crate::executor::Times {
+        crate::executor::Times {
+            created: Instant::now(),
+            started: Instant::now(),
+        }
+    }
+
+    async fn wait(&self) -> Result<crate::executor::ExitStatus, crate::executor::Error> {
+        std::future::pending().await
+    }
+
+    fn signal(&self, signal: i32) -> Result<(), crate::executor::Error> {
+        self.signals.lock().push(signal);
+        self.sent.notify_one();
+        Ok(())
+    }
+
+    async fn delete(self: Box<Self>) -> Result<(), crate::executor::Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn signals_to_this_process_are_passed_on() {
+    let recorder = Recorder::default();
+    let forwarding = forward_signals(&recorder, None);
+    tokio::pin!(forwarding);
+    // The first poll catches the signals; only then may they be sent.
+    tokio::select! {
+        biased;
+        ended = &mut forwarding => panic!("forwarding ended: {ended:?}"),
+        () = std::future::ready(()) => {}
+    }
+    let me = std::process::id().to_string();
+    let names = ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2"];
+    for name in names {
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &me])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+        tokio::select! {
+            ended = &mut forwarding => panic!("forwarding ended: {ended:?}"),
+            () = recorder.sent.notified() => {}
+        }
+    }
+    let expected = [
+        number::SIGINT,
+        number::SIGTERM,
+        number::SIGHUP,
+        number::SIGQUIT,
+        number::SIGUSR1,
+        number::SIGUSR2,
+    ];
+    assert_eq!(*recorder.signals.lock(), expected);
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::Pty;
 use crate::executor::{Size, Task};
-use crate::sys::terminal;
+use crate::sys::{number, terminal};
 
 /// Bytes read from standard input at a time.
 const BLOCK_BYTES: usize = 16 << 10;
@@ -153,12 +153,12 @@ pub async fn forward_signals(task: &dyn Task, pty: Option<&Pty>) -> io::Result<(
     let mut resized = signal(SignalKind::window_change())?;
     loop {
         let number = tokio::select! {
-            _ = interrupt.recv() => libc::SIGINT,
-            _ = terminate.recv() => libc::SIGTERM,
-            _ = hangup.recv() => libc::SIGHUP,
-            _ = quit.recv() => libc::SIGQUIT,
-            _ = user1.recv() => libc::SIGUSR1,
-            _ = user2.recv() => libc::SIGUSR2,
+            _ = interrupt.recv() => number::SIGINT,
+            _ = terminate.recv() => number::SIGTERM,
+            _ = hangup.recv() => number::SIGHUP,
+            _ = quit.recv() => number::SIGQUIT,
+            _ = user1.recv() => number::SIGUSR1,
+            _ = user2.recv() => number::SIGUSR2,
             _ = resized.recv() => {
                 resize(pty);
                 continue;

@@ -113,6 +113,24 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io::Error::from)
 }
 
+/// Gives every signal but the broken-pipe one its default meaning. A process inherits
+/// what its starter ignores (`nohup`), and would hand that to the container.
+#[expect(
+    unsafe_code,
+    reason = "resetting a signal disposition is unsafe in general"
+)]
+pub(crate) fn reset_signals() -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    for each in Signal::iterator() {
+        if matches!(each, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGPIPE) {
+            continue;
+        }
+        // SAFETY: the default disposition runs no code of ours.
+        unsafe { signal(each, SigHandler::SigDfl) }?;
+    }
+    Ok(())
+}
+
 /// Replaces this process by `path` with `args` (first is argv[0]) and the current
 /// environment. Gives the broken-pipe signal its default meaning back first, which the
 /// Rust runtime had set to "ignore". Returns only on failure.
@@ -153,6 +171,16 @@ pub(crate) fn hostname() -> String {
         .ok()
         .and_then(|name| name.into_string().ok())
         .unwrap_or_default()
+}
+
+/// Watches a non-blocking `file` for readiness. Must run inside a tokio runtime.
+#[expect(
+    unsafe_code,
+    reason = "tokio asks its callers to vouch for the descriptor"
+)]
+pub(crate) fn watch(file: std::fs::File) -> io::Result<tokio::io::unix::AsyncFd<std::fs::File>> {
+    // SAFETY: a File owns one descriptor, always the same, open until it is dropped.
+    Ok(unsafe { tokio::io::unix::AsyncFd::register(file) }?)
 }
 
 /// Sets non-blocking mode of the open file description behind `fd`.

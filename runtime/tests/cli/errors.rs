@@ -1,6 +1,6 @@
 //! Bad input gets a clear error and loses nothing.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
 use lazarette_fetcher::types::Digest;

@@ -1,6 +1,7 @@
 //! A scratch root for `laz`, and small images made on the spot.
 
 use std::io::Cursor;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -99,7 +100,6 @@ pub(crate) struct File<'a> {
 pub(crate) fn tar(files: &[File<'_>]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     for file in files {
-        use std::os::unix::fs::PermissionsExt as _;
         let path = dir.path().join(file.path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, file.bytes).unwrap();
