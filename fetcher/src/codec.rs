@@ -6,6 +6,7 @@
 
 pub mod deflate;
 pub mod gzip;
+pub mod member;
 pub mod stream;
 pub mod unpack;
 

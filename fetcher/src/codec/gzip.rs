@@ -11,7 +11,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 use crate::{Error, Result};
 
 /// Deflate cannot expand more than this many times (a 258-byte match costs two bits).
-const EXPANSION_MAX: u64 = 1032;
+pub(super) const EXPANSION_MAX: u64 = 1032;
 /// Output is made in pieces of this size where it is only skipped.
 const SCRATCH_LEN: usize = 64 << 10;
 
@@ -38,17 +38,30 @@ pub fn decode_member(encoded: &[u8], skip: u64, len: u32) -> Result<Vec<u8>> {
     skip_decoded(&mut inflater, &mut input, skip)?;
     let len = usize::try_from(len).unwrap_or(usize::MAX);
     let mut out = vec![0; len];
-    let mut filled = 0;
-    while let Some(rest) = out.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match inflater.run(&mut input, rest)? {
-            0 => return Err(ends_early(skip + filled as u64, wanted)),
-            produced => filled += produced,
-        }
-    }
+    fill_decoded(&mut inflater, &mut input, &mut out, skip)?;
     Ok(out)
 }
 
-fn skip_decoded(inflater: &mut Inflater, input: &mut &[u8], skip: u64) -> Result<()> {
+/// Fills `out` with the next decoded bytes, `before` of which came already.
+pub(super) fn fill_decoded(
+    inflater: &mut Inflater,
+    input: &mut &[u8],
+    out: &mut [u8],
+    before: u64,
+) -> Result<()> {
+    let wanted = before.saturating_add(out.len() as u64);
+    let mut filled = 0;
+    while let Some(rest) = out.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match inflater.run(input, rest)? {
+            0 => return Err(ends_early(before.saturating_add(filled as u64), wanted)),
+            produced => filled += produced,
+        }
+    }
+    Ok(())
+}
+
+/// Drops the next `skip` decoded bytes.
+pub(super) fn skip_decoded(inflater: &mut Inflater, input: &mut &[u8], skip: u64) -> Result<()> {
     if skip == 0 {
         return Ok(());
     }
@@ -285,7 +298,7 @@ fn fill(bytes: &mut [u8], filled: &mut usize, byte: u8) -> bool {
     *filled >= bytes.len()
 }
 
-fn malformed(detail: impl Into<String>) -> Error {
+pub(super) fn malformed(detail: impl Into<String>) -> Error {
     Error::malformed("gzip data", detail)
 }
 
