@@ -4,9 +4,18 @@
 //! and within the limits, except that a piece that exceeds a limit alone is requested
 //! alone. Pure: no I/O, no clock, no state.
 
+mod expand;
+
 use crate::index::{Chunk, ChunkId, Encoding, LayerIndex};
 use crate::types::ByteRange;
 use crate::{Error, Result};
+
+pub(crate) use expand::{ahead, first_bytes, siblings};
+
+/// Decoded bytes from a member's start to the end of a wanted chunk: what the limits of
+/// an index on a chunk's place in its member and on its length come to together. Reading
+/// the chunk decodes all of them.
+pub const MEMBER_SPAN_MAX: u64 = 128 << 20;
 
 /// What a request may be. All in encoded bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,9 +110,10 @@ pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Resul
     Ok(plan)
 }
 
-/// `request` and `next` as one request, if that is allowed and worth it.
+/// `request` and `next` as one request, if that is allowed and worth it. Never for parts
+/// that overlap: who takes a request apart takes each byte once.
 fn join(request: ByteRange, next: ByteRange, limits: PlanLimits) -> Option<ByteRange> {
-    let gap = next.start().saturating_sub(request.end());
+    let gap = next.start().checked_sub(request.end())?;
     let both = request.cover(&next);
     (gap <= limits.gap_bytes_max && both.len() <= limits.request_bytes_max).then_some(both)
 }
@@ -135,8 +145,21 @@ struct Place {
 }
 
 fn place(index: &LayerIndex, id: ChunkId) -> Result<Place> {
-    match chunk(index, id)?.encoding {
-        Encoding::GzipMember { blob, skip } => Ok(Place { blob, skip, id }),
+    let chunk = chunk(index, id)?;
+    match chunk.encoding {
+        Encoding::GzipMember { blob, skip } => {
+            let span = skip.saturating_add(u64::from(chunk.len));
+            if span > MEMBER_SPAN_MAX {
+                return Err(Error::limit(
+                    format!("chunk {id} of layer {}", index.blob_digest),
+                    format!(
+                        "it ends {span} bytes into its gzip member, at most {MEMBER_SPAN_MAX} \
+                         are decoded; pull the image whole with --full"
+                    ),
+                ));
+            }
+            Ok(Place { blob, skip, id })
+        }
         Encoding::Stream => Err(Error::Unsupported {
             what: format!("fetching chunk {id} of layer {} alone", index.blob_digest),
             detail: format!(

@@ -98,6 +98,80 @@ fn a_stream_chunk_says_what_to_do() {
     assert!(absent.to_string().contains("chunk 7"), "{absent}");
 }
 
+#[test]
+fn a_member_that_decodes_to_too_much_is_refused() {
+    let mut index = layer(&[(0, 100, 1), (0, 100, 1)]);
+    let blob = ByteRange::at(0, 100).unwrap();
+    for (skip, fits) in [(MEMBER_SPAN_MAX - 10, true), (MEMBER_SPAN_MAX - 9, false)] {
+        index.chunks[0].encoding = Encoding::GzipMember { blob, skip };
+        let planned = plan(&index, &[0, 1], PlanLimits::default());
+        match planned {
+            Ok(_) => assert!(fits),
+            Err(error) => assert!(!fits && matches!(error, Error::Limit { .. }), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn overlapping_members_are_asked_for_apart() {
+    let mut index = layer(&[(0, 100, 1), (0, 100, 1)]);
+    let blob = ByteRange::at(50, 100).unwrap();
+    index.chunks[1].encoding = Encoding::GzipMember { blob, skip: 0 };
+    let plan = plan(&index, &[0, 1], PlanLimits::default()).unwrap();
+    assert_eq!(ranges(&plan), [(0, 100), (50, 150)]);
+}
+
+/// A quadratic search would take hours here.
+#[test]
+fn siblings_of_very_many_chunks_are_found_in_one_pass() {
+    let index = layer(&[(0, 10, 1), (0, 100, 400_000), (0, 10, 2), (0, 10, 1)]);
+    let all: Vec<ChunkId> = (0..400_004).collect();
+    let every_third: Vec<ChunkId> = (1..400_000).step_by(3).collect();
+    let table: [(&[ChunkId], &[ChunkId]); 6] = [
+        (&all, &all),
+        (&every_third, &all[1..=400_000]),
+        (&[200_000], &all[1..=400_000]),
+        (&[0, 400_002], &[0, 400_001, 400_002]),
+        (&[400_001, 400_002, 400_003, 9_000_000], &all[400_001..]),
+        (&[], &[]),
+    ];
+    for (n, (wanted, expected)) in table.into_iter().enumerate() {
+        assert!(siblings(&index, wanted) == expected, "row {n}");
+    }
+}
+
+#[test]
+fn ahead_stays_near_small_and_missing() {
+    // Members at 0..100, 100..140, 150..190, 190..1190, 1190..1200.
+    let index = layer(&[
+        (0, 100, 1),
+        (0, 40, 2),
+        (10, 40, 1),
+        (0, 1000, 1),
+        (0, 10, 1),
+    ]);
+    // Present ids, bytes, gap; the ids that come along with chunk 0.
+    let table: [(&[ChunkId], u64, u64, &[ChunkId]); 8] = [
+        (&[], 0, 64, &[]),
+        (&[], 39, 64, &[]),
+        (&[], 40, 64, &[1, 2]),
+        (&[], 90, 64, &[1, 2, 3]),
+        (&[], 90, 9, &[1, 2]),
+        (&[2], 90, 64, &[1, 3]),
+        (&[1, 2], 90, 49, &[]),
+        (&[1, 2], 9000, 64, &[3, 4, 5]),
+    ];
+    for (present, bytes_max, gap, expected) in table {
+        let limits = limits(gap, 5000, 5000);
+        let found = ahead(&index, 0, bytes_max, limits, |id| !present.contains(&id));
+        assert_eq!(found, expected, "{present:?} {bytes_max} {gap}");
+    }
+    let found = ahead(&index, 0, 9000, self::limits(64, 190, 190), |_| true);
+    assert_eq!(found, [1, 2, 3], "one request with the wanted chunk");
+    assert!(ahead(&index, 5, 9000, PlanLimits::default(), |_| true).is_empty());
+    assert!(ahead(&index, 99, 9000, PlanLimits::default(), |_| true).is_empty());
+}
+
 proptest! {
     #[test]
     fn covers_everything_once_in_order_within_limits(

@@ -1,0 +1,106 @@
+//! Which chunks are worth fetching together with wanted ones.
+//!
+//! Invariant: linear in what is looked at, however a hostile table is laid out, and what
+//! comes along is bounded in encoded bytes, decoded bytes and number. Pure.
+
+use super::{PlanLimits, chunk};
+use crate::index::{ChunkId, Encoding, LayerIndex};
+use crate::types::ByteRange;
+
+/// Chunks that come along at most: more are not small files next to each other.
+const AHEAD_CHUNKS_MAX: usize = 256;
+/// Decoded bytes per encoded byte that may come along. Text shrinks 4 to 6 times; what
+/// shrinks more costs more to decode than it saves.
+const AHEAD_EXPANSION_MAX: u64 = 8;
+
+/// The chunks in `wanted` (ascending) that share encoded bytes with others, and those
+/// others as far as they are next to them in the table. Ascending; each is looked at once.
+pub(crate) fn siblings(index: &LayerIndex, wanted: &[ChunkId]) -> Vec<ChunkId> {
+    let mut found = Vec::new();
+    // Everything below was looked at for an earlier one.
+    let mut next = 0;
+    for id in wanted.iter().copied() {
+        if id < next {
+            continue;
+        }
+        let Some(blob) = member(index, id) else {
+            continue;
+        };
+        let same = |other: &ChunkId| member(index, *other) == Some(blob);
+        let start = (next..id).rev().take_while(same).last().unwrap_or(id);
+        next = id.saturating_add(1);
+        next = (next..).find(|other| !same(other)).unwrap_or(next);
+        found.extend(start..next);
+    }
+    found
+}
+
+/// Missing chunks whose encoded bytes follow those of `last` closely enough to come with
+/// them: all within `bytes_max` behind its member, in one request with it by `limits`.
+pub(crate) fn ahead(
+    index: &LayerIndex,
+    last: ChunkId,
+    bytes_max: u64,
+    limits: PlanLimits,
+    is_missing: impl Fn(ChunkId) -> bool,
+) -> Vec<ChunkId> {
+    let mut found = Vec::new();
+    let Some(wanted) = member(index, last) else {
+        return found;
+    };
+    let request_end = wanted.start().saturating_add(limits.request_bytes_max);
+    let end_max = wanted.end().saturating_add(bytes_max).min(request_end);
+    let mut decoded_left = bytes_max.saturating_mul(AHEAD_EXPANSION_MAX);
+    let (mut fetched_to, mut current) = (wanted.end(), wanted);
+    let behind = last.saturating_add(1)..;
+    for id in behind.take(AHEAD_CHUNKS_MAX) {
+        let Some(blob) = member(index, id) else { break };
+        let gap = blob.start().checked_sub(fetched_to);
+        let near = blob == current || gap.is_some_and(|gap| gap <= limits.gap_bytes_max);
+        if !near || blob.end() > end_max {
+            break;
+        }
+        if !is_missing(id) {
+            continue;
+        }
+        let len = chunk(index, id).map_or(0, |chunk| u64::from(chunk.len));
+        let Some(left) = decoded_left.checked_sub(len) else {
+            break;
+        };
+        decoded_left = left;
+        (fetched_to, current) = (blob.end(), blob);
+        found.push(id);
+    }
+    found
+}
+
+/// The first of `ids` whose members come to at most `bytes_max` encoded bytes; one member
+/// at least, and none in part.
+pub(crate) fn first_bytes(
+    index: &LayerIndex,
+    ids: impl Iterator<Item = ChunkId>,
+    bytes_max: u64,
+) -> Vec<ChunkId> {
+    let mut found = Vec::new();
+    let (mut total, mut current) = (0_u64, None);
+    for id in ids {
+        let blob = member(index, id);
+        if blob != current || found.is_empty() {
+            total = total.saturating_add(blob.map_or(0, |blob| blob.len()));
+            current = blob;
+            if total > bytes_max && !found.is_empty() {
+                break;
+            }
+        }
+        found.push(id);
+    }
+    found
+}
+
+/// Encoded bytes of the chunk; `None` if it cannot be fetched alone or does not exist.
+fn member(index: &LayerIndex, id: ChunkId) -> Option<ByteRange> {
+    match chunk(index, id).ok()?.encoding {
+        Encoding::GzipMember { blob, .. } => Some(blob),
+        Encoding::Stream => None,
+    }
+}
