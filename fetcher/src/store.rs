@@ -84,14 +84,16 @@ impl Store {
     /// existing layer stays as it is, with its own index.
     pub fn create_layer(self: &Arc<Self>, index: LayerIndex) -> Result<Arc<LayerFile>> {
         match self.open_layer(&index.blob_digest) {
-            Ok(Some(file)) => Ok(file),
+            // Made by someone who may not have got to sync its name.
+            Ok(Some(file)) => file.settle().map(|()| file),
             Ok(None) | Err(Error::Malformed { .. }) => ingest::create_lazy(self, &index),
             Err(error) => Err(error),
         }
     }
 
     /// The layer of this digest if the node has it, complete or not; the same object for
-    /// everyone in this process.
+    /// everyone in this process. Changes nothing on the device: who records elsewhere that
+    /// the node has the layer calls [`LayerFile::settle`] first.
     pub fn open_layer(&self, digest: &Digest) -> Result<Option<Arc<LayerFile>>> {
         if let Some(file) = self.already_open(digest) {
             return Ok(Some(file));
@@ -124,7 +126,7 @@ impl Store {
         self.remove_layer_locked(digest)
     }
 
-    /// Every layer and what it takes, or why it cannot be opened.
+    /// Every layer and what it takes, or why it cannot be opened. Only reads.
     pub fn layers(&self) -> Result<Vec<(Digest, Result<LayerUsage>)>> {
         let usage = |digest: &Digest| match self.open_layer(digest) {
             Ok(Some(file)) => Some(file.usage()),

@@ -106,7 +106,12 @@ impl LayerOpener {
         let _turn = turn.lock().await;
         let digest = request.blob.digest;
         let store = Arc::clone(&self.store);
-        if let Some(file) = blocking(move || store.open_layer(&digest)).await? {
+        let stored = move || match store.open_layer(&digest)? {
+            // The caller records the image by this answer.
+            Some(file) => file.settle().map(|()| Some(file)),
+            None => Ok(None),
+        };
+        if let Some(file) = blocking(stored).await? {
             return Ok((self.layer(file, request), OpenedBy::Store));
         }
         if let Some(toc_digest) = &request.toc_digest {

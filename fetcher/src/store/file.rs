@@ -85,8 +85,14 @@ pub struct LayerFile {
     due: Mutex<Option<Instant>>,
 }
 
-/// The words that are known to be on disk.
-struct Recorded(Vec<u64>);
+/// What is known to be on disk.
+struct Recorded {
+    words: Vec<u64>,
+    /// Whether the names of the layer and of its bitmap are on the device. Whoever made
+    /// them may have died or failed before its sync. Reading needs no such promise, so
+    /// opening a layer syncs nothing; a flush makes the promise, so it syncs them once.
+    named: bool,
+}
 
 impl LayerFile {
     /// Opens the layer in `dir`, whose index has been decoded.
@@ -106,12 +112,6 @@ impl LayerFile {
             return Err(Error::malformed(path.display().to_string(), detail));
         }
         let words = read_bitmap(dir, count)?;
-        // Whoever renamed the bitmap or this directory may have died or failed before
-        // syncing the names. What counts as recorded from here on must be.
-        for synced in [Some(dir), dir.parent()].into_iter().flatten() {
-            disk.sync_dir(synced)
-                .map_err(|e| Error::io("sync", synced, e))?;
-        }
         let file = Self {
             bits: Bitmap::empty(count),
             inode: meta.ino(),
@@ -123,7 +123,10 @@ impl LayerFile {
             dirty_bytes: AtomicU64::new(0),
             failed_syncs: AtomicU64::new(0),
             removed: AtomicBool::new(false),
-            flushing: Mutex::new(Recorded(words.clone())),
+            flushing: Mutex::new(Recorded {
+                words: words.clone(),
+                named: false,
+            }),
             due: Mutex::new(None),
         };
         file.bits.merge(&words);
@@ -222,12 +225,15 @@ impl LayerFile {
         *self.due.lock() = None;
         self.dirty_bytes.store(0, Ordering::Relaxed);
         let words = self.bits.snapshot();
-        if words == recorded.0 || self.removed.load(Ordering::Acquire) {
+        if self.removed.load(Ordering::Acquire) {
             return Ok(());
+        }
+        if words == recorded.words {
+            return self.settle_names(&mut recorded);
         }
         if let Err(error) = self.disk.sync_data(&self.data) {
             self.failed_syncs.fetch_add(1, Ordering::AcqRel);
-            self.bits.retain(&recorded.0);
+            self.bits.retain(&recorded.words);
             self.recount();
             return Err(Error::io("sync", self.dir.join(DATA), error));
         }
@@ -240,7 +246,31 @@ impl LayerFile {
         let merged = self.record(words)?;
         self.bits.merge(&merged);
         self.recount();
-        recorded.0 = merged;
+        recorded.words = merged;
+        drop(lock);
+        self.settle_names(&mut recorded)
+    }
+
+    /// Returns once the layer's name and what its bitmap held when it was opened are on
+    /// the device: the part of [`LayerFile::flush`] that needs no new chunk. Cheap when
+    /// done before. Blocks on the device.
+    pub fn settle(&self) -> Result<()> {
+        self.settle_names(&mut self.flushing.lock())
+    }
+
+    fn settle_names(&self, recorded: &mut Recorded) -> Result<()> {
+        if recorded.named || self.removed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        for dir in [Some(&*self.dir), self.dir.parent()].into_iter().flatten() {
+            match self.disk.sync_dir(dir) {
+                Ok(()) => {}
+                // Removed by another process meanwhile: nothing is left to promise.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(Error::io("sync", dir, e)),
+            }
+        }
+        recorded.named = true;
         Ok(())
     }
 

@@ -197,7 +197,10 @@ fn publish_layer(
         Err(error) => return Err(error),
     };
     match current {
-        Some(file) if existing == Existing::Keep || file.is_complete() => return Ok(file),
+        Some(file) if existing == Existing::Keep || file.is_complete() => {
+            file.settle()?;
+            return Ok(file);
+        }
         Some(file) => {
             let _layer = super::file::lock_layer(&to)?;
             draft.replace(&to)?;

@@ -1,0 +1,528 @@
+//! One store used by several at once: two handles in a process, several processes, and
+//! processes that are killed.
+//!
+//! The tests run this binary again as children, which work on the store until they are
+//! done or killed and say what they were promised; the parent looks at what is left.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::{Arc, Barrier};
+
+use lazarette_fetcher::codec;
+use lazarette_fetcher::index::ingest::LayerSink as _;
+use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex};
+use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
+use lazarette_fetcher::store::{LayerFile, Store};
+use lazarette_fetcher::test_util::disk::CrashDisk;
+use lazarette_fetcher::types::{ByteRange, Digest};
+use lazarette_fetcher::{Error, Result};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+
+const DIR: &str = "LAZARETTE_SHARED_STORE_DIR";
+const WORK: &str = "LAZARETTE_SHARED_STORE_WORK";
+const SEED: &str = "LAZARETTE_SHARED_STORE_SEED";
+
+/// Enough that the bitmap has several words, the last one not full.
+const CHUNKS: u32 = 300;
+const CHUNK_LEN: u32 = 3000;
+const BLOCK: u64 = 4096;
+const KILLS: u64 = 20;
+
+/// The bytes of a chunk: the same in every layer of this file.
+fn chunk_bytes(id: ChunkId) -> Vec<u8> {
+    (0..CHUNK_LEN)
+        .map(|at| u8::try_from((at * 7 + id * 31 + 1) % 251).unwrap())
+        .collect()
+}
+
+/// A layer of one file per chunk, with padding between them.
+fn index(name: &str) -> LayerIndex {
+    let mut files = Vec::new();
+    let mut chunks = Vec::new();
+    for id in 0..CHUNKS {
+        let data_offset = u64::from(id) * BLOCK;
+        let digest = Digest::sha256(&chunk_bytes(id));
+        chunks.push(Chunk {
+            encoding: Encoding::GzipMember {
+                blob: ByteRange::at(u64::from(id) * 100, 100).unwrap(),
+                skip: 0,
+            },
+            data_offset,
+            len: CHUNK_LEN,
+            chunk_digest: digest.as_bytes().try_into().unwrap(),
+        });
+        files.push(FileEntry {
+            path: format!("file{id}").into_bytes(),
+            kind: FileKind::Regular {
+                size: u64::from(CHUNK_LEN),
+                data_offset,
+            },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            xattrs: Vec::new(),
+        });
+    }
+    LayerIndex {
+        blob_digest: Digest::sha256(name.as_bytes()),
+        blob_size: u64::from(CHUNKS) * 100,
+        format: LayerFormat::Estargz,
+        files,
+        chunks,
+        data_len: u64::from(CHUNKS - 1) * BLOCK + u64::from(CHUNK_LEN),
+    }
+}
+
+fn put(file: &LayerFile, id: ChunkId) -> Result<()> {
+    let bytes = chunk_bytes(id);
+    let digest = Digest::sha256(&bytes);
+    file.put(
+        id,
+        &codec::verify(|| "a test chunk".to_owned(), &digest, bytes)?,
+    )
+}
+
+/// Whatever is present reads as it should; returns what is.
+fn check(file: &LayerFile) -> BTreeSet<ChunkId> {
+    let mut present = BTreeSet::new();
+    for id in 0..CHUNKS {
+        let mut buf = vec![0xee; CHUNK_LEN as usize];
+        let read = file.read_at(u64::from(id) * BLOCK, &mut buf).unwrap();
+        if read {
+            assert_eq!(buf, chunk_bytes(id), "chunk {id} is present but wrong");
+            present.insert(id);
+        }
+    }
+    present
+}
+
+/// What a store opened now finds of a layer.
+fn found(root: &Path, name: &str) -> BTreeSet<ChunkId> {
+    let store = Store::open(root).unwrap();
+    let file = store.open_layer(&index(name).blob_digest).unwrap();
+    file.map(|file| check(&file)).unwrap_or_default()
+}
+
+fn all() -> BTreeSet<ChunkId> {
+    (0..CHUNKS).collect()
+}
+
+fn entries(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+/// Fills the layer in an order of its own; reports each flush.
+fn fill(store: &Arc<Store>, name: &str, seed: u64, mut flushed: impl FnMut(&[ChunkId])) {
+    let file = store.create_layer(index(name)).unwrap();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut order: Vec<ChunkId> = (0..CHUNKS).collect();
+    order.shuffle(&mut rng);
+    let mut rest = &order[..];
+    while !rest.is_empty() {
+        let (batch, tail) = rest.split_at(rng.random_range(1..=rest.len().min(20)));
+        for id in batch {
+            put(&file, *id).unwrap();
+        }
+        file.flush().unwrap();
+        flushed(batch);
+        rest = tail;
+    }
+}
+
+#[test]
+fn a_flush_merges_what_others_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (
+        Store::open(dir.path()).unwrap(),
+        Store::open(dir.path()).unwrap(),
+    );
+    let digest = index("shared").blob_digest;
+    let first = a.create_layer(index("shared")).unwrap();
+    let second = b.open_layer(&digest).unwrap().unwrap();
+    put(&first, 1).unwrap();
+    first.flush().unwrap();
+    put(&second, 299).unwrap();
+    second.flush().unwrap();
+    assert_eq!(check(&second), [1, 299].into());
+    assert_eq!(check(&first), [1].into(), "it has not looked yet");
+    put(&first, 64).unwrap();
+    first.flush().unwrap();
+    for file in [&*first, &*a.open_layer(&digest).unwrap().unwrap()] {
+        assert_eq!(check(file), [1, 64, 299].into());
+        assert_eq!(file.present_bytes(), 3 * u64::from(CHUNK_LEN));
+    }
+    assert_eq!(found(dir.path(), "shared"), [1, 64, 299].into());
+}
+
+#[test]
+fn two_stores_of_one_process_fill_one_layer_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = [1, 2].map(|seed| (seed, Store::open(dir.path()).unwrap()));
+    let begin = Barrier::new(2);
+    std::thread::scope(|threads| {
+        for (seed, store) in &stores {
+            threads.spawn(|| {
+                begin.wait();
+                let mut acked = BTreeSet::new();
+                fill(store, "shared", *seed, |batch| {
+                    acked.extend(batch);
+                    let now = found(dir.path(), "shared");
+                    assert!(acked.is_subset(&now), "what one flushed, the other dropped");
+                });
+            });
+        }
+    });
+    for (_, store) in &stores {
+        let file = store.open_layer(&index("shared").blob_digest).unwrap();
+        assert!(file.unwrap().is_complete());
+    }
+    assert_eq!(found(dir.path(), "shared"), all());
+}
+
+#[test]
+fn removal_while_another_handle_flushes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mine, other) = (
+        Store::open(dir.path()).unwrap(),
+        Store::open(dir.path()).unwrap(),
+    );
+    let digest = index("shared").blob_digest;
+    for round in 0..30 {
+        let held = other.create_layer(index("shared")).unwrap();
+        let begin = Barrier::new(2);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                begin.wait();
+                for id in 0..20 {
+                    put(&held, id).unwrap();
+                    held.flush().unwrap();
+                }
+            });
+            begin.wait();
+            assert!(mine.remove_layer(&digest).unwrap());
+            let again = mine.create_layer(index("shared")).unwrap();
+            put(&again, 200 + round).unwrap();
+            again.flush().unwrap();
+        });
+        // The flushes of the old layer went nowhere near the new one.
+        assert_eq!(found(dir.path(), "shared"), [200 + round].into());
+        assert_eq!(check(&held).len(), 20, "an open layer stays readable");
+        assert!(mine.remove_layer(&digest).unwrap());
+        drop(held);
+        assert_eq!(entries(&dir.path().join("layers")), 0);
+        assert_eq!(entries(&dir.path().join("trash")), 0);
+        // This process' other store still names the removed layer until nobody holds it.
+        assert!(other.open_layer(&digest).unwrap().is_none());
+    }
+}
+
+#[test]
+fn a_damaged_blob_is_dropped_and_can_be_put_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let bytes = b"a manifest";
+    let digest = Digest::sha256(bytes);
+    let damages: [&[u8]; 4] = [b"a manifesT", b"a manifes", b"", b"a manifest and more"];
+    for damage in damages {
+        store.put_blob(&digest, bytes).unwrap();
+        let path = dir.path().join("content").join(digest.file_name());
+        std::fs::write(&path, damage).unwrap();
+        assert_eq!(store.get_blob(&digest).unwrap(), None);
+        assert!(!path.exists() && store.blobs().unwrap().is_empty());
+        assert!(!store.remove_blob(&digest).unwrap());
+    }
+    store.put_blob(&digest, bytes).unwrap();
+    assert_eq!(
+        store.get_blob(&digest).unwrap().as_deref(),
+        Some(&bytes[..])
+    );
+}
+
+#[test]
+fn a_damaged_layer_is_filled_again_or_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir
+        .path()
+        .join("layers")
+        .join(index("torn").blob_digest.file_name());
+    let half = |name: &str| {
+        let bytes = std::fs::read(path.join(name)).unwrap();
+        std::fs::write(path.join(name), &bytes[..bytes.len() / 2]).unwrap();
+    };
+    let flip = |name: &str| {
+        let mut bytes = std::fs::read(path.join(name)).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(path.join(name), &bytes).unwrap();
+    };
+    let gone = |name: &str| std::fs::remove_file(path.join(name)).unwrap();
+    let table: [(&str, &dyn Fn(&str), bool); 7] = [
+        ("bitmap", &half, true),
+        ("bitmap", &flip, true),
+        ("bitmap", &gone, true),
+        ("index", &half, false),
+        ("index", &flip, false),
+        ("index", &gone, false),
+        ("data", &half, false),
+    ];
+    for (name, damage, opens) in table {
+        let store = Store::open(dir.path()).unwrap();
+        fill(&store, "torn", 7, |_| {});
+        drop(store);
+        assert_eq!(found(dir.path(), "torn"), all());
+        damage(name);
+        let store = Store::open(dir.path()).unwrap();
+        match store.open_layer(&index("torn").blob_digest) {
+            Ok(file) => {
+                assert!(opens, "{name}");
+                assert_eq!(check(&file.unwrap()), BTreeSet::new());
+            }
+            Err(error) => {
+                assert!(
+                    !opens && matches!(error, Error::Malformed { .. }),
+                    "{error}"
+                );
+                let listed = store.layers().unwrap();
+                assert!(listed.iter().all(|(_, usage)| usage.is_err()), "{name}");
+            }
+        }
+        fill(&store, "torn", 8, |_| {});
+        assert_eq!(found(dir.path(), "torn"), all(), "{name}");
+    }
+}
+
+#[test]
+fn opening_and_listing_layers_changes_nothing_on_the_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(CrashDisk::new(dir.path(), None));
+    let store = Store::open_on(dir.path(), Arc::clone(&disk) as Arc<_>).unwrap();
+    for name in ["one", "two", "three"] {
+        let file = store.create_layer(index(name)).unwrap();
+        put(&file, 3).unwrap();
+        file.flush().unwrap();
+    }
+    drop(store);
+    let store = Store::open_on(dir.path(), Arc::clone(&disk) as Arc<_>).unwrap();
+    let before = disk.ops();
+    for _ in 0..2 {
+        let layers = store.layers().unwrap();
+        assert_eq!(layers.len(), 3);
+        for (digest, usage) in layers {
+            let usage = usage.unwrap();
+            assert_eq!(usage.present, u64::from(CHUNK_LEN));
+            assert_eq!(usage.total, u64::from(CHUNKS * CHUNK_LEN));
+            assert!(store.open_layer(&digest).unwrap().is_some());
+        }
+    }
+    assert_eq!(disk.ops(), before);
+    // A flush promises that the layer is there after a crash, so it must ask once.
+    let file = store
+        .open_layer(&index("one").blob_digest)
+        .unwrap()
+        .unwrap();
+    file.flush().unwrap();
+    assert_eq!(
+        disk.ops(),
+        before + 2,
+        "the layer's directory and its parent"
+    );
+    file.flush().unwrap();
+    file.settle().unwrap();
+    assert_eq!(disk.ops(), before + 2);
+}
+
+/// What the children do; see [`work`].
+#[test]
+#[ignore = "the child process of the tests below"]
+fn child() {
+    let var = |name| std::env::var(name).expect("the parent sets it");
+    let seed = var(SEED).parse().unwrap();
+    work(Path::new(&var(DIR)), &var(WORK), seed);
+    eprintln!("end");
+}
+
+fn work(root: &Path, work: &str, seed: u64) {
+    let store = Store::open(root).unwrap();
+    let say = |batch: &[ChunkId]| eprintln!("flushed {batch:?}");
+    match work {
+        "fill" => fill(&store, "shared", seed, say),
+        "ingest" => ingest(&store, "whole", || {
+            eprintln!("begun");
+            // Until the parent says so by closing its end.
+            std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        }),
+        "everything" => {
+            for n in 0_u32.. {
+                let name = format!("whole{}", n % 3);
+                ingest(&store, &name, || {});
+                eprintln!("whole {name}");
+                fill(&store, "shared", seed + u64::from(n), say);
+                store.remove_layer(&index(&name).blob_digest).unwrap();
+            }
+        }
+        other => panic!("unknown work {other}"),
+    }
+}
+
+fn ingest(store: &Arc<Store>, name: &str, halfway: impl FnOnce()) {
+    let index = index(name);
+    let mut ingest = store.begin_ingest(&index.blob_digest).unwrap();
+    for id in 0..CHUNKS {
+        ingest
+            .write_at(u64::from(id) * BLOCK, &chunk_bytes(id))
+            .unwrap();
+    }
+    halfway();
+    ingest.commit(index).unwrap();
+}
+
+/// A child and the lines it says.
+struct Worker {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStderr>>,
+}
+
+impl Worker {
+    fn start(root: &Path, work: &str, seed: u64) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--ignored", "--nocapture"])
+            .args(["--test-threads", "1"])
+            .env(DIR, root)
+            .env(WORK, work)
+            .env(SEED, seed.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next line; `None` at the end of its work.
+    fn line(&mut self) -> Option<String> {
+        let line = self.lines.next().expect("it says when it ends").unwrap();
+        assert!(!line.contains("panicked"), "{line}");
+        (line != "end").then_some(line)
+    }
+
+    fn finish(mut self) {
+        drop(self.child.stdin.take());
+        while self.line().is_some() {}
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    /// SIGKILL, wherever it is; returns what it had said before it died.
+    fn kill(mut self) -> Vec<String> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let mut said = String::new();
+        for line in self.lines {
+            said.push_str(&line.unwrap());
+            said.push('\n');
+        }
+        assert!(!said.contains("panicked"), "{said}");
+        // A line cut short by the kill has not been said.
+        said.lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn two_processes_fill_one_layer_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for seed in 0..3 {
+        let store = Store::open(dir.path()).unwrap();
+        store.remove_layer(&index("shared").blob_digest).unwrap();
+        store.create_layer(index("shared")).unwrap();
+        let mut workers = [1, 2].map(|n| Worker::start(dir.path(), "fill", seed * 10 + n));
+        let mut acked = BTreeSet::new();
+        for _ in 0..8 {
+            for worker in &mut workers {
+                acked.extend(worker.line().iter().flat_map(|line| ids(line)));
+                let now = found(dir.path(), "shared");
+                assert!(acked.is_subset(&now), "{acked:?} {now:?}");
+            }
+        }
+        for worker in workers {
+            worker.finish();
+        }
+        assert_eq!(found(dir.path(), "shared"), all());
+    }
+}
+
+#[test]
+fn what_a_live_process_ingests_is_not_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut worker = Worker::start(dir.path(), "ingest", 0);
+    assert_eq!(worker.line().as_deref(), Some("begun"));
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(entries(&dir.path().join("ingest")), 1, "it is alive");
+    assert!(store.layers().unwrap().is_empty(), "and not done");
+    worker.finish();
+    assert_eq!(found(dir.path(), "whole"), all());
+    // A dead one's is dropped.
+    let mut worker = Worker::start(dir.path(), "ingest", 0);
+    assert_eq!(worker.line().as_deref(), Some("begun"));
+    worker.kill();
+    assert_eq!(entries(&dir.path().join("ingest")), 1);
+    assert_eq!(found(dir.path(), "whole"), all());
+    assert_eq!(entries(&dir.path().join("ingest")), 0);
+}
+
+/// The ids in a line "flushed [1, 2]"; none in any other or in one cut short.
+fn ids(line: &str) -> Vec<ChunkId> {
+    let list = line.strip_prefix("flushed [");
+    let list = list.and_then(|list| list.strip_suffix(']'));
+    list.map(|list| list.split(", ").map(|id| id.parse().unwrap()).collect())
+        .unwrap_or_default()
+}
+
+#[test]
+fn kills_at_random_points_take_nothing_that_was_flushed() {
+    let mut rng = StdRng::seed_from_u64(20);
+    let dir = tempfile::tempdir().unwrap();
+    let (mut acked, mut lines) = (BTreeSet::new(), 0);
+    for round in 0..KILLS {
+        if acked.len() == CHUNKS as usize {
+            let store = Store::open(dir.path()).unwrap();
+            store.remove_layer(&index("shared").blob_digest).unwrap();
+            acked.clear();
+        }
+        let mut worker = Worker::start(dir.path(), "everything", round * 100);
+        let mut said: Vec<String> = (0..rng.random_range(0..20))
+            .filter_map(|_| worker.line())
+            .collect();
+        // Some way into whatever comes next.
+        for _ in 0..rng.random_range(0..3000) {
+            std::thread::yield_now();
+        }
+        said.extend(worker.kill());
+        acked.extend(said.iter().flat_map(|line| ids(line)));
+        lines += said.len();
+        let store = Store::open(dir.path()).unwrap();
+        for leftovers in ["ingest", "trash"] {
+            assert_eq!(entries(&dir.path().join(leftovers)), 0, "round {round}");
+        }
+        drop(store);
+        let now = found(dir.path(), "shared");
+        assert!(acked.is_subset(&now), "round {round}: {acked:?}, {now:?}");
+        for name in ["whole0", "whole1", "whole2"] {
+            let whole = found(dir.path(), name);
+            assert!(whole.is_empty() || whole == all(), "round {round}: {name}");
+        }
+        let last = said.iter().rev().find(|line| !line.is_empty());
+        if let Some(name) = last.and_then(|line| line.strip_prefix("whole "))
+            && name.len() == "whole0".len()
+        {
+            assert_eq!(found(dir.path(), name), all(), "round {round}");
+        }
+    }
+    assert!(lines > 20, "{lines} lines: the children did something");
+}
