@@ -6,14 +6,19 @@
 //! fetch belongs to the layer, not to a reader, so a reader that goes away stops nothing.
 //! An error reaches everyone who waits and is forgotten: the next reader tries again.
 //!
-//! Read-ahead is two rules. A wanted chunk brings the missing chunks of its gzip member,
-//! whose bytes come with it anyway. Then `read_ahead_bytes` of the data file behind the
-//! range are fetched too, and nobody waits for them.
+//! A wanted chunk brings others along. First the missing chunks of its gzip member, whose
+//! bytes come with it anyway. Then small ones that follow it in the blob, in the same
+//! request; nobody waits for those, and each is there as soon as its own bytes are.
 //!
-//! Memory: a fetch holds, of each request under way, at most its largest piece, encoded
-//! and decoded, and one piece of the body. Permits for that are taken before the request.
+//! Readers go first: [`Layer::fill_all`] claims no more than it is about to fetch in one
+//! request, and begins it only while no reader's request is under way or waits.
+//!
+//! Memory: a request holds its largest member encoded, two of its chunks decoded and one
+//! piece of the body as it came. It begins once the budget has room for them, and what
+//! could never fit is refused.
 
 mod fetch;
+mod gate;
 mod inflight;
 pub mod open;
 mod window;
@@ -22,21 +27,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::inflight::{Claim, Inflight};
-use crate::index::{ChunkId, Encoding, LayerIndex};
-use crate::plan::PlanLimits;
+use self::gate::{Class, Gate, Pass};
+use self::inflight::{Inflight, Mine};
+use crate::index::{ChunkId, LayerIndex};
+use crate::plan::{self, PlanLimits};
 use crate::source::{BlobRef, BlobSource};
 use crate::store::{FlushPolicy, LayerFile};
 use crate::types::ByteRange;
 use crate::{Error, Result};
 
-/// Data bytes that [`Layer::fill_all`] asks for at a time: few enough that a reader's
-/// request never waits behind more, enough to keep requests long.
-const FILL_ALL_BYTES: u64 = 32 << 20;
+/// Encoded bytes that [`Layer::fill_all`] asks for at a time. A reader that comes while
+/// they arrive shares the link with them and may need one of them: 4 MiB are 30 ms of a
+/// gigabit, and still many round trips' worth.
+const BEHIND_BYTES: u64 = 4 << 20;
 
 /// What reading a layer has cost so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,13 +62,14 @@ pub struct LayerCounters {
 pub struct LayerConfig {
     /// How chunks become requests.
     pub plan: PlanLimits,
-    /// Requests under way at once. More than a handful only splits the link.
+    /// Requests under way at once for readers. More than a handful only splits the link.
     pub requests_max: u32,
-    /// Bytes held in memory by all of them. A piece that needs more runs alone.
+    /// Bytes held in memory by all requests. A chunk that needs more alone is refused.
     pub memory_bytes_max: u64,
-    /// Bytes of the data file fetched behind a wanted range. 0 because a chunk is
-    /// already a larger read-ahead than most programs make use of.
-    pub read_ahead_bytes: u64,
+    /// Encoded bytes behind a missing chunk's member in which small missing chunks come
+    /// with it, in the same request. Files that are next to each other in a layer are
+    /// often read one after another, and a round trip costs more than this many bytes do.
+    pub read_ahead_encoded_bytes: u64,
     /// When fetched chunks are recorded.
     pub flush: FlushPolicy,
 }
@@ -72,8 +79,11 @@ impl Default for LayerConfig {
         Self {
             plan: PlanLimits::default(),
             requests_max: 4,
-            memory_bytes_max: 64 << 20,
-            read_ahead_bytes: 0,
+            // What the largest chunk that an index may have needs, with some room. With
+            // the usual chunks of 4 MiB, four requests use a fifth of it.
+            memory_bytes_max: 256 << 20,
+            // What a gigabit carries in one millisecond, the kernel's usual read-ahead.
+            read_ahead_encoded_bytes: 128 << 10,
             flush: FlushPolicy::default(),
         }
     }
@@ -91,8 +101,7 @@ struct Shared {
     blob: BlobRef,
     config: LayerConfig,
     inflight: Inflight,
-    requests: Semaphore,
-    memory: Semaphore,
+    gate: Arc<Gate>,
     counters: Counters,
     cancel: CancellationToken,
     tasks: TaskTracker,
@@ -119,13 +128,11 @@ impl Layer {
         blob: BlobRef,
         config: LayerConfig,
     ) -> Arc<Self> {
-        let requests = usize::try_from(config.requests_max.max(1)).unwrap_or(1);
         let shared = Arc::new(Shared {
             file,
             source,
             blob,
-            requests: Semaphore::new(requests),
-            memory: Semaphore::new(fetch::permits_total(config.memory_bytes_max)),
+            gate: Gate::new(config.requests_max, config.memory_bytes_max),
             config,
             inflight: Inflight::default(),
             counters: Counters::default(),
@@ -159,22 +166,28 @@ impl Layer {
         if missing.is_empty() {
             return Ok(());
         }
-        let claim = shared.claim(&missing);
-        shared.start(claim.mine);
-        shared.read_ahead(range);
+        let more = |claimed: &[ChunkId]| shared.along_with(claimed);
+        let claim = shared.claim(&missing, more);
+        shared.start(claim.mine, None);
         inflight::wait(claim.waits).await
     }
 
-    /// Makes the whole layer present, a window at a time, behind readers.
+    /// Makes the whole layer present, behind readers: one request at a time, begun only
+    /// while none of theirs is under way or waits. So a reader never waits for more than
+    /// one request of this, and only if that request brings what it wants or holds memory
+    /// that it needs. The first error ends it. Dropping the future stops it after the
+    /// request under way.
     pub async fn fill_all(&self) -> Result<()> {
-        let end = self.index().data_len;
-        let mut at = 0;
-        while at < end {
-            let next = at.saturating_add(FILL_ALL_BYTES).min(end);
-            if let Some(window) = ByteRange::new(at, next) {
-                self.fill(window).await?;
-            }
-            at = next;
+        let shared = &self.shared;
+        let mut from = 0;
+        while let Some(next) = shared.behind(from)? {
+            from = next.first.saturating_add(1);
+            let need = fetch::memory_of(shared, &next.ids);
+            let pass = shared.gate.enter(Class::Background, need).await;
+            // Readers may have claimed or filled some of it while we waited.
+            let claim = shared.claim(&next.ids, |_| Vec::new());
+            shared.start(claim.mine, pass);
+            inflight::wait(claim.waits).await?;
         }
         self.flush().await
     }
@@ -229,71 +242,91 @@ impl std::fmt::Debug for Layer {
 }
 
 impl Shared {
-    /// Claims the chunks that nobody fetches, with their members' other missing chunks;
-    /// waits only for those in `wanted`.
-    fn claim(&self, wanted: &[ChunkId]) -> Claim {
-        let siblings = siblings(self.file.index(), wanted);
-        let file = &self.file;
-        self.inflight
-            .claim(wanted, &siblings, |id| file.is_present(id))
+    /// Claims those of `wanted` that nobody fetches, with what `more` makes of them.
+    fn claim(
+        &self,
+        wanted: &[ChunkId],
+        more: impl FnOnce(&[ChunkId]) -> Vec<ChunkId>,
+    ) -> inflight::Claim {
+        let is_present = |id| self.file.is_present(id);
+        self.inflight.claim(wanted, is_present, more)
     }
 
-    /// Fetches the claimed chunks in a task of the layer's own.
-    fn start(self: &Arc<Self>, mine: inflight::Mine) {
+    /// What newly claimed chunks (ascending) bring along.
+    fn along_with(&self, claimed: &[ChunkId]) -> Vec<ChunkId> {
+        let (index, config) = (self.file.index(), &self.config);
+        let mut more = plan::siblings(index, claimed);
+        if let Some(last) = more.last().copied() {
+            let is_missing = |id| !self.file.is_present(id);
+            let bytes_max = config.read_ahead_encoded_bytes;
+            more.extend(plan::ahead(index, last, bytes_max, config.plan, is_missing));
+        }
+        more
+    }
+
+    /// The next request of a background fill, at or after the chunk `from`.
+    fn behind(&self, from: ChunkId) -> Result<Option<Behind>> {
+        let index = self.file.index();
+        let missing = self.file.missing_from(from);
+        let ids = plan::first_bytes(index, missing, BEHIND_BYTES);
+        let Some(first) = ids.first().copied() else {
+            return Ok(None);
+        };
+        let plan = plan::plan(index, &ids, self.config.plan)?;
+        let has_first = |request: &plan::Request| request.chunks().any(|id| id == first);
+        let request = plan.requests.iter().find(|request| has_first(request));
+        let mut ids: Vec<ChunkId> = request
+            .into_iter()
+            .flat_map(plan::Request::chunks)
+            .collect();
+        ids.sort_unstable();
+        Ok(Some(Behind { first, ids }))
+    }
+
+    /// Fetches the claimed chunks in a task of the layer's own: for readers, or behind
+    /// them with a `pass`.
+    fn start(self: &Arc<Self>, mine: Mine, pass: Option<Pass>) {
         if mine.is_empty() {
             return;
         }
-        let shared = Arc::clone(self);
+        let (shared, mine) = (Arc::clone(self), Arc::new(mine));
         self.tasks.spawn(async move {
             let cancel = shared.cancel.clone();
+            let fetch = async {
+                match pass {
+                    Some(pass) => fetch::run_behind(&shared, &mine, pass).await,
+                    None => fetch::run(&shared, &mine).await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => mine.fail_rest(closed(&shared.blob)),
-                () = fetch::run(&shared, &mine) => {}
+                () = fetch => {}
             }
             shared.flush_if_due().await;
         });
     }
 
-    fn read_ahead(self: &Arc<Self>, range: ByteRange) {
-        let end = range
-            .end()
-            .saturating_add(self.config.read_ahead_bytes)
-            .min(self.file.index().data_len);
-        let Some(ahead) = ByteRange::new(range.end(), end).filter(|r| !r.is_empty()) else {
-            return;
-        };
-        let missing = self.file.missing(ahead);
-        self.start(self.claim(&missing).mine);
-    }
-
     /// A failure to record costs a refetch after a crash, not a read: it is logged here
     /// and shows again when the owner flushes.
     async fn flush_if_due(&self) {
-        let (file, policy) = (Arc::clone(&self.file), self.config.flush);
-        let flushed = fetch::blocking(move || file.flush_if_due(policy, Instant::now())).await;
+        if !self.file.is_flush_due(self.config.flush, Instant::now()) {
+            return;
+        }
+        let file = Arc::clone(&self.file);
+        let flushed = fetch::blocking(move || file.flush()).await;
         if let Err(error) = flushed {
             tracing::warn!(%error, "cannot record fetched chunks yet");
         }
     }
 }
 
-/// Chunks next to the wanted ones that have the same encoded bytes.
-fn siblings(index: &LayerIndex, wanted: &[ChunkId]) -> Vec<ChunkId> {
-    let member = |id: ChunkId| match crate::plan::chunk(index, id).ok()?.encoding {
-        Encoding::GzipMember { blob, .. } => Some(blob),
-        Encoding::Stream => None,
-    };
-    let mut found = Vec::new();
-    for id in wanted {
-        let Some(blob) = member(*id) else { continue };
-        let same = |other: &ChunkId| member(*other) == Some(blob);
-        found.extend((0..*id).rev().take_while(same));
-        found.extend((id.saturating_add(1)..).take_while(same));
-    }
-    found.sort_unstable();
-    found.dedup();
-    found
+/// What a background fill asks for next.
+struct Behind {
+    /// The first missing chunk.
+    first: ChunkId,
+    /// What one request brings, the first chunk among it; ascending.
+    ids: Vec<ChunkId>,
 }
 
 fn closed(blob: &BlobRef) -> Error {

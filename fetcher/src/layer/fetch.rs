@@ -1,7 +1,11 @@
 //! Fetching claimed chunks: requests, streams, verification, storing.
 //!
 //! Invariant: a chunk's claim ends with success only after its verified bytes are in the
-//! data file. Corrupt pieces are dropped and fetched once more, alone; then it is an error.
+//! data file, and then at once: not when its member or its request ends. Corrupt pieces
+//! are dropped and fetched once more, alone; then it is an error.
+//!
+//! What has arrived is decoded in one go on a blocking thread: one hop per part of a body
+//! that came together, not per chunk. No blocking thread waits for the network.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,144 +13,161 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::SemaphorePermit;
 
+use super::gate::{Class, Pass};
 use super::inflight::Mine;
 use super::window::{Short, Window};
 use super::{Shared, closed};
-use crate::codec::{self, gzip};
-use crate::index::{ChunkId, Encoding};
-use crate::plan::{self, Member, Request};
-use crate::store::LayerFile;
-use crate::types::{ByteRange, Digest};
+use crate::codec;
+use crate::codec::member::MemberDecoder;
+use crate::index::{Chunk, ChunkId, Encoding};
+use crate::plan::{self, Member, Plan, Request};
+use crate::types::ByteRange;
 use crate::{Error, Result};
 
-/// Memory permits are counted in this many bytes, for a semaphore counts to 2^29 only.
-const PERMIT_BYTES: u64 = 4096;
-/// Longest run of decoded bytes that neighbouring chunks of a member are decoded in
-/// together, instead of each from the member's start.
-const RUN_BYTES_MAX: u64 = 8 << 20;
-/// One piece of a body, as the permits count it.
+/// Memory of every request: one piece of the body (a larger one is counted when it
+/// comes), the inflate state and its scratch buffer.
 const PIECE_BYTES: u64 = 64 << 10;
+const FIXED_BYTES: u64 = PIECE_BYTES + (128 << 10);
 
-/// Permits in a budget of `bytes`.
-pub(super) fn permits_total(bytes: u64) -> usize {
-    let permits = usize::try_from(bytes / PERMIT_BYTES).unwrap_or(usize::MAX);
-    permits.clamp(
-        1,
-        tokio::sync::Semaphore::MAX_PERMITS.min(u32::MAX as usize),
-    )
-}
-
-/// Fetches everything in `mine` and ends every claim.
-pub(super) async fn run(shared: &Arc<Shared>, mine: &Mine) {
-    let mut wanted = mine.ids().to_vec();
-    while !wanted.is_empty() {
-        let plan = match plan::plan(shared.file.index(), &wanted, shared.config.plan) {
-            Ok(plan) => plan,
-            Err(error) => return mine.fail_rest(error),
-        };
-        let mut requests: FuturesUnordered<_> = plan
-            .requests
-            .into_iter()
-            .map(|request| fetch_request(shared, mine, request))
+/// Fetches everything in `mine` for readers and ends every claim.
+pub(super) async fn run(shared: &Arc<Shared>, mine: &Arc<Mine>) {
+    let mut wanted = refuse_large(shared, mine);
+    while let Some(plan) = next_plan(shared, mine, &mut wanted) {
+        let requests = plan.requests.into_iter();
+        let mut requests: FuturesUnordered<_> = requests
+            .map(|request| admit_request(shared, mine, request))
             .collect();
         while requests.next().await.is_some() {}
-        wanted = plan.rest;
     }
+}
+
+/// Fetches everything in `mine` for nobody, one request after another on one pass.
+pub(super) async fn run_behind(shared: &Arc<Shared>, mine: &Arc<Mine>, mut pass: Pass) {
+    let mut wanted = refuse_large(shared, mine);
+    while let Some(plan) = next_plan(shared, mine, &mut wanted) {
+        for request in plan.requests {
+            fetch_request(shared, mine, &request, &mut pass).await;
+        }
+    }
+}
+
+/// Plans as much of `wanted` as goes at once and leaves the rest in it.
+fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<Plan> {
+    let ids = std::mem::take(wanted);
+    if ids.is_empty() {
+        return None;
+    }
+    match plan::plan(shared.file.index(), &ids, shared.config.plan) {
+        Ok(mut plan) => {
+            *wanted = std::mem::take(&mut plan.rest);
+            Some(plan)
+        }
+        Err(error) => {
+            mine.fail_rest(error);
+            None
+        }
+    }
+}
+
+/// Ends the claims of chunks that cannot be decoded within the budget; returns the rest.
+fn refuse_large(shared: &Shared, mine: &Mine) -> Vec<ChunkId> {
+    let max = shared.config.memory_bytes_max;
+    let need = |id: &ChunkId| memory_of(shared, std::slice::from_ref(id));
+    let ids = mine.ids().iter().copied();
+    let (fits, large) = ids.partition::<Vec<_>, _>(|id| need(id) <= max);
+    for id in large {
+        let what = format!("chunk {id} of layer {}", shared.blob.digest);
+        let detail = format!(
+            "decoding it takes {} bytes of memory, {max} are allowed; \
+             pull the image whole with --full",
+            need(&id)
+        );
+        mine.finish(&[id], &Err(Arc::new(Error::limit(what, detail))));
+    }
+    fits
 }
 
 /// One request; every chunk of it has a result afterwards.
-async fn fetch_request(shared: &Arc<Shared>, mine: &Mine, request: Request) {
+async fn admit_request(shared: &Arc<Shared>, mine: &Arc<Mine>, request: Request) {
     let ids: Vec<ChunkId> = request.chunks().collect();
-    if let Err(error) = try_request(shared, mine, &request).await {
-        mine.finish(&ids, Err(Arc::new(error)));
+    let need = memory_of(shared, &ids);
+    match shared.gate.enter(Class::OnDemand, need).await {
+        Some(mut pass) => fetch_request(shared, mine, &request, &mut pass).await,
+        None => mine.finish(&ids, &Err(Arc::new(closed(&shared.blob)))),
     }
 }
 
-async fn try_request(shared: &Arc<Shared>, mine: &Mine, request: &Request) -> Result<()> {
-    let _permits = permits(shared, request).await?;
-    let mut window = open(shared, request.blob).await?;
-    let mut corrupt = Vec::new();
-    for member in &request.members {
-        let encoded = take(shared, &mut window, request.blob, member.blob).await?;
-        match store(shared, encoded, member).await {
-            Ok(()) => mine.finish(&member.chunks, Ok(())),
-            Err(error) if is_corruption(&error) => {
-                note_corrupt(shared, member, &error);
-                corrupt.push(keep_good(shared, mine, member));
-            }
-            Err(error) => return Err(error),
-        }
+async fn fetch_request(shared: &Arc<Shared>, mine: &Arc<Mine>, request: &Request, pass: &mut Pass) {
+    if let Err(error) = try_request(shared, mine, request, pass).await {
+        let ids: Vec<ChunkId> = request.chunks().collect();
+        mine.finish(&ids, &Err(Arc::new(error)));
     }
-    drop(window);
-    for member in corrupt {
-        let result = refetch(shared, &member).await;
-        let bad = keep_good(shared, mine, &member);
-        mine.finish(&bad.chunks, result.map_err(Arc::new));
+}
+
+async fn try_request(
+    shared: &Arc<Shared>,
+    mine: &Arc<Mine>,
+    request: &Request,
+    pass: &mut Pass,
+) -> Result<()> {
+    for bad in read_members(shared, mine, request, pass).await? {
+        // The one more time.
+        let alone = Request {
+            blob: bad.member.blob,
+            members: vec![bad.member],
+        };
+        for bad in read_members(shared, mine, &alone, pass).await? {
+            mine.finish(&bad.member.chunks, &Err(Arc::new(bad.error)));
+        }
     }
     Ok(())
 }
 
-/// Ends the claims of the member's chunks that did verify; what is left of it.
-fn keep_good(shared: &Shared, mine: &Mine, member: &Member) -> Member {
-    let ids = member.chunks.iter().copied();
-    let (good, bad) = ids.partition::<Vec<_>, _>(|id| shared.file.is_present(*id));
-    mine.finish(&good, Ok(()));
-    Member {
-        blob: member.blob,
-        chunks: bad,
-    }
-}
-
-/// The one more time.
-async fn refetch(shared: &Arc<Shared>, member: &Member) -> Result<()> {
-    let mut window = open(shared, member.blob).await?;
-    let encoded = take(shared, &mut window, member.blob, member.blob).await?;
-    let stored = store(shared, encoded, member).await;
-    if let Err(error) = &stored
-        && is_corruption(error)
-    {
-        note_corrupt(shared, member, error);
-    }
-    stored
-}
-
-/// Waits for a place among the requests and for the memory of the largest member.
-async fn permits<'a>(
-    shared: &'a Shared,
+/// Sends the request and stores what comes; returns the chunks that were corrupt.
+async fn read_members(
+    shared: &Arc<Shared>,
+    mine: &Arc<Mine>,
     request: &Request,
-) -> Result<(SemaphorePermit<'a>, SemaphorePermit<'a>)> {
-    let gone = |_| closed(&shared.blob);
-    let place = shared.requests.acquire().await.map_err(gone)?;
-    let bytes = request.members.iter().map(|m| memory_of(shared, m)).max();
-    let total = permits_total(shared.config.memory_bytes_max);
-    let wanted = bytes.unwrap_or(0).div_ceil(PERMIT_BYTES);
-    let wanted = usize::try_from(wanted).unwrap_or(total).min(total);
-    let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
-    let memory = shared.memory.acquire_many(wanted).await.map_err(gone)?;
-    Ok((place, memory))
+    pass: &mut Pass,
+) -> Result<Vec<Bad>> {
+    let mut window = open(shared, request.blob).await?;
+    let mut largest = PIECE_BYTES;
+    let mut received = |bytes: u64| {
+        add(&shared.counters.bytes_fetched, bytes);
+        pass.grow(bytes.saturating_sub(largest));
+        largest = largest.max(bytes);
+    };
+    let mut corrupt = Vec::new();
+    let mut members = request.members.iter().peekable();
+    while let Some(member) = members.next() {
+        let taken = window.take(member.blob, &mut received).await;
+        let encoded = taken.map_err(|short| broken(shared, request.blob, short))?;
+        let mut batch = vec![(member.clone(), encoded)];
+        // What came in the same piece costs no further hop.
+        while let Some(encoded) = members.peek().and_then(|next| window.ready(next.blob)) {
+            batch.extend(members.next().map(|member| (member.clone(), encoded)));
+        }
+        corrupt.extend(store(shared, mine, batch).await?);
+    }
+    Ok(corrupt)
 }
 
-/// Bytes held while a member is decoded: encoded twice (buffer and piece), the longest
-/// run decoded, that run's chunk being verified, and a piece of the body.
-fn memory_of(shared: &Shared, member: &Member) -> u64 {
-    let lens = member.chunks.iter();
-    let longest = lens
-        .filter_map(|id| plan::chunk(shared.file.index(), *id).ok())
-        .map(|chunk| u64::from(chunk.len))
-        .max()
-        .unwrap_or(0);
-    let run = if member.chunks.len() > 1 {
-        longest.max(RUN_BYTES_MAX)
-    } else {
-        longest
-    };
-    let encoded = member.blob.len().saturating_mul(2);
-    encoded
-        .saturating_add(run)
-        .saturating_add(longest)
-        .saturating_add(PIECE_BYTES)
+/// Bytes held while any one of `ids` is fetched and decoded: the encoded member, the
+/// chunk, the chunk before it while they overlap, and what every request holds.
+pub(super) fn memory_of(shared: &Shared, ids: &[ChunkId]) -> u64 {
+    let index = shared.file.index();
+    let chunks = ids.iter().filter_map(|id| plan::chunk(index, *id).ok());
+    let (encoded, decoded) = chunks.fold((0, 0), |(encoded, decoded), chunk| {
+        let member = match chunk.encoding {
+            Encoding::GzipMember { blob, .. } => blob.len(),
+            Encoding::Stream => 0,
+        };
+        (member.max(encoded), u64::from(chunk.len).max(decoded))
+    });
+    FIXED_BYTES
+        .saturating_add(encoded)
+        .saturating_add(decoded.saturating_mul(2))
 }
 
 async fn open(shared: &Shared, range: ByteRange) -> Result<Window> {
@@ -169,132 +190,98 @@ fn with_advice(error: Error) -> Error {
     }
 }
 
-async fn take(
-    shared: &Shared,
-    window: &mut Window,
-    request: ByteRange,
-    piece: ByteRange,
-) -> Result<Bytes> {
-    let count = |bytes| add(&shared.counters.bytes_fetched, bytes);
-    window
-        .take(piece, count)
-        .await
-        .map_err(|short| match short {
-            Short::Failed(error) => with_advice(error),
-            Short::Ended(at) => Error::Unavailable {
-                what: format!("bytes {request} of layer {}", shared.blob.digest),
-                host: shared.blob.repository.host().to_owned(),
-                detail: format!("the body ended at byte {at}"),
-            },
-        })
+fn broken(shared: &Shared, request: ByteRange, short: Short) -> Error {
+    match short {
+        Short::Failed(error) => with_advice(error),
+        Short::Ended(at) => Error::Unavailable {
+            what: format!("bytes {request} of layer {}", shared.blob.digest),
+            host: shared.blob.repository.host().to_owned(),
+            detail: format!("the body ended at byte {at}"),
+        },
+    }
 }
 
-/// Decodes, verifies and writes all chunks of a member on a blocking thread.
-async fn store(shared: &Arc<Shared>, encoded: Bytes, member: &Member) -> Result<()> {
-    let file = Arc::clone(&shared.file);
-    let chunks = member.chunks.clone();
-    let filled = chunks.len() as u64;
-    blocking(move || store_member(&file, &encoded, &chunks)).await?;
-    add(&shared.counters.chunks_filled, filled);
+/// Chunks of a member that did not decode or verify, and the first reason.
+struct Bad {
+    member: Member,
+    error: Error,
+}
+
+/// Decodes, verifies and writes all chunks of whole members on a blocking thread, and
+/// ends the claim of each as soon as it is written.
+async fn store(
+    shared: &Arc<Shared>,
+    mine: &Arc<Mine>,
+    batch: Vec<(Member, Bytes)>,
+) -> Result<Vec<Bad>> {
+    let (shared, mine) = (Arc::clone(shared), Arc::clone(mine));
+    blocking(move || {
+        let mut corrupt = Vec::new();
+        for (member, encoded) in batch {
+            corrupt.extend(store_member(&shared, &mine, &member, &encoded)?);
+        }
+        Ok(corrupt)
+    })
+    .await
+}
+
+/// A chunk that does not verify does not keep its neighbours from being stored. One that
+/// does not decode does: the bytes behind it cannot be found.
+fn store_member(
+    shared: &Shared,
+    mine: &Mine,
+    member: &Member,
+    encoded: &[u8],
+) -> Result<Option<Bad>> {
+    let mut decoder = MemberDecoder::new(encoded);
+    let (mut bad, mut reason) = (Vec::new(), None);
+    let mut rest = member.chunks.iter().copied();
+    while let Some(id) = rest.next() {
+        let chunk = plan::chunk(shared.file.index(), id)?;
+        let decoded = match decoder.take(skip_of(chunk), chunk.len) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                bad.push(id);
+                bad.extend(rest);
+                reason.get_or_insert(error);
+                break;
+            }
+        };
+        match verify_and_put(shared, id, chunk, decoded) {
+            Ok(()) => mine.finish(&[id], &Ok(())),
+            Err(error @ Error::Corrupt { .. }) => {
+                bad.push(id);
+                reason.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let blob = member.blob;
+    Ok(reason.map(|error| {
+        note_corrupt(shared, blob, &error);
+        let member = Member { blob, chunks: bad };
+        Bad { member, error }
+    }))
+}
+
+fn verify_and_put(shared: &Shared, id: ChunkId, chunk: &Chunk, bytes: Bytes) -> Result<()> {
+    let what = || format!("chunk {id} of layer {}", shared.blob.digest);
+    let verified = codec::verify_chunk(what, &chunk.chunk_digest, bytes)?;
+    shared.file.put(id, &verified)?;
+    add(&shared.counters.chunks_filled, 1);
     Ok(())
 }
 
-/// A chunk that does not verify does not keep its neighbours from being stored; the
-/// first such error is returned.
-fn store_member(file: &LayerFile, encoded: &[u8], chunks: &[ChunkId]) -> Result<()> {
-    let places = chunks
-        .iter()
-        .map(|id| Place::of(file, *id))
-        .collect::<Result<Vec<_>>>()?;
-    let mut outcome = Ok(());
-    for run in runs(&places) {
-        match store_run(file, encoded, run) {
-            Err(error) if is_corruption(&error) => outcome = outcome.and(Err(error)),
-            other => other?,
-        }
-    }
-    outcome
-}
-
-/// Decodes a run at once and stores its chunks.
-fn store_run(file: &LayerFile, encoded: &[u8], run: &[Place]) -> Result<()> {
-    let base = run.first().map_or(0, |place| place.skip);
-    let end = run.iter().map(Place::end).max().unwrap_or(base);
-    let len = u32::try_from(end - base)
-        .map_err(|_| Error::limit("a gzip member", "its chunks span over 4 GiB"))?;
-    let decoded = gzip::decode_member(encoded, base, len)?;
-    if let [only] = run {
-        return verify_and_put(file, only, decoded);
-    }
-    let mut outcome = Ok(());
-    for place in run {
-        let start = usize::try_from(place.skip - base).unwrap_or(usize::MAX);
-        let end = usize::try_from(place.end() - base).unwrap_or(usize::MAX);
-        let bytes = decoded.get(start..end).unwrap_or_default();
-        match verify_and_put(file, place, bytes.to_vec()) {
-            Err(error) if is_corruption(&error) => outcome = outcome.and(Err(error)),
-            other => other?,
-        }
-    }
-    outcome
-}
-
-fn verify_and_put(file: &LayerFile, place: &Place, bytes: Vec<u8>) -> Result<()> {
-    let what = || format!("chunk {} of layer {}", place.id, file.digest());
-    file.put(place.id, &codec::verify(what, &place.digest, bytes)?)
-}
-
-/// Where a chunk is in its decoded member.
-struct Place {
-    id: ChunkId,
-    skip: u64,
-    len: u32,
-    digest: Digest,
-}
-
-impl Place {
-    fn of(file: &LayerFile, id: ChunkId) -> Result<Self> {
-        let chunk = plan::chunk(file.index(), id)?;
-        let skip = match chunk.encoding {
-            Encoding::GzipMember { skip, .. } => skip,
-            Encoding::Stream => 0,
-        };
-        Ok(Self {
-            id,
-            skip,
-            len: chunk.len,
-            digest: Digest::Sha256(chunk.chunk_digest),
-        })
-    }
-
-    fn end(&self) -> u64 {
-        self.skip.saturating_add(u64::from(self.len))
+fn skip_of(chunk: &Chunk) -> u64 {
+    match chunk.encoding {
+        Encoding::GzipMember { skip, .. } => skip,
+        Encoding::Stream => 0,
     }
 }
 
-/// Splits `places`, ascending by `skip`, into runs of at most [`RUN_BYTES_MAX`]; a longer
-/// chunk is a run of its own.
-fn runs(places: &[Place]) -> Vec<&[Place]> {
-    let mut runs = Vec::new();
-    let mut rest = places;
-    while let Some(first) = rest.first() {
-        let fits = |p: &Place| p.end().saturating_sub(first.skip) <= RUN_BYTES_MAX;
-        let len = rest.iter().take_while(|p| fits(p)).count().max(1);
-        let (run, tail) = rest.split_at(len);
-        runs.push(run);
-        rest = tail;
-    }
-    runs
-}
-
-/// Whether the bytes are to blame, not this node.
-fn is_corruption(error: &Error) -> bool {
-    matches!(error, Error::Corrupt { .. } | Error::Malformed { .. })
-}
-
-fn note_corrupt(shared: &Shared, member: &Member, error: &Error) {
+fn note_corrupt(shared: &Shared, range: ByteRange, error: &Error) {
     add(&shared.counters.chunks_corrupt, 1);
-    let (digest, range) = (&shared.blob.digest, member.blob);
+    let digest = &shared.blob.digest;
     tracing::warn!(%digest, %range, %error, "dropped corrupt bytes");
 }
 

@@ -1,9 +1,11 @@
 //! Which chunks are being fetched, and who waits for them.
 //!
 //! Invariant: a chunk is claimed by one fetch at a time, and every claim ends: with a
-//! result, or, when its fetch is dropped, with an error. Results are not kept.
+//! result, or, when its fetch is dropped, with an error. Results are not kept. A claim
+//! that nobody waits for takes some 24 bytes, for one fetch may claim very many.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -14,12 +16,26 @@ use crate::{Error, Result};
 
 type Outcome = Option<Result<(), Arc<Error>>>;
 type Wait = watch::Receiver<Outcome>;
-type Table = HashMap<ChunkId, Wait>;
 
 /// The table of claims. Its lock is held for look-ups only.
 #[derive(Default)]
 pub(super) struct Inflight {
     table: Arc<Mutex<Table>>,
+}
+
+#[derive(Default)]
+struct Table {
+    claims: HashMap<ChunkId, Held>,
+    /// Number of the next [`Mine`].
+    next: u64,
+}
+
+/// One claim.
+struct Held {
+    /// Number of the [`Mine`] that has it.
+    owner: u64,
+    /// Made for the first who waits.
+    tell: Option<watch::Sender<Outcome>>,
 }
 
 /// What a reader got.
@@ -33,52 +49,66 @@ pub(super) struct Claim {
 /// Claimed chunks. Dropping it ends the claims that have no result yet.
 pub(super) struct Mine {
     table: Arc<Mutex<Table>>,
-    open: Mutex<HashMap<ChunkId, watch::Sender<Outcome>>>,
+    owner: u64,
     ids: Vec<ChunkId>,
 }
 
 impl Inflight {
-    /// Claims those of `wanted` and `siblings` that are neither present nor claimed.
+    /// Claims those of `wanted` that are neither present nor claimed; then, if there were
+    /// any, those that `more` makes of them. Waits are for `wanted` only.
     pub(super) fn claim(
         &self,
         wanted: &[ChunkId],
-        siblings: &[ChunkId],
         is_present: impl Fn(ChunkId) -> bool,
+        more: impl FnOnce(&[ChunkId]) -> Vec<ChunkId>,
     ) -> Claim {
         let mut table = self.table.lock();
-        let mut open = HashMap::new();
+        let owner = table.next;
+        table.next += 1;
+        let mut ids = Vec::new();
         let mut waits = Vec::new();
-        let mut take = |id: ChunkId| {
-            // Asked under the lock: a claim ends only after its chunk is present.
-            if is_present(id) {
-                return None;
-            }
-            let wait = table.entry(id).or_insert_with(|| {
-                let (tx, rx) = watch::channel(None);
-                open.insert(id, tx);
-                rx
+        // Presence is asked under the lock: a claim ends only after its chunk is present.
+        for id in wanted.iter().copied().filter(|id| !is_present(*id)) {
+            let held = table.claims.entry(id).or_insert_with(|| {
+                ids.push(id);
+                Held { owner, tell: None }
             });
-            Some(wait.clone())
-        };
-        for id in wanted {
-            waits.extend(take(*id));
+            let tell = held.tell.get_or_insert_with(|| watch::channel(None).0);
+            waits.push(tell.subscribe());
         }
-        for id in siblings {
-            take(*id);
+        if !ids.is_empty() {
+            for id in more(&ids).into_iter().filter(|id| !is_present(*id)) {
+                if let Entry::Vacant(free) = table.claims.entry(id) {
+                    free.insert(Held { owner, tell: None });
+                    ids.push(id);
+                }
+            }
         }
-        let mut ids: Vec<ChunkId> = open.keys().copied().collect();
+        drop(table);
         ids.sort_unstable();
-        let mine = Mine {
-            table: Arc::clone(&self.table),
-            open: Mutex::new(open),
-            ids,
-        };
+        let table = Arc::clone(&self.table);
+        let mine = Mine { table, owner, ids };
         Claim { mine, waits }
     }
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.table.lock().is_empty()
+        self.table.lock().claims.is_empty()
+    }
+}
+
+impl Table {
+    /// Ends those of `ids` that `owner` has; returns whom to tell.
+    fn end(&mut self, owner: u64, ids: &[ChunkId]) -> Vec<watch::Sender<Outcome>> {
+        let mut tell = Vec::new();
+        for id in ids {
+            if let Entry::Occupied(held) = self.claims.entry(*id)
+                && held.get().owner == owner
+            {
+                tell.extend(held.remove().tell);
+            }
+        }
+        tell
     }
 }
 
@@ -93,19 +123,16 @@ impl Mine {
     }
 
     /// Ends the claims of `ids` and tells everyone who waits. Ended ones stay as they are.
-    pub(super) fn finish(&self, ids: &[ChunkId], result: Result<(), Arc<Error>>) {
-        for id in ids {
-            let Some(sender) = self.open.lock().remove(id) else {
-                continue;
-            };
-            self.table.lock().remove(id);
+    pub(super) fn finish(&self, ids: &[ChunkId], result: &Result<(), Arc<Error>>) {
+        let tell = self.table.lock().end(self.owner, ids);
+        for sender in tell {
             sender.send_replace(Some(result.clone()));
         }
     }
 
     /// Ends what is left with one error.
     pub(super) fn fail_rest(&self, error: Error) {
-        self.finish(&self.ids, Err(Arc::new(error)));
+        self.finish(&self.ids, &Err(Arc::new(error)));
     }
 }
 
@@ -113,11 +140,8 @@ impl Drop for Mine {
     /// The fetch ended without a result for these: a panic, or the runtime went away.
     /// Dropping the senders tells who waits.
     fn drop(&mut self) {
-        let open = std::mem::take(self.open.get_mut());
-        let mut table = self.table.lock();
-        for id in open.keys() {
-            table.remove(id);
-        }
+        let tell = self.table.lock().end(self.owner, &self.ids);
+        drop(tell);
     }
 }
 

@@ -1,9 +1,10 @@
 //! The part of a body that is needed now.
 //!
-//! Invariant: holds at most one wanted piece of the blob plus one piece of the body;
-//! bytes are handed out in order, without gaps, and only if all of them came.
+//! Invariant: holds one wanted part of the blob, in a buffer of exactly its length, plus
+//! one piece of the body as it came. Bytes are handed out in order, without gaps, and
+//! only if all of them came.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 
 use crate::source::Body;
@@ -13,9 +14,10 @@ use crate::{Error, Result};
 /// A body that starts at `at` of the blob.
 pub(super) struct Window {
     body: Body,
-    /// Blob offset of the first byte in `buffer`.
+    /// Blob offset of the first byte in `piece`.
     at: u64,
-    buffer: BytesMut,
+    /// What is left of the last piece that came.
+    piece: Bytes,
 }
 
 impl Window {
@@ -23,51 +25,116 @@ impl Window {
         Self {
             body,
             at,
-            buffer: BytesMut::new(),
+            piece: Bytes::new(),
         }
     }
 
-    /// Bytes `range` of the blob. Ranges must come in order of their starts; what lies
-    /// before `range` is dropped. `received` hears of every piece of the body.
+    /// Bytes `range` of the blob. Ranges must come in order and must not overlap; what
+    /// lies before `range` is dropped. `received` hears of every piece of the body.
     pub(super) async fn take(
         &mut self,
         range: ByteRange,
-        received: impl Fn(u64),
+        mut received: impl FnMut(u64),
     ) -> Result<Bytes, Short> {
+        let mut taken = Vec::new();
         loop {
             self.skip_to(range.start());
-            let here = self.at == range.start();
-            let wanted = usize::try_from(range.len()).map_err(|_| Short::Ended(self.at))?;
-            if here && self.buffer.len() >= wanted {
-                // Copied, for pieces may overlap: the next one may start inside this.
-                let piece = self.buffer.get(..wanted).unwrap_or_default();
-                return Ok(Bytes::copy_from_slice(piece));
+            if taken.is_empty()
+                && let Some(whole) = self.ready(range)
+            {
+                return Ok(whole);
             }
-            let end = self.at.saturating_add(self.buffer.len() as u64);
+            let wanted = usize::try_from(range.len()).map_err(|_| Short::Ended(self.at))?;
+            if self.at >= range.start() {
+                taken.reserve_exact(wanted - taken.len());
+                let part = self.piece.len().min(wanted - taken.len());
+                taken.extend_from_slice(&self.piece.split_to(part));
+                self.at = self.at.saturating_add(part as u64);
+                if taken.len() == wanted {
+                    return Ok(taken.into());
+                }
+            }
             match self.body.next().await {
                 Some(Ok(piece)) => {
                     received(piece.len() as u64);
-                    self.buffer.extend_from_slice(&piece);
+                    self.piece = piece;
                 }
                 Some(Err(error)) => return Err(Short::Failed(error)),
-                None => return Err(Short::Ended(end)),
+                None => return Err(Short::Ended(self.at)),
             }
         }
     }
 
+    /// [`Window::take`] if all of `range` is here already; shares the piece's memory.
+    pub(super) fn ready(&mut self, range: ByteRange) -> Option<Bytes> {
+        let before = usize::try_from(range.start().checked_sub(self.at)?).ok()?;
+        let len = usize::try_from(range.len()).ok()?;
+        if self.piece.len() < before.checked_add(len)? {
+            return None;
+        }
+        self.skip_to(range.start());
+        self.at = range.end();
+        Some(self.piece.split_to(len))
+    }
+
+    /// Drops what is here before `start`.
     fn skip_to(&mut self, start: u64) {
         let before = start.saturating_sub(self.at);
-        let have = self.buffer.len();
+        let have = self.piece.len();
         let drop = usize::try_from(before).unwrap_or(have).min(have);
-        self.buffer.advance(drop);
+        self.piece.advance(drop);
         self.at = self.at.saturating_add(drop as u64);
     }
 }
 
-/// Why a piece did not come.
+/// Why a part did not come.
 pub(super) enum Short {
     /// The source failed.
     Failed(Error),
     /// The body ended at this offset of the blob.
     Ended(u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parts_equal_slices_however_the_body_is_cut(
+            cuts in prop::collection::vec(0_usize..400, 1..40),
+            parts in prop::collection::vec((0_u64..200, 1_u64..500), 1..12),
+            start in 0_u64..1000,
+        ) {
+            let len: usize = cuts.iter().sum();
+            let blob: Vec<u8> = (0..len).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let mut rest = &blob[..];
+            let mut pieces = Vec::new();
+            for cut in cuts {
+                let (piece, tail) = rest.split_at(cut);
+                pieces.push(Ok(Bytes::copy_from_slice(piece)));
+                rest = tail;
+            }
+            let mut window = Window::new(futures_util::stream::iter(pieces).boxed(), start);
+            let mut at = 0;
+            for (gap, len) in parts {
+                let range = ByteRange::at(start + at + gap, len).unwrap();
+                let taken = futures_util::FutureExt::now_or_never(window.take(range, |_| {}));
+                let from = usize::try_from(at + gap).unwrap();
+                let to = from + usize::try_from(len).unwrap();
+                match taken.unwrap() {
+                    Ok(bytes) => prop_assert!(bytes == blob[from..to]),
+                    Err(Short::Ended(end)) => {
+                        prop_assert!(to > blob.len());
+                        prop_assert_eq!(end, start + blob.len() as u64);
+                        break;
+                    }
+                    Err(Short::Failed(error)) => panic!("{error}"),
+                }
+                at += gap + len;
+            }
+        }
+    }
 }

@@ -162,6 +162,11 @@ impl LayerFile {
             .collect()
     }
 
+    /// Ids of the chunks from `first` on that are not present, ascending.
+    pub(crate) fn missing_from(&self, first: ChunkId) -> impl Iterator<Item = ChunkId> + '_ {
+        (first..self.bits.count()).filter(|id| !self.bits.get(*id))
+    }
+
     /// Writes a chunk's bytes and makes it present. Recorded by the next flush. Writing a
     /// present chunk again is harmless. Blocks on the device.
     pub fn put(&self, id: ChunkId, bytes: &VerifiedBytes) -> Result<()> {
@@ -274,17 +279,15 @@ impl LayerFile {
         Ok(())
     }
 
-    /// [`LayerFile::flush`] if `policy` says that it is worth it at `now`; whether it was.
-    pub fn flush_if_due(&self, policy: FlushPolicy, now: Instant) -> Result<bool> {
+    /// Whether `policy` says that [`LayerFile::flush`] is worth it at `now`. Looks only at
+    /// memory.
+    pub fn is_flush_due(&self, policy: FlushPolicy, now: Instant) -> bool {
         let dirty = self.dirty_bytes.load(Ordering::Relaxed);
         if dirty == 0 {
-            return Ok(false);
+            return false;
         }
         let since = *self.due.lock().get_or_insert(now);
-        if dirty < policy.bytes && now.saturating_duration_since(since) < policy.age {
-            return Ok(false);
-        }
-        self.flush().map(|()| true)
+        dirty >= policy.bytes || now.saturating_duration_since(since) >= policy.age
     }
 
     /// A second descriptor of the data file, for reading what is present.
