@@ -263,7 +263,9 @@ fn a_damaged_layer_is_filled_again_or_made_again() {
         std::fs::write(path.join(name), &bytes).unwrap();
     };
     let gone = |name: &str| std::fs::remove_file(path.join(name)).unwrap();
-    let table: [(&str, &dyn Fn(&str), bool); 7] = [
+    // The file, what happens to it, and whether the layer opens then.
+    type Row<'a> = (&'static str, &'a dyn Fn(&str), bool);
+    let table: [Row<'_>; 7] = [
         ("bitmap", &half, true),
         ("bitmap", &flip, true),
         ("bitmap", &gone, true),

@@ -214,15 +214,16 @@ async fn store(
     mine: &Arc<Mine>,
     batch: Vec<(Member, Bytes)>,
 ) -> Result<Vec<Bad>> {
-    let (shared, mine) = (Arc::clone(shared), Arc::clone(mine));
-    blocking(move || {
+    let (held, mine) = (Arc::clone(shared), Arc::clone(mine));
+    // Tracked on its own: it goes on when the fetch is cancelled, and closing waits for it.
+    let stored = shared.tasks.spawn_blocking(move || {
         let mut corrupt = Vec::new();
         for (member, encoded) in batch {
-            corrupt.extend(store_member(&shared, &mine, &member, &encoded)?);
+            corrupt.extend(store_member(&held, &mine, &member, &encoded)?);
         }
         Ok(corrupt)
-    })
-    .await
+    });
+    joined(stored).await
 }
 
 /// A chunk that does not verify does not keep its neighbours from being stored. One that
@@ -293,7 +294,11 @@ fn add(counter: &AtomicU64, n: u64) {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+async fn joined<T>(work: tokio::task::JoinHandle<Result<T>>) -> Result<T> {
+    match work.await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(Error::Unavailable {

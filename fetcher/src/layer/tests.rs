@@ -651,6 +651,25 @@ async fn closing_ends_fetches_and_waiters() {
     assert!(bench.layer.shared.inflight.is_empty());
 }
 
+/// What is being decoded when a layer is closed would otherwise be written later.
+#[tokio::test]
+async fn closing_waits_for_what_is_being_stored() {
+    let bench = bench(&[&[20_000_000]], unmerged());
+    let mut fill = Box::pin(bench.layer.fill(range(0, 1)));
+    assert!(futures_util::poll!(&mut fill).is_pending());
+    let all = bench.sample.blob.len() as u64;
+    while bench.layer.counters().bytes_fetched < all {
+        tokio::task::yield_now().await;
+    }
+    bench.layer.close().await.unwrap();
+    assert_eq!(
+        Arc::strong_count(&bench.layer.shared),
+        1,
+        "nobody works on it"
+    );
+    drop(fill);
+}
+
 #[tokio::test]
 async fn permits_bound_what_is_held_in_memory() {
     let config = LayerConfig {
