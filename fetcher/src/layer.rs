@@ -166,8 +166,10 @@ impl Layer {
         if missing.is_empty() {
             return Ok(());
         }
-        let more = |claimed: &[ChunkId]| shared.along_with(claimed);
-        let claim = shared.claim(&missing, more);
+        let is_present = |id| shared.file.is_present(id);
+        let more =
+            |claimed: &[ChunkId], free: &dyn Fn(ChunkId) -> bool| shared.along_with(claimed, free);
+        let claim = shared.inflight.claim(&missing, is_present, more);
         shared.start(claim.mine, None);
         inflight::wait(claim.waits).await
     }
@@ -185,7 +187,9 @@ impl Layer {
             let need = fetch::memory_of(shared, &next.ids);
             let pass = shared.gate.enter(Class::Background, need).await;
             // Readers may have claimed or filled some of it while we waited.
-            let claim = shared.claim(&next.ids, |_| Vec::new());
+            let is_present = |id| shared.file.is_present(id);
+            let nothing = |_: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| Vec::new();
+            let claim = shared.inflight.claim(&next.ids, is_present, nothing);
             shared.start(claim.mine, pass);
             inflight::wait(claim.waits).await?;
         }
@@ -242,24 +246,13 @@ impl std::fmt::Debug for Layer {
 }
 
 impl Shared {
-    /// Claims those of `wanted` that nobody fetches, with what `more` makes of them.
-    fn claim(
-        &self,
-        wanted: &[ChunkId],
-        more: impl FnOnce(&[ChunkId]) -> Vec<ChunkId>,
-    ) -> inflight::Claim {
-        let is_present = |id| self.file.is_present(id);
-        self.inflight.claim(wanted, is_present, more)
-    }
-
-    /// What newly claimed chunks (ascending) bring along.
-    fn along_with(&self, claimed: &[ChunkId]) -> Vec<ChunkId> {
+    /// What newly claimed chunks (ascending) bring along of those that are `free`.
+    fn along_with(&self, claimed: &[ChunkId], free: &dyn Fn(ChunkId) -> bool) -> Vec<ChunkId> {
         let (index, config) = (self.file.index(), &self.config);
         let mut more = plan::siblings(index, claimed);
         if let Some(last) = more.last().copied() {
-            let is_missing = |id| !self.file.is_present(id);
             let bytes_max = config.read_ahead_encoded_bytes;
-            more.extend(plan::ahead(index, last, bytes_max, config.plan, is_missing));
+            more.extend(plan::ahead(index, last, bytes_max, config.plan, free));
         }
         more
     }
@@ -275,10 +268,11 @@ impl Shared {
         let plan = plan::plan(index, &ids, self.config.plan)?;
         let has_first = |request: &plan::Request| request.chunks().any(|id| id == first);
         let request = plan.requests.iter().find(|request| has_first(request));
-        let mut ids: Vec<ChunkId> = request
-            .into_iter()
-            .flat_map(plan::Request::chunks)
-            .collect();
+        // A table out of the blob's order may leave it for a later plan; then it goes alone.
+        let mut ids: Vec<ChunkId> = match request {
+            Some(request) => request.chunks().collect(),
+            None => vec![first],
+        };
         ids.sort_unstable();
         Ok(Some(Behind { first, ids }))
     }

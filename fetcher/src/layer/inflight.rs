@@ -55,12 +55,13 @@ pub(super) struct Mine {
 
 impl Inflight {
     /// Claims those of `wanted` that are neither present nor claimed; then, if there were
-    /// any, those that `more` makes of them. Waits are for `wanted` only.
+    /// any, those that `more` makes of them and of what else may be claimed. Waits are for
+    /// `wanted` only.
     pub(super) fn claim(
         &self,
         wanted: &[ChunkId],
         is_present: impl Fn(ChunkId) -> bool,
-        more: impl FnOnce(&[ChunkId]) -> Vec<ChunkId>,
+        more: impl FnOnce(&[ChunkId], &dyn Fn(ChunkId) -> bool) -> Vec<ChunkId>,
     ) -> Claim {
         let mut table = self.table.lock();
         let owner = table.next;
@@ -77,7 +78,11 @@ impl Inflight {
             waits.push(tell.subscribe());
         }
         if !ids.is_empty() {
-            for id in more(&ids).into_iter().filter(|id| !is_present(*id)) {
+            let is_free = |id| !table.claims.contains_key(&id) && !is_present(id);
+            for id in more(&ids, &is_free) {
+                if is_present(id) {
+                    continue;
+                }
                 if let Entry::Vacant(free) = table.claims.entry(id) {
                     free.insert(Held { owner, tell: None });
                     ids.push(id);

@@ -481,6 +481,34 @@ async fn a_reader_does_not_wait_for_a_background_fill() {
     assert!(bench.read(range(0, index.data_len)));
 }
 
+/// A table may list files in another order than the blob holds them.
+#[tokio::test]
+async fn a_background_fill_reaches_every_chunk_in_any_order() {
+    let mut sample = sample(&[&[5000], &[5000], &[5000], &[5000]]);
+    let ends = [0, 3];
+    let encodings = ends.map(|id: usize| sample.index.chunks[id].encoding);
+    let digests = ends.map(|id| sample.index.chunks[id].chunk_digest);
+    for (n, id) in [(0, 3), (1, 0)] {
+        sample.index.chunks[id].encoding = encodings[n];
+        sample.index.chunks[id].chunk_digest = digests[n];
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let source = TestSource::new(sample.blob.clone());
+    let config = LayerConfig {
+        plan: PlanLimits {
+            gap_bytes_max: 0,
+            request_bytes_max: 1,
+            total_bytes_max: 1,
+        },
+        ..LayerConfig::default()
+    };
+    let layer = join(&store, &sample, &source, config);
+    layer.fill_all().await.unwrap();
+    assert!(layer.file().is_complete());
+    assert_eq!(layer.counters().requests, 4);
+}
+
 /// Inflating from the member's start for every part of it would take minutes here.
 #[tokio::test]
 async fn a_member_of_very_many_chunks_is_decoded_once() {
