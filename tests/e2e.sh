@@ -76,7 +76,7 @@ check_plain_starts() {
 hold() {
   local marker=held-$RANDOM$RANDOM
   mkfifo "$SCRATCH/$marker"
-  run_laz run --rm "$REGISTRY/$1" sh -c "read -r line; exit 0; : $marker" <"$SCRATCH/$marker" >"$SCRATCH/held.out" 2>&1 &
+  run_laz run --rm -i "$REGISTRY/$1" sh -c "read -r line; exit 0; : $marker" <"$SCRATCH/$marker" >"$SCRATCH/held.out" 2>&1 &
   HELD=$!
   exec 8>"$SCRATCH/$marker"
   wait_for 60 "the container of $1" in_container "$marker" || { cat "$SCRATCH/held.out" >&2; return 1; }

@@ -40,7 +40,7 @@ registry_answers() {
 # push_layout LAYOUT NAME REPOSITORY:TAG [SKOPEO OPTION...]: sets nothing, prints nothing.
 push_layout() {
   local layout=$1 name=$2 to=$3; shift 3
-  skopeo --insecure-policy copy -q --dest-tls-verify=false "$@" "oci:$layout:$name" "docker://$REGISTRY/$to" >&2
+  skopeo --insecure-policy copy -q --preserve-digests --dest-tls-verify=false "$@" "oci:$layout:$name" "docker://$REGISTRY/$to" >&2
 }
 
 # layer_bytes REPOSITORY:TAG: the sum of the layers as the registry serves them.

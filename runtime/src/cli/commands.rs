@@ -96,7 +96,11 @@ pub(super) async fn rmi(engine: &Arc<Engine>, args: RmiArgs, format: OutputForma
 }
 
 /// `laz store`
-pub(super) async fn store(engine: &Arc<Engine>, args: StoreArgs, format: OutputFormat) -> Result<u8> {
+pub(super) async fn store(
+    engine: &Arc<Engine>,
+    args: StoreArgs,
+    format: OutputFormat,
+) -> Result<u8> {
     match args.command {
         StoreCommand::Df => {
             let layers = engine.layers().await?;
@@ -117,7 +121,11 @@ pub(super) async fn store(engine: &Arc<Engine>, args: StoreArgs, format: OutputF
 }
 
 /// `laz image`
-pub(super) async fn image(engine: &Arc<Engine>, args: ImageArgs, format: OutputFormat) -> Result<u8> {
+pub(super) async fn image(
+    engine: &Arc<Engine>,
+    args: ImageArgs,
+    format: OutputFormat,
+) -> Result<u8> {
     match args.command {
         ImageCommand::Convert(args) => convert(engine, args, format).await,
     }

@@ -96,6 +96,17 @@ pub(crate) struct File<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+/// Bytes that no compressor makes much smaller, the same every time.
+pub(crate) fn incompressible(len: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    })
+    .take(len)
+    .collect()
+}
+
 /// An uncompressed tar with these files.
 pub(crate) fn tar(files: &[File<'_>]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();

@@ -288,7 +288,10 @@ async fn an_index_yields_the_hosts_image() {
     let index = json!({"schemaVersion": 2, "manifests": [wrong]});
     registry.tag(&src(), MediaType::OciIndex, &index).await;
     let message = convert(&registry, &[]).await.unwrap_err().to_string();
-    assert!(message.contains("no image for linux/amd64"), "{message}");
+    assert!(
+        message.contains("it is for linux/s390x, and this host is linux/amd64"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
