@@ -28,7 +28,7 @@ bench: ## cold starts beside containerd and stargz-snapshotter (root); ARGS=--qu
 	@tests/lib/deps.sh build images bench
 	@benches/run.sh $(ARGS)
 
-lint: ## formatting, clippy, each crate alone, docs, licences, shell scripts, fences
+lint: ## formatting, clippy, docs, licences, shell scripts, fences
 	@tests/lib/deps.sh build lint
 	@tests/lint.sh
 

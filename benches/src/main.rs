@@ -87,9 +87,10 @@ fn main() -> Result<()> {
 fn systems(args: &Args) -> Vec<System> {
     let mut systems = Vec::new();
     if let Some(program) = &args.laz {
-        systems.push(System::Laz {
+        systems.extend([false, true].map(|optimized| System::Laz {
             program: program.clone(),
-        });
+            optimized,
+        }));
     }
     systems.push(System::Stargz {
         bin: args.stargz.clone(),

@@ -57,6 +57,8 @@ pub(crate) enum System {
     Laz {
         /// The `laz` program.
         program: PathBuf,
+        /// On the image optimised for stargz instead of its own conversion.
+        optimized: bool,
     },
     /// containerd with overlayfs, pulling in full.
     Containerd {
@@ -74,7 +76,12 @@ impl System {
     /// Name in the report.
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Self::Laz { .. } => "laz",
+            Self::Laz {
+                optimized: false, ..
+            } => "laz",
+            Self::Laz {
+                optimized: true, ..
+            } => "laz (optimised image)",
             Self::Containerd { bin: None } => "containerd",
             Self::Containerd { bin: Some(_) } => "containerd (newest)",
             Self::Stargz { .. } => "stargz",
@@ -84,9 +91,14 @@ impl System {
     /// The tag it does best with.
     fn tag(&self) -> &'static str {
         match self {
-            Self::Laz { .. } => "esgz",
+            Self::Laz {
+                optimized: false, ..
+            } => "esgz",
             Self::Containerd { .. } => "gzip",
-            Self::Stargz { .. } => "optimized",
+            Self::Laz {
+                optimized: true, ..
+            }
+            | Self::Stargz { .. } => "optimized",
         }
     }
 }
@@ -123,7 +135,7 @@ impl Bench {
             proxy: &proxy,
         };
         let start = match system {
-            System::Laz { program } => job.laz(program),
+            System::Laz { program, .. } => job.laz(program),
             System::Containerd { bin } => job.containerd(bin.as_deref()),
             System::Stargz { bin } => job.stargz(bin),
         };

@@ -32,7 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use self::gate::{Class, Gate, Pass};
 use self::inflight::{Inflight, Mine};
-use crate::index::{ChunkId, LayerIndex};
+use crate::index::{ChunkId, Encoding, LayerIndex};
 use crate::plan::{self, PlanLimits};
 use crate::source::{BlobRef, BlobSource};
 use crate::store::{FlushPolicy, LayerFile};
@@ -180,20 +180,25 @@ impl Layer {
     /// that it needs. The first error ends it. Dropping the future stops it after the
     /// request under way.
     pub async fn fill_all(&self) -> Result<()> {
-        let shared = &self.shared;
-        let mut from = 0;
-        while let Some(next) = shared.behind(from)? {
-            from = next.first.saturating_add(1);
-            let need = fetch::memory_of(shared, &next.ids);
-            let pass = shared.gate.enter(Class::Background, need).await;
-            // Readers may have claimed or filled some of it while we waited.
-            let is_present = |id| shared.file.is_present(id);
-            let nothing = |_: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| Vec::new();
-            let claim = shared.inflight.claim(&next.ids, is_present, nothing);
-            shared.start(claim.mine, pass);
-            inflight::wait(claim.waits).await?;
-        }
+        self.shared.fill_behind(None).await?;
         self.flush().await
+    }
+
+    /// Starts to fetch the chunks up to the first whose encoded bytes begin at or after
+    /// `blob_end`, in the same way as [`Self::fill_all`]. Nobody waits for it: a failure is
+    /// logged, and readers meet it themselves.
+    pub fn prefetch(&self, blob_end: u64) {
+        let shared = Arc::clone(&self.shared);
+        self.shared.tasks.spawn(async move {
+            let cancel = shared.cancel.clone();
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {}
+                outcome = shared.fill_behind(Some(blob_end)) => if let Err(error) = outcome {
+                    tracing::debug!(digest = %shared.blob.digest, %error, "prefetch ended early");
+                }
+            }
+        });
     }
 
     /// Records what is present; see [`LayerFile::flush`].
@@ -255,6 +260,43 @@ impl Shared {
             more.extend(plan::ahead(index, last, bytes_max, config.plan, free));
         }
         more
+    }
+
+    /// Fills missing chunks one background request after another, in the order of the data
+    /// file, up to the first that begins at or after `blob_end` in the blob.
+    async fn fill_behind(self: &Arc<Self>, blob_end: Option<u64>) -> Result<()> {
+        let mut from = 0;
+        while let Some(mut next) = self.behind(from)? {
+            if let Some(end) = blob_end {
+                if self.begins_at(next.first) >= end {
+                    break;
+                }
+                next.ids.retain(|id| self.begins_at(*id) < end);
+            }
+            from = next.first.saturating_add(1);
+            let need = fetch::memory_of(self, &next.ids);
+            let pass = self.gate.enter(Class::Background, need).await;
+            // Readers may have claimed or filled some of it while we waited.
+            let is_present = |id| self.file.is_present(id);
+            let nothing = |_: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| Vec::new();
+            let claim = self.inflight.claim(&next.ids, is_present, nothing);
+            self.start(claim.mine, pass);
+            inflight::wait(claim.waits).await?;
+        }
+        Ok(())
+    }
+
+    /// Where a chunk's encoded bytes begin; past every blob for one that has none alone.
+    fn begins_at(&self, id: ChunkId) -> u64 {
+        let chunks = &self.file.index().chunks;
+        match usize::try_from(id)
+            .ok()
+            .and_then(|id| chunks.get(id))
+            .map(|chunk| chunk.encoding)
+        {
+            Some(Encoding::GzipMember { blob, .. }) => blob.start(),
+            Some(Encoding::Stream) | None => u64::MAX,
+        }
     }
 
     /// The next request of a background fill, at or after the chunk `from`.

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Installs what the conversion is checked with and is not there yet: skopeo, umoci,
 # docker-registry and attr from Debian, and estargz-verify, which reads a blob with
 # stargz-snapshotter's own Go package. Go programs go to the cache, not into the clone.

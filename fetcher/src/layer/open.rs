@@ -16,8 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::Layer;
-use crate::index::LayerIndex;
-use crate::index::estargz::{self, Footer};
+use crate::index::estargz;
 use crate::index::ingest::{Ingest, IngestPlan};
 use crate::source::{BlobRef, BlobSource};
 use crate::store::{LayerFile, LayerIngest, Store};
@@ -116,7 +115,13 @@ impl LayerOpener {
         }
         if let Some(toc_digest) = &request.toc_digest {
             match self.by_toc(request, toc_digest).await {
-                Ok(Some(file)) => return Ok((self.layer(file, request), OpenedBy::Toc)),
+                Ok(Some((file, landmark))) => {
+                    let layer = self.layer(file, request);
+                    if let Some(landmark) = landmark {
+                        layer.prefetch(landmark.end());
+                    }
+                    return Ok((layer, OpenedBy::Toc));
+                }
                 Ok(None) => {}
                 Err(error @ Error::Unsupported { .. }) => {
                     tracing::warn!(digest = %digest, %error, "layer cannot be read lazily, pulling it whole");
@@ -144,12 +149,13 @@ impl LayerOpener {
     }
 
     /// Reads footer and TOC from the blob's tail. `None` where the blob has no footer
-    /// that allows lazy verification, whatever its annotation says.
+    /// that allows lazy verification, whatever its annotation says. With the layer comes the
+    /// part of the blob that whoever built it wants fetched first.
     async fn by_toc(
         &self,
         request: &LayerRequest,
         toc_digest: &Digest,
-    ) -> Result<Option<Arc<LayerFile>>> {
+    ) -> Result<Option<(Arc<LayerFile>, Option<ByteRange>)>> {
         let blob = &request.blob;
         let tail_start = blob.size.saturating_sub(estargz::tail_len(blob.size));
         let mut tail = self.read(blob, tail_start, blob.size).await?;
@@ -171,8 +177,8 @@ impl LayerOpener {
         }
         let (blob, toc_digest, store) = (blob.clone(), *toc_digest, Arc::clone(&self.store));
         blocking(move || {
-            let index = parse(&blob, &footer, &tail, &toc_digest)?;
-            store.create_layer(index).map(Some)
+            let parsed = estargz::parse_toc(&blob, &footer, &tail, &toc_digest)?;
+            Ok(Some((store.create_layer(parsed.index)?, parsed.prefetch)))
         })
         .await
     }
@@ -229,10 +235,6 @@ impl LayerOpener {
             None => outcome,
         }
     }
-}
-
-fn parse(blob: &BlobRef, footer: &Footer, toc: &[u8], toc_digest: &Digest) -> Result<LayerIndex> {
-    estargz::parse_toc(blob, footer, toc, toc_digest).map(|layer| layer.index)
 }
 
 /// The blocking half of a full stream. Ends without a commit when the sender went away

@@ -510,6 +510,23 @@ async fn a_background_fill_reaches_every_chunk_in_any_order() {
 }
 
 /// Inflating from the member's start for every part of it would take minutes here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefetch_brings_what_is_before_the_landmark_and_no_more() {
+    let bench = bench(
+        &[&[5000], &[5000], &[5000], &[5000]],
+        LayerConfig::default(),
+    );
+    let Encoding::GzipMember { blob, .. } = bench.sample.index.chunks[2].encoding else {
+        panic!("the sample is made of members");
+    };
+    bench.layer.prefetch(blob.start());
+    bench.layer.shared.tasks.close();
+    bench.layer.shared.tasks.wait().await;
+    let present: Vec<bool> = (0..4).map(|id| bench.layer.file().is_present(id)).collect();
+    assert_eq!(present, [true, true, false, false]);
+    assert_eq!(bench.layer.counters().requests, 1);
+}
+
 #[tokio::test]
 async fn a_member_of_very_many_chunks_is_decoded_once() {
     let mut sample = sample(&[&[8_000_000, 8_000_000, 8_000_000]]);

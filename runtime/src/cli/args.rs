@@ -238,7 +238,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 fn parse_cpus(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(cpus) if cpus >= 0.01 && cpus <= 1024.0 => Ok(cpus),
+        Ok(cpus) if (0.01..=1024.0).contains(&cpus) => Ok(cpus),
         _ => Err("expected a number of cores from 0.01 to 1024".to_owned()),
     }
 }

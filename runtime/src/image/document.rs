@@ -12,11 +12,11 @@ use serde::de::DeserializeOwned;
 use crate::spec::ImageConfig;
 
 /// Largest document that is parsed, bytes; registries must accept 4 MiB and few accept more.
-pub const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
+const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
 /// Most layers of an image. Overlay takes 500 lower directories.
-pub const LAYERS_MAX: usize = 499;
+const LAYERS_MAX: usize = 499;
 /// Most platforms of an index.
-pub const MANIFESTS_MAX: usize = 1024;
+const MANIFESTS_MAX: usize = 1024;
 
 /// A list of manifests, one per platform.
 #[derive(Debug, Clone, Deserialize)]

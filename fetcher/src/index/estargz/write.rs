@@ -6,8 +6,8 @@
 //! cannot say is refused; nothing is approximated or dropped in silence, except what
 //! extracting the tar would not leave behind either (entries replaced by later ones).
 //!
-//! The work is decided before it is done: [`scan`] reads the headers, [`order`] picks
-//! what to write and where, [`emit`] writes it. That needs a seekable input (a spooled
+//! The work is decided before it is done: `scan` reads the headers, `order` picks
+//! what to write and where, `emit` writes it. That needs a seekable input (a spooled
 //! layer) and keeps memory bounded by the number of entries, not by their bytes.
 //!
 //! ```text
