@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use lazarette_fetcher::Error as FetchError;
 use lazarette_fetcher::db::{Batch, Db, Table as _};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::LayerOpener;
@@ -104,8 +105,12 @@ impl Engine {
         let Some(record) = blocking(move || db.get::<ImageTable>(&key)).await? else {
             return Ok(None);
         };
-        let manifest = self.resolver.stored_manifest(&record.manifest).await?;
-        Ok(Some(self.resolver.image(reference, manifest).await?))
+        match self.resolver.stored_manifest(&record.manifest).await {
+            Ok(manifest) => Ok(Some(self.resolver.image(reference, manifest).await?)),
+            // Damaged and dropped by the store: as if it had never been pulled.
+            Err(FetchError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A puller for this engine's store.

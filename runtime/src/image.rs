@@ -44,21 +44,23 @@ pub struct ImageLayer {
     pub descriptor: Descriptor,
     /// Digest of the uncompressed tar.
     pub diff_id: Digest,
-    /// Digest that names this layer on top of all below it.
-    pub chain_id: Digest,
+    /// Names this blob on top of the blobs below it: the OCI chain id, but over blob digests.
+    /// Snapshots are named by it, because one content in two compressions has one chain id
+    /// and two data files.
+    pub stack_id: Digest,
 }
 
-/// Chain ids of a stack of layers, base first, as the OCI image spec defines them.
-pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
-    let mut chain = Vec::with_capacity(diff_ids.len());
-    for diff_id in diff_ids {
-        let next = match chain.last() {
-            None => *diff_id,
-            Some(below) => Digest::sha256(format!("{below} {diff_id}").as_bytes()),
+/// Stack ids of blobs, base first: the chain rule of the OCI image spec, over blob digests.
+pub fn stack_ids(blob_digests: &[Digest]) -> Vec<Digest> {
+    let mut stack = Vec::with_capacity(blob_digests.len());
+    for blob_digest in blob_digests {
+        let next = match stack.last() {
+            None => *blob_digest,
+            Some(below) => Digest::sha256(format!("{below} {blob_digest}").as_bytes()),
         };
-        chain.push(next);
+        stack.push(next);
     }
-    chain
+    stack
 }
 
 #[cfg(test)]
@@ -66,11 +68,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chain_ids_follow_the_spec() {
+    fn stack_ids_follow_the_chain_rule() {
         let [a, b] = [Digest::sha256(b"a"), Digest::sha256(b"b")];
-        let chain = chain_ids(&[a, b]);
-        assert_eq!(chain[0], a);
-        assert_eq!(chain[1], Digest::sha256(format!("{a} {b}").as_bytes()));
-        assert!(chain_ids(&[]).is_empty());
+        let stack = stack_ids(&[a, b]);
+        assert_eq!(stack[0], a);
+        assert_eq!(stack[1], Digest::sha256(format!("{a} {b}").as_bytes()));
+        assert!(stack_ids(&[]).is_empty());
     }
 }

@@ -165,10 +165,16 @@ fn ready(name: &str) -> bool {
     root
 }
 
-/// Installs the peers and yields the directory of those that are built from source.
-fn install() -> PathBuf {
-    let out = run(peers().join("install.sh"), &[]);
-    PathBuf::from(out.lines().last().unwrap())
+/// Installs the peers and yields the directory of those that are built from source; `None`
+/// without Go.
+fn install() -> Option<PathBuf> {
+    let output = Command::new(peers().join("install.sh")).output().unwrap();
+    if output.status.code() == Some(3) {
+        return None;
+    }
+    assert!(output.status.success(), "{output:?}");
+    let out = String::from_utf8(output.stdout).unwrap();
+    Some(PathBuf::from(out.lines().last().unwrap()))
 }
 
 /// Everything that can be seen of the image `tag`, unpacked by umoci.
@@ -237,7 +243,13 @@ async fn privileged_converted_images_are_the_same_to_other_readers() {
     if !ready("privileged_converted_images_are_the_same_to_other_readers") {
         return;
     }
-    let cache = install();
+    let Some(cache) = install() else {
+        eprintln!(
+            "SKIPPED (needs Go 1.24 or later, which Debian 12 has not): \
+             privileged_converted_images_are_the_same_to_other_readers"
+        );
+        return;
+    };
     let scratch = tempfile::tempdir().unwrap();
     let layout = Layout(scratch.path().join("layout"));
     run(

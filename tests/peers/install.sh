@@ -2,7 +2,8 @@
 # Installs what the conversion is checked with and is not there yet: skopeo, umoci,
 # docker-registry and attr from Debian, and estargz-verify, which reads a blob with
 # stargz-snapshotter's own Go package. Go programs go to the cache, not into the clone.
-# Prints the cache directory on its last line. Run again, it does nothing.
+# Prints the cache directory on its last line. Run again, it does nothing. Exits with 3 where
+# there is no Go: Debian 12 has none that is new enough.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -25,7 +26,7 @@ fi
 PATH=$PATH:/usr/local/go/bin
 if ! command -v go >/dev/null; then
     echo "estargz-verify needs go 1.24 or newer in PATH or /usr/local/go/bin" >&2
-    exit 1
+    exit 3
 fi
 if [ ! -x "$cache/estargz-verify" ] || [ "$here/estargz-verify/main.go" -nt "$cache/estargz-verify" ]; then
     echo "building estargz-verify" >&2

@@ -107,8 +107,8 @@ impl Engine {
             .collect();
         let plan = plan_removal(record, &kept);
         // Snapshots first: removing one that a container uses fails, and nothing is lost.
-        for chain_id in &plan.chain_ids {
-            remove_snapshot(&self.snapshots, chain_id).map_err(|error| match error {
+        for stack_id in &plan.stack_ids {
+            remove_snapshot(&self.snapshots, stack_id).map_err(|error| match error {
                 lazarette_snapshotter::Error::Precondition { .. } => Error::Refused {
                     what: format!("image {reference} is in use by a running container"),
                     todo: "stop the container first".to_owned(),
@@ -166,8 +166,8 @@ impl Engine {
 }
 
 /// Removes a layer's snapshot; one that was never made is gone already.
-fn remove_snapshot(snapshots: &Snapshots, chain_id: &Digest) -> lazarette_snapshotter::Result<()> {
-    match snapshots.remove(&chain_id.to_string()) {
+fn remove_snapshot(snapshots: &Snapshots, stack_id: &Digest) -> lazarette_snapshotter::Result<()> {
+    match snapshots.remove(&stack_id.to_string()) {
         Err(lazarette_snapshotter::Error::NotFound { .. }) => Ok(()),
         outcome => outcome,
     }
@@ -177,7 +177,7 @@ fn remove_snapshot(snapshots: &Snapshots, chain_id: &Digest) -> lazarette_snapsh
 #[derive(Debug, PartialEq, Eq)]
 struct Removal {
     /// Snapshots nothing else stands on, topmost first.
-    chain_ids: Vec<Digest>,
+    stack_ids: Vec<Digest>,
     /// Layers no other image names.
     layers: Vec<Digest>,
     /// Manifest and config no other image names.
@@ -190,15 +190,15 @@ fn plan_removal(gone: &ImageRecord, kept: &[&ImageRecord]) -> Removal {
             .flat_map(|record| record.layers.iter().map(pick))
             .collect()
     };
-    let (chains, blobs) = (named(|l| l.chain_id), named(|l| l.blob_digest));
+    let (stacks, blobs) = (named(|l| l.stack_id), named(|l| l.blob_digest));
     let mut seen = HashSet::new();
     Removal {
-        chain_ids: gone
+        stack_ids: gone
             .layers
             .iter()
             .rev()
-            .map(|l| l.chain_id)
-            .filter(|id| !chains.contains(id))
+            .map(|l| l.stack_id)
+            .filter(|id| !stacks.contains(id))
             .collect(),
         layers: gone
             .layers
@@ -254,7 +254,7 @@ mod tests {
                 .map(|l| LayerRecord {
                     blob_digest: digest(l),
                     blob_size: 1,
-                    chain_id: digest(&format!("chain {l}")),
+                    stack_id: digest(&format!("stack {l}")),
                 })
                 .collect(),
             pulled_at: 0,
@@ -269,7 +269,7 @@ mod tests {
         );
         let plan = plan_removal(&a, &[&b]);
         assert_eq!(plan.layers, [Digest::sha256(b"x")]);
-        assert_eq!(plan.chain_ids.len(), 2);
+        assert_eq!(plan.stack_ids.len(), 2);
         assert_eq!(plan.blobs.len(), 2);
         assert_eq!(plan_removal(&a, &[]).layers.len(), 2);
     }
@@ -277,6 +277,6 @@ mod tests {
     #[test]
     fn the_topmost_snapshot_goes_first() {
         let plan = plan_removal(&record("a", &["base", "top"]), &[]);
-        assert_eq!(plan.chain_ids[0], Digest::sha256(b"chain top"));
+        assert_eq!(plan.stack_ids[0], Digest::sha256(b"stack top"));
     }
 }

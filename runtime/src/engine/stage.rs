@@ -145,7 +145,7 @@ fn snapshot(
     let snapshots = &engine.snapshots;
     let mut parent: Option<String> = None;
     for layer in &image.layers {
-        let name = layer.chain_id.to_string();
+        let name = layer.stack_id.to_string();
         match snapshots.commit_layer(
             &name,
             parent.as_deref(),

@@ -41,7 +41,7 @@ pub struct LayerRecord {
     /// Its size in the registry, bytes.
     pub blob_size: u64,
     /// The snapshot that has this layer on top.
-    pub chain_id: Digest,
+    pub stack_id: Digest,
 }
 
 impl ImageRecord {
@@ -50,7 +50,7 @@ impl ImageRecord {
         let layer = |layer: &super::ImageLayer| LayerRecord {
             blob_digest: layer.descriptor.digest,
             blob_size: layer.descriptor.size,
-            chain_id: layer.chain_id,
+            stack_id: layer.stack_id,
         };
         Self {
             reference: image.reference.clone(),

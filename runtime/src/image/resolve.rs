@@ -16,7 +16,7 @@ use lazarette_fetcher::types::{Descriptor, Digest, Platform, Reference, Reposito
 use lazarette_fetcher::{Error, Result};
 
 use super::document::{ConfigDocument, IndexDocument, ManifestDocument, foreign};
-use super::{Image, ImageLayer, chain_ids};
+use super::{Image, ImageLayer, stack_ids};
 
 /// The manifest a reference led to, before its config is known.
 #[derive(Debug, Clone)]
@@ -158,15 +158,15 @@ fn join(
         );
         return Err(Error::malformed(what, detail));
     }
-    let chain = chain_ids(diff_ids);
+    let blobs: Vec<Digest> = manifest.layers.iter().map(|layer| layer.digest).collect();
     let layers = manifest
         .layers
         .into_iter()
-        .zip(diff_ids.iter().zip(chain))
-        .map(|(descriptor, (diff_id, chain_id))| ImageLayer {
+        .zip(diff_ids.iter().zip(stack_ids(&blobs)))
+        .map(|(descriptor, (diff_id, stack_id))| ImageLayer {
             descriptor,
             diff_id: *diff_id,
-            chain_id,
+            stack_id,
         })
         .collect();
     Ok(Image {

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::process::Stdio;
 
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
+use serde_json::json;
 
 use crate::support::{
-    Changes, File, Laz, busybox, estargz, incompressible, is_root, plain, push, said, tar,
+    Changes, File, Laz, busybox, estargz, gzipped, incompressible, is_root, plain, push, said, tar,
 };
 
 fn user_land() -> Vec<u8> {
@@ -107,6 +108,48 @@ async fn privileged_a_container_runs_and_leaves_nothing() {
             "[]"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_one_content_in_two_compressions_is_two_layers() {
+    if !is_root("privileged_one_content_in_two_compressions_is_two_layers") {
+        return;
+    }
+    let laz = Laz::new();
+    for layer in [plain(user_land()), gzipped(user_land())] {
+        let registry = FakeRegistry::start().await;
+        let image = push(&registry, &layer, &Changes::default());
+        let said = laz.run(&["run", &image.reference]).await;
+        assert_eq!((said.code, said.out.as_str()), (0, "hello\n"), "{said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_an_image_may_hold_a_layer_twice() {
+    if !is_root("privileged_an_image_may_hold_a_layer_twice") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let layer = estargz(user_land());
+    let config = json!({
+        "os": "linux", "architecture": "amd64", "config": {"Cmd": ["/bin/busybox", "echo", "twice"]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id.to_string(), layer.diff_id.to_string()]},
+    });
+    let config = serde_json::to_vec(&config).unwrap();
+    let digest = registry.add_blob(config.clone()).to_string();
+    let twice = |manifest: &mut serde_json::Value| {
+        let layers = manifest["layers"].as_array_mut().unwrap();
+        layers.push(layers[0].clone());
+        manifest["config"]["digest"] = json!(digest);
+        manifest["config"]["size"] = json!(config.len());
+    };
+    let changes = Changes {
+        edit: &twice,
+        ..Changes::default()
+    };
+    let image = push(&registry, &layer, &changes);
+    let said = Laz::new().run(&["run", &image.reference]).await;
+    assert_eq!((said.code, said.out.as_str()), (0, "twice\n"), "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -135,6 +135,21 @@ pub(crate) fn plain(tar: Vec<u8>) -> Layer {
     }
 }
 
+/// The tar as a gzip layer.
+pub(crate) fn gzipped(tar: Vec<u8>) -> Layer {
+    let diff_id = Digest::sha256(&tar);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("layer");
+    std::fs::write(&path, tar).unwrap();
+    let output = Command::new("gzip").arg("-nc").arg(&path).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    Layer {
+        diff_id,
+        blob: output.stdout,
+        toc_digest: None,
+    }
+}
+
 /// The tar as an eStargz layer with chunks of 64 KiB.
 pub(crate) fn estargz(tar: Vec<u8>) -> Layer {
     let mut blob = Vec::new();

@@ -3,6 +3,7 @@
 //! Pure. The value is ours; [`Mount::fs_type`], [`Mount::source`] and [`Mount::options`]
 //! show it as containerd's API does.
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -49,8 +50,13 @@ pub struct Upper {
 }
 
 /// What shows a snapshot of this kind with these directories below it, topmost first.
+///
+/// An image may hold one layer twice. Overlay refuses a directory that stands in two
+/// places, and only the topmost one shows: whatever it has hides the same below.
 pub(super) fn plan(kind: Kind, upper: Upper, mut lowers: Vec<PathBuf>) -> Mount {
     let read_only = kind != Kind::Active;
+    let mut seen = HashSet::new();
+    lowers.retain(|lower| seen.insert(lower.clone()));
     match (read_only, lowers.len()) {
         // Overlay needs a lower, and a read-only one two of them.
         (_, 0) => Mount::Bind {
@@ -156,6 +162,11 @@ mod tests {
             ),
             (Kind::View, two(), overlay(two(), None)),
             (Kind::Active, two(), overlay(two(), Some(upper()))),
+            (
+                Kind::Active,
+                vec!["/top".into(), "/base".into(), "/top".into()],
+                overlay(two(), Some(upper())),
+            ),
         ];
         for (kind, lowers, mount) in table {
             assert_eq!(plan(kind, upper(), lowers), mount);
