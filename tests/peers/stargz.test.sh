@@ -73,9 +73,9 @@ use_fresh_store "$SCRATCH/laz"
 printf 'usr/bin/bash\nusr/bin/cat\n' >"$SCRATCH/first"
 laz image convert --to estargz "$REGISTRY/debian:gzip" "$REGISTRY/debian:esgz" 2>/dev/null
 laz image convert --to estargz --prioritize "$SCRATCH/first" "$REGISTRY/debian:gzip" "$REGISTRY/debian:first" 2>/dev/null
-[ "$(skopeo inspect --raw --tls-verify=false "docker://$REGISTRY/debian:esgz" | sha256sum)" != \
-  "$(skopeo inspect --raw --tls-verify=false "docker://$REGISTRY/debian:first" | sha256sum)" ] && ok "--prioritize changes the image" ||
-  bad "--prioritize changes the image"
+digest() { skopeo inspect --raw --tls-verify=false "docker://$REGISTRY/$1" | sha256sum; }
+if [ "$(digest debian:esgz)" != "$(digest debian:first)" ]; then ok '--prioritize changes the image'
+else bad '--prioritize changes the image' 'both are the same manifest'; fi
 start_stargz
 for tag in esgz first; do check debian "$tag"; done
 echo "$passed passed, $failed failed"
