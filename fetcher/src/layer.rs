@@ -36,6 +36,7 @@ use crate::index::{ChunkId, Encoding, LayerIndex};
 use crate::plan::{self, PlanLimits};
 use crate::source::{BlobRef, BlobSource};
 use crate::store::{FlushPolicy, LayerFile};
+use crate::task::blocking;
 use crate::types::ByteRange;
 use crate::{Error, Result};
 
@@ -204,7 +205,7 @@ impl Layer {
     /// Records what is present; see [`LayerFile::flush`].
     pub async fn flush(&self) -> Result<()> {
         let file = Arc::clone(&self.shared.file);
-        fetch::blocking(move || file.flush()).await
+        blocking(move || file.flush()).await
     }
 
     /// Decoded bytes that are present.
@@ -350,7 +351,7 @@ impl Shared {
             return;
         }
         let file = Arc::clone(&self.file);
-        let flushed = fetch::blocking(move || file.flush()).await;
+        let flushed = blocking(move || file.flush()).await;
         if let Err(error) = flushed {
             tracing::warn!(%error, "cannot record fetched chunks yet");
         }

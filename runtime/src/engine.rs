@@ -18,7 +18,7 @@ use lazarette_fetcher::Error as FetchError;
 use lazarette_fetcher::db::{Batch, Db, Table as _};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::LayerOpener;
-use lazarette_fetcher::source::{BlobSource, Pusher, RegistrySource};
+use lazarette_fetcher::source::{Pusher, RegistrySource, stack};
 use lazarette_fetcher::store::Store;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Platform, Reference};
@@ -60,8 +60,7 @@ impl Engine {
             &[ImageTable::NAME, SnapshotTable::NAME],
         )?);
         let pusher = Pusher::new(config.source.clone());
-        let registry = RegistrySource::new(config.source)?;
-        let source: Arc<dyn BlobSource> = Arc::new(registry.clone());
+        let (source, registry) = stack::build(config.source)?;
         let resolver = Resolver {
             source,
             store: Arc::clone(&store),
@@ -121,6 +120,8 @@ impl Engine {
 
     /// Makes every layer of `image` readable and, in full mode, complete.
     pub async fn pull(&self, image: &Image, puller: &Puller) -> Result<Vec<Arc<Layer>>> {
+        // Layers may take minutes to stream; other processes need not wait for that.
+        self.release_db();
         stream::iter(image.layers.iter().enumerate())
             .map(|(number, layer)| async move {
                 let layer = puller.layer(image, number, layer).await?;

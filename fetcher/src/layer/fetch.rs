@@ -290,13 +290,6 @@ fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
-/// Runs `work` where it may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    joined(tokio::task::spawn_blocking(work)).await
-}
-
 async fn joined<T>(work: tokio::task::JoinHandle<Result<T>>) -> Result<T> {
     match work.await {
         Ok(result) => result,

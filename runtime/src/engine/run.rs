@@ -86,6 +86,8 @@ impl Engine {
             Some(image) => image,
             None => self.resolve(&request.reference, &puller.trace).await?,
         };
+        // Layers may take minutes to stream; other processes need not wait for that.
+        self.release_db();
         stage.hold(self.mount_layers(&image, puller, stage).await?);
         let span = puller.trace.start("snapshot", None);
         request.options.rootfs = stage.set(self, &image).await?;
