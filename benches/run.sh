@@ -3,7 +3,7 @@
 #   run.sh [--quick] [OPTION OF lazarette-benches...]      --quick is one round
 #   LAZ=path          measures that laz instead of building it
 #   LAZ=none          measures the peers alone
-#   CONTAINERD_NEW=dir  also measures the containerd, ctr and shim in dir (benches/README.md)
+#   CONTAINERD_NEW=dir  measures the containerd, ctr and shim in dir instead of those of Debian's sid
 # Everything started here is ended, and everything made outside the cache is removed, also on failure.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")/../tests
@@ -57,7 +57,7 @@ if [ "${LAZ:-}" != none ]; then
   use_fresh_store "$SCRATCH/convert"
   for name in debian python; do laz image convert --to estargz "$REGISTRY/$name:gzip" "$REGISTRY/$name:esgz" >&2; done
 fi
-[ -z "${CONTAINERD_NEW:-}" ] || options+=(--containerd-new "$CONTAINERD_NEW")
+options+=(--containerd-new "${CONTAINERD_NEW:-$("$here/peers/containerd.sh")}")
 mkdir "$SCRATCH/starts"
 say "Measuring"
 "$CARGO_TARGET_DIR/debug/lazarette-benches" --registry "$REGISTRY" --scratch "$SCRATCH/starts" --stargz "$STARGZ" \
