@@ -5,40 +5,17 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
+use super::stream::{Compression, detect};
+
 /// Bytes read ahead of a decoder.
 const BUFFER_BYTES: usize = 256 << 10;
-
-/// How a layer's tar is compressed, told from its first bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// Not at all.
-    None,
-    /// Gzip, one or more members.
-    Gzip,
-    /// Zstandard, one or more frames.
-    Zstd,
-}
-
-impl Compression {
-    /// Tells from the first four bytes (or all there are).
-    pub fn of(start: &[u8]) -> Self {
-        match start {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            // A skippable frame: zstd too, if nothing of a tar starts like this.
-            [first, 0x2a, 0x4d, 0x18, ..] if first & 0xf0 == 0x50 => Self::Zstd,
-            _ => Self::None,
-        }
-    }
-}
 
 /// The decoded bytes of `input`, whose compression is told from its first bytes. All
 /// members or frames are decoded, one after another.
 pub fn decoder<'a>(input: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
-    let compression = Compression::of(input.fill_buf()?);
-    Ok(match compression {
-        Compression::None => Box::new(input),
+    Ok(match detect(input.fill_buf()?) {
+        Compression::Stored => Box::new(input),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
     })
@@ -61,11 +38,11 @@ mod tests {
         ]
         .concat();
         for (encoded, compression) in [
-            (plain.clone(), Compression::None),
+            (plain.clone(), Compression::Stored),
             (members, Compression::Gzip),
             (frames, Compression::Zstd),
         ] {
-            assert_eq!(Compression::of(&encoded), compression);
+            assert_eq!(detect(&encoded), compression);
             let mut back = Vec::new();
             let mut decoder = decoder(io::Cursor::new(encoded)).unwrap();
             decoder.read_to_end(&mut back).unwrap();
