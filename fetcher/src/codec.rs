@@ -6,7 +6,7 @@
 
 pub mod deflate;
 pub mod gzip;
-pub mod member;
+pub mod pieces;
 pub mod stream;
 pub mod unpack;
 

@@ -34,12 +34,14 @@ pub const DATA_ALIGN: u64 = 4096;
 pub enum LayerFormat {
     /// eStargz: gzip members, TOC, footer; every chunk can be fetched alone.
     Estargz,
-    /// Uncompressed tar, streamed in full.
+    /// Uncompressed tar.
     Tar,
-    /// Plain gzip, streamed in full.
+    /// Plain gzip.
     Gzip,
-    /// Plain zstd, streamed in full.
+    /// Plain zstd.
     Zstd,
+    /// zstd:chunked: zstd frames, TOC; every chunk can be fetched alone.
+    ZstdChunked,
 }
 
 /// Position of a chunk in [`LayerIndex::chunks`].
@@ -113,8 +115,13 @@ pub struct Chunk {
 /// How to get a chunk's bytes out of the blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// Only by streaming the whole blob (plain tar, gzip and zstd layers).
+    /// Only by streaming the whole blob.
     Stream,
+    /// They are `blob` itself, as long as the chunk.
+    Stored {
+        /// The chunk's bytes.
+        blob: ByteRange,
+    },
     /// Inside the gzip member that fills `blob`: skip `skip` decoded bytes, take `len`.
     GzipMember {
         /// Encoded bytes of the member (or of the members up to the next chunk's).
@@ -122,6 +129,34 @@ pub enum Encoding {
         /// Decoded bytes before the chunk in its member.
         skip: u64,
     },
+    /// Inside the zstd frames that fill `blob`: skip `skip` decoded bytes, take `len`.
+    ZstdFrame {
+        /// Encoded bytes of the frame (or of the frames up to the next chunk's).
+        blob: ByteRange,
+        /// Decoded bytes before the chunk in its frame.
+        skip: u64,
+    },
+}
+
+impl Encoding {
+    /// The encoded bytes that reading the chunk takes; `None` where it cannot be fetched
+    /// alone. Chunks whose encoded bytes begin at one place are decoded together.
+    pub fn blob(&self) -> Option<ByteRange> {
+        match self {
+            Self::Stream => None,
+            Self::Stored { blob }
+            | Self::GzipMember { blob, .. }
+            | Self::ZstdFrame { blob, .. } => Some(*blob),
+        }
+    }
+
+    /// Decoded bytes before the chunk in what [`Self::blob`] decodes to.
+    pub fn skip(&self) -> u64 {
+        match self {
+            Self::Stream | Self::Stored { .. } => 0,
+            Self::GzipMember { skip, .. } | Self::ZstdFrame { skip, .. } => *skip,
+        }
+    }
 }
 
 /// One entry of the file table.

@@ -30,9 +30,9 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::gate::{Class, Gate, Pass};
+use self::gate::{Gate, Pass};
 use self::inflight::{Inflight, Mine};
-use crate::index::{ChunkId, Encoding, LayerIndex};
+use crate::index::{ChunkId, LayerIndex};
 use crate::plan::{self, PlanLimits};
 use crate::source::{BlobRef, BlobSource};
 use crate::store::{FlushPolicy, LayerFile};
@@ -44,6 +44,17 @@ use crate::{Error, Result};
 /// they arrive shares the link with them and may need one of them: 4 MiB are 30 ms of a
 /// gigabit, and still many round trips' worth.
 const BEHIND_BYTES: u64 = 4 << 20;
+
+/// Who waits for a chunk. Earlier ones go first, strictly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// A reader.
+    OnDemand,
+    /// A start that is expected to read it soon.
+    Profile,
+    /// Nobody.
+    Background,
+}
 
 /// What reading a layer has cost so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -171,7 +182,21 @@ impl Layer {
         let more =
             |claimed: &[ChunkId], free: &dyn Fn(ChunkId) -> bool| shared.along_with(claimed, free);
         let claim = shared.inflight.claim(&missing, is_present, more);
-        shared.start(claim.mine, None);
+        shared.start(claim.mine, Leave::Asked(Priority::OnDemand));
+        inflight::wait(claim.waits).await
+    }
+
+    /// Makes these chunks present, in about this order, ids out of range ignored. Dropping
+    /// the future abandons only this wait.
+    pub async fn fill_chunks(&self, ids: &[ChunkId], priority: Priority) -> Result<()> {
+        let shared = &self.shared;
+        let count = shared.file.index().chunks.len();
+        let is_known = |id: &ChunkId| usize::try_from(*id).is_ok_and(|id| id < count);
+        let wanted: Vec<ChunkId> = ids.iter().copied().filter(is_known).collect();
+        let is_present = |id| shared.file.is_present(id);
+        let nothing = |_: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| Vec::new();
+        let claim = shared.inflight.claim(&wanted, is_present, nothing);
+        shared.start(claim.mine, Leave::Asked(priority));
         inflight::wait(claim.waits).await
     }
 
@@ -276,12 +301,13 @@ impl Shared {
             }
             from = next.first.saturating_add(1);
             let need = fetch::memory_of(self, &next.ids);
-            let pass = self.gate.enter(Class::Background, need).await;
+            let pass = self.gate.enter(Priority::Background, need).await;
             // Readers may have claimed or filled some of it while we waited.
             let is_present = |id| self.file.is_present(id);
             let nothing = |_: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| Vec::new();
             let claim = self.inflight.claim(&next.ids, is_present, nothing);
-            self.start(claim.mine, pass);
+            let leave = pass.map_or(Leave::Asked(Priority::Background), Leave::Given);
+            self.start(claim.mine, leave);
             inflight::wait(claim.waits).await?;
         }
         Ok(())
@@ -290,14 +316,9 @@ impl Shared {
     /// Where a chunk's encoded bytes begin; past every blob for one that has none alone.
     fn begins_at(&self, id: ChunkId) -> u64 {
         let chunks = &self.file.index().chunks;
-        match usize::try_from(id)
-            .ok()
-            .and_then(|id| chunks.get(id))
-            .map(|chunk| chunk.encoding)
-        {
-            Some(Encoding::GzipMember { blob, .. }) => blob.start(),
-            Some(Encoding::Stream) | None => u64::MAX,
-        }
+        let chunk = usize::try_from(id).ok().and_then(|id| chunks.get(id));
+        let blob = chunk.and_then(|chunk| chunk.encoding.blob());
+        blob.map_or(u64::MAX, |blob| blob.start())
     }
 
     /// The next request of a background fill, at or after the chunk `from`.
@@ -320,9 +341,8 @@ impl Shared {
         Ok(Some(Behind { first, ids }))
     }
 
-    /// Fetches the claimed chunks in a task of the layer's own: for readers, or behind
-    /// them with a `pass`.
-    fn start(self: &Arc<Self>, mine: Mine, pass: Option<Pass>) {
+    /// Fetches the claimed chunks in a task of the layer's own.
+    fn start(self: &Arc<Self>, mine: Mine, leave: Leave) {
         if mine.is_empty() {
             return;
         }
@@ -330,9 +350,9 @@ impl Shared {
         self.tasks.spawn(async move {
             let cancel = shared.cancel.clone();
             let fetch = async {
-                match pass {
-                    Some(pass) => fetch::run_behind(&shared, &mine, pass).await,
-                    None => fetch::run(&shared, &mine).await,
+                match leave {
+                    Leave::Given(pass) => fetch::run_behind(&shared, &mine, pass).await,
+                    Leave::Asked(priority) => fetch::run(&shared, &mine, priority).await,
                 }
             };
             tokio::select! {
@@ -356,6 +376,14 @@ impl Shared {
             tracing::warn!(%error, "cannot record fetched chunks yet");
         }
     }
+}
+
+/// What lets a fetch send its requests.
+enum Leave {
+    /// Each of them asks the gate.
+    Asked(Priority),
+    /// All of them go, one after another, on this.
+    Given(Pass),
 }
 
 /// What a background fill asks for next.

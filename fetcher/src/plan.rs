@@ -6,7 +6,7 @@
 
 mod expand;
 
-use crate::index::{Chunk, ChunkId, Encoding, LayerIndex};
+use crate::index::{Chunk, ChunkId, LayerIndex};
 use crate::types::ByteRange;
 use crate::{Error, Result};
 
@@ -59,7 +59,7 @@ impl Request {
 /// Encoded bytes that decode to one or more wanted chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its bytes of the blob.
+    /// Its bytes of the blob, as far as the last wanted chunk needs them.
     pub blob: ByteRange,
     /// The wanted chunks inside, ascending by what is skipped before them.
     pub chunks: Vec<ChunkId>,
@@ -124,11 +124,14 @@ fn members(index: &LayerIndex, wanted: &[ChunkId]) -> Result<Vec<Member>> {
         .iter()
         .map(|id| place(index, *id))
         .collect::<Result<Vec<_>>>()?;
-    places.sort_unstable_by_key(|place| (place.blob, place.skip, place.id));
+    places.sort_unstable_by_key(|place| (place.blob.start(), place.skip, place.id));
     let mut members: Vec<Member> = Vec::new();
     for place in places {
         match members.last_mut() {
-            Some(member) if member.blob == place.blob => member.chunks.push(place.id),
+            Some(member) if member.blob.start() == place.blob.start() => {
+                member.blob = member.blob.cover(&place.blob);
+                member.chunks.push(place.id);
+            }
             _ => members.push(Member {
                 blob: place.blob,
                 chunks: vec![place.id],
@@ -146,29 +149,28 @@ struct Place {
 
 fn place(index: &LayerIndex, id: ChunkId) -> Result<Place> {
     let chunk = chunk(index, id)?;
-    match chunk.encoding {
-        Encoding::GzipMember { blob, skip } => {
-            let span = skip.saturating_add(u64::from(chunk.len));
-            if span > MEMBER_SPAN_MAX {
-                return Err(Error::limit(
-                    format!("chunk {id} of layer {}", index.blob_digest),
-                    format!(
-                        "it ends {span} bytes into its gzip member, at most {MEMBER_SPAN_MAX} \
-                         are decoded; pull the image whole with --full"
-                    ),
-                ));
-            }
-            Ok(Place { blob, skip, id })
-        }
-        Encoding::Stream => Err(Error::Unsupported {
+    let Some(blob) = chunk.encoding.blob() else {
+        return Err(Error::Unsupported {
             what: format!("fetching chunk {id} of layer {} alone", index.blob_digest),
             detail: format!(
                 "a {:?} layer can only be read whole and this one is incomplete; \
                  remove the image and pull it again with --full",
                 index.format
             ),
-        }),
+        });
+    };
+    let skip = chunk.encoding.skip();
+    let span = skip.saturating_add(u64::from(chunk.len));
+    if span > MEMBER_SPAN_MAX {
+        return Err(Error::limit(
+            format!("chunk {id} of layer {}", index.blob_digest),
+            format!(
+                "it ends {span} bytes into what is decoded with it, at most \
+                 {MEMBER_SPAN_MAX} are; pull the image whole with --full"
+            ),
+        ));
     }
+    Ok(Place { blob, skip, id })
 }
 
 /// The chunk of this id.

@@ -8,12 +8,11 @@
 
 use flate2::{Decompress, FlushDecompress, Status};
 
+use super::pieces::{fill_decoded, skip_decoded};
 use crate::{Error, Result};
 
 /// Deflate cannot expand more than this many times (a 258-byte match costs two bits).
 pub(super) const EXPANSION_MAX: u64 = 1032;
-/// Output is made in pieces of this size where it is only skipped.
-const SCRATCH_LEN: usize = 64 << 10;
 
 const FLAG_HEADER_CRC: u8 = 2;
 const FLAG_EXTRA: u8 = 4;
@@ -40,45 +39,6 @@ pub fn decode_member(encoded: &[u8], skip: u64, len: u32) -> Result<Vec<u8>> {
     let mut out = vec![0; len];
     fill_decoded(&mut inflater, &mut input, &mut out, skip)?;
     Ok(out)
-}
-
-/// Fills `out` with the next decoded bytes, `before` of which came already.
-pub(super) fn fill_decoded(
-    inflater: &mut Inflater,
-    input: &mut &[u8],
-    out: &mut [u8],
-    before: u64,
-) -> Result<()> {
-    let wanted = before.saturating_add(out.len() as u64);
-    let mut filled = 0;
-    while let Some(rest) = out.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match inflater.run(input, rest)? {
-            0 => return Err(ends_early(before.saturating_add(filled as u64), wanted)),
-            produced => filled += produced,
-        }
-    }
-    Ok(())
-}
-
-/// Drops the next `skip` decoded bytes.
-pub(super) fn skip_decoded(inflater: &mut Inflater, input: &mut &[u8], skip: u64) -> Result<()> {
-    if skip == 0 {
-        return Ok(());
-    }
-    let mut scratch = vec![0; SCRATCH_LEN];
-    let mut left = skip;
-    while left > 0 {
-        let take = usize::try_from(left).map_or(SCRATCH_LEN, |left| left.min(SCRATCH_LEN));
-        let produced = match scratch.get_mut(..take) {
-            Some(piece) => inflater.run(input, piece)?,
-            None => 0,
-        };
-        if produced == 0 {
-            return Err(ends_early(skip - left, skip));
-        }
-        left -= produced as u64;
-    }
-    Ok(())
 }
 
 /// Where in a member the next input byte belongs.
@@ -300,10 +260,6 @@ fn fill(bytes: &mut [u8], filled: &mut usize, byte: u8) -> bool {
 
 pub(super) fn malformed(detail: impl Into<String>) -> Error {
     Error::malformed("gzip data", detail)
-}
-
-fn ends_early(got: u64, wanted: u64) -> Error {
-    malformed(format!("it ends after {got} of {wanted} decoded bytes"))
 }
 
 #[cfg(test)]

@@ -144,14 +144,15 @@ impl Budget {
     }
 }
 
-struct Zstd {
+/// Zstd frames, one after another.
+pub(super) struct Zstd {
     raw: ZstdDecoder<'static>,
     /// The last byte consumed ended a frame and all its output was taken.
     at_end: bool,
 }
 
 impl Zstd {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let mut raw = ZstdDecoder::new().map_err(zstd_error)?;
         raw.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))
             .map_err(zstd_error)?;
@@ -159,7 +160,7 @@ impl Zstd {
     }
 
     /// One step: consumes from `input`, fills `out`, returns how many bytes of it.
-    fn run(&mut self, input: &mut &[u8], out: &mut [u8]) -> Result<usize> {
+    pub(super) fn run(&mut self, input: &mut &[u8], out: &mut [u8]) -> Result<usize> {
         if input.is_empty() && self.at_end {
             return Ok(0);
         }

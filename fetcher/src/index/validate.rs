@@ -179,28 +179,48 @@ impl Place<'_> {
                 chunk.len
             ));
         }
-        match (&chunk.encoding, self.blob.format) {
-            (Encoding::GzipMember { blob, skip }, LayerFormat::Estargz) => {
-                if blob.is_empty() || blob.end() > self.blob.size {
-                    return Err(format!(
-                        "a chunk at {blob} of a blob of {} bytes",
-                        self.blob.size
-                    ));
-                }
-                if *skip > SKIP_MAX {
-                    return Err(format!(
-                        "a chunk {skip} bytes into its member, of at most {SKIP_MAX}"
-                    ));
-                }
-            }
-            (Encoding::Stream, LayerFormat::Tar | LayerFormat::Gzip | LayerFormat::Zstd) => {}
-            (encoding, format) => {
-                return Err(format!(
-                    "a chunk encoded as {encoding:?} in a layer of format {format:?}"
-                ));
-            }
-        }
+        self.encoding(chunk)?;
         Ok(end)
+    }
+
+    /// Checks that the layer's format has such an encoding and that it lies in the blob.
+    fn encoding(&self, chunk: &Chunk) -> Result<(), Rule> {
+        let (encoding, format) = (&chunk.encoding, self.blob.format);
+        let fits = match encoding {
+            Encoding::Stream => matches!(
+                format,
+                LayerFormat::Tar | LayerFormat::Gzip | LayerFormat::Zstd
+            ),
+            Encoding::Stored { .. } => format == LayerFormat::Tar,
+            Encoding::GzipMember { .. } => format == LayerFormat::Estargz,
+            Encoding::ZstdFrame { .. } => {
+                matches!(format, LayerFormat::Zstd | LayerFormat::ZstdChunked)
+            }
+        };
+        if !fits {
+            return Err(format!(
+                "a chunk encoded as {encoding:?} in a layer of format {format:?}"
+            ));
+        }
+        let Some(blob) = encoding.blob() else {
+            return Ok(());
+        };
+        if blob.is_empty() || blob.end() > self.blob.size {
+            return Err(format!(
+                "a chunk at {blob} of a blob of {} bytes",
+                self.blob.size
+            ));
+        }
+        if encoding.skip() > SKIP_MAX {
+            return Err(format!(
+                "a chunk {} bytes into its member, of at most {SKIP_MAX}",
+                encoding.skip()
+            ));
+        }
+        if matches!(encoding, Encoding::Stored { .. }) && blob.len() != u64::from(chunk.len) {
+            return Err(format!("a stored chunk of {} bytes in {blob}", chunk.len));
+        }
+        Ok(())
     }
 }
 

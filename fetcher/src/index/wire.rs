@@ -2,19 +2,20 @@
 //!
 //! ```text
 //!  0  magic "LAZINDEX"                       8
-//!  8  version, 1                             u32
+//!  8  version, 2                             u32
 //! 12  CRC-32 (IEEE) of the body              u32
 //! 16  length of the body in bytes            u64
 //! 24  body, and nothing after it
 //!
 //! body:   algorithm (1 sha256, 2 sha512) u8 | blob_digest 32 or 64 | blob_size v
-//!         | format (1 eStargz, 2 tar, 3 gzip, 4 zstd) u8 | files v | file ...
+//!         | format (1 eStargz, 2 tar, 3 gzip, 4 zstd, 5 zstd:chunked) u8 | files v | file ...
 //! file:   path shared with the file before v | rest of the path b | mode v | uid v | gid v
 //!         | seconds z | nanoseconds v | xattrs v | (name b | value b) ... | kind u8 | of the kind:
 //!           1 directory, 7 fifo: -        2 regular: size v | chunk ... until size is covered
 //!           3 symlink, 4 hard link: target b       5 char, 6 block device: major v | minor v
-//! chunk:  len v | digest 32 | in eStargz also: blob start minus that of the chunk before z
-//!         | blob len v | skip v
+//! chunk:  len v | digest 32 | encoding u8, and unless it is 0 also blob start minus that of
+//!         the chunk before z | of the encoding:
+//!           0 stream, 1 stored: -    2 gzip member, 3 zstd frame: blob len v | skip v
 //! ```
 //!
 //! u32 and u64 are little endian; v is LEB128, z the same of a zigzag value, b a v length
@@ -33,7 +34,7 @@ use crate::{Error, Result};
 use reader::Reader;
 
 const MAGIC: &[u8; 8] = b"LAZINDEX";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_LEN: usize = 24;
 /// Largest body that is written or read: tables at their limits stay below.
 const BODY_LEN_MAX: u64 = 1 << 30;
@@ -56,6 +57,7 @@ pub fn encode(index: &LayerIndex) -> Vec<u8> {
         LayerFormat::Tar => 2,
         LayerFormat::Gzip => 3,
         LayerFormat::Zstd => 4,
+        LayerFormat::ZstdChunked => 5,
     });
     body.varint(index.files.len() as u64);
     let (mut path, mut blob_start) = (&[][..], 0);
@@ -71,12 +73,7 @@ pub fn encode(index: &LayerIndex) -> Vec<u8> {
             left = left.saturating_sub(u64::from(chunk.len));
             body.varint(u64::from(chunk.len));
             body.0.extend_from_slice(&chunk.chunk_digest);
-            if let Encoding::GzipMember { blob, skip } = &chunk.encoding {
-                body.signed(blob.start().wrapping_sub(blob_start).cast_signed());
-                blob_start = blob.start();
-                body.varint(blob.len());
-                body.varint(*skip);
-            }
+            body.encoding(&chunk.encoding, &mut blob_start);
         }
     }
     let body = body.0;
@@ -116,7 +113,7 @@ pub fn decode(bytes: &[u8]) -> Result<LayerIndex> {
         tables.file(file)?;
         let mut left = size;
         while left > 0 {
-            let chunk = chunk(&mut reader, blob.format, &mut blob_start);
+            let chunk = chunk(&mut reader, &mut blob_start);
             let (encoding, len, digest) = chunk.ok_or_else(damaged)?;
             left = left
                 .checked_sub(u64::from(len))
@@ -176,6 +173,7 @@ fn blob(reader: &mut Reader<'_>) -> Option<LayerBlob> {
         2 => LayerFormat::Tar,
         3 => LayerFormat::Gzip,
         4 => LayerFormat::Zstd,
+        5 => LayerFormat::ZstdChunked,
         _ => return None,
     };
     Some(LayerBlob {
@@ -237,22 +235,22 @@ fn file(reader: &mut Reader<'_>, before: &[u8]) -> Option<FileEntry> {
     })
 }
 
-fn chunk(
-    reader: &mut Reader<'_>,
-    format: LayerFormat,
-    blob_start: &mut u64,
-) -> Option<(Encoding, u32, [u8; 32])> {
+fn chunk(reader: &mut Reader<'_>, blob_start: &mut u64) -> Option<(Encoding, u32, [u8; 32])> {
     let (len, digest) = (reader.small()?, reader.array()?);
-    let encoding = match format {
-        LayerFormat::Estargz => {
-            *blob_start = blob_start.wrapping_add(reader.signed()?.cast_unsigned());
-            let blob = ByteRange::at(*blob_start, reader.varint()?)?;
-            Encoding::GzipMember {
-                blob,
-                skip: reader.varint()?,
-            }
-        }
-        LayerFormat::Tar | LayerFormat::Gzip | LayerFormat::Zstd => Encoding::Stream,
+    let kind = reader.byte()?;
+    if kind != 0 {
+        *blob_start = blob_start.wrapping_add(reader.signed()?.cast_unsigned());
+    }
+    let start = *blob_start;
+    let mut alone = || Some((ByteRange::at(start, reader.varint()?)?, reader.varint()?));
+    let encoding = match kind {
+        0 => Encoding::Stream,
+        1 => Encoding::Stored {
+            blob: ByteRange::at(start, u64::from(len))?,
+        },
+        2 => alone().map(|(blob, skip)| Encoding::GzipMember { blob, skip })?,
+        3 => alone().map(|(blob, skip)| Encoding::ZstdFrame { blob, skip })?,
+        _ => return None,
     };
     Some((encoding, len, digest))
 }
@@ -288,6 +286,24 @@ impl Writer {
     fn bytes(&mut self, bytes: &[u8]) {
         self.varint(bytes.len() as u64);
         self.0.extend_from_slice(bytes);
+    }
+
+    fn encoding(&mut self, encoding: &Encoding, blob_start: &mut u64) {
+        self.byte(match encoding {
+            Encoding::Stream => 0,
+            Encoding::Stored { .. } => 1,
+            Encoding::GzipMember { .. } => 2,
+            Encoding::ZstdFrame { .. } => 3,
+        });
+        let Some(blob) = encoding.blob() else {
+            return;
+        };
+        self.signed(blob.start().wrapping_sub(*blob_start).cast_signed());
+        *blob_start = blob.start();
+        if !matches!(encoding, Encoding::Stored { .. }) {
+            self.varint(blob.len());
+            self.varint(encoding.skip());
+        }
     }
 
     fn file(&mut self, file: &FileEntry, before: &[u8]) {

@@ -14,12 +14,12 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::gate::{Class, Pass};
+use super::gate::Pass;
 use super::inflight::Mine;
 use super::window::{Short, Window};
-use super::{Shared, closed};
+use super::{Priority, Shared, closed};
 use crate::codec;
-use crate::codec::member::MemberDecoder;
+use crate::codec::pieces::Pieces;
 use crate::index::{Chunk, ChunkId, Encoding};
 use crate::plan::{self, Member, Plan, Request};
 use crate::types::ByteRange;
@@ -30,13 +30,13 @@ use crate::{Error, Result};
 const PIECE_BYTES: u64 = 64 << 10;
 const FIXED_BYTES: u64 = PIECE_BYTES + (128 << 10);
 
-/// Fetches everything in `mine` for readers and ends every claim.
-pub(super) async fn run(shared: &Arc<Shared>, mine: &Arc<Mine>) {
+/// Fetches everything in `mine` and ends every claim.
+pub(super) async fn run(shared: &Arc<Shared>, mine: &Arc<Mine>, priority: Priority) {
     let mut wanted = refuse_large(shared, mine);
     while let Some(plan) = next_plan(shared, mine, &mut wanted) {
         let requests = plan.requests.into_iter();
         let mut requests: FuturesUnordered<_> = requests
-            .map(|request| admit_request(shared, mine, request))
+            .map(|request| admit_request(shared, mine, request, priority))
             .collect();
         while requests.next().await.is_some() {}
     }
@@ -89,10 +89,15 @@ fn refuse_large(shared: &Shared, mine: &Mine) -> Vec<ChunkId> {
 }
 
 /// One request; every chunk of it has a result afterwards.
-async fn admit_request(shared: &Arc<Shared>, mine: &Arc<Mine>, request: Request) {
+async fn admit_request(
+    shared: &Arc<Shared>,
+    mine: &Arc<Mine>,
+    request: Request,
+    priority: Priority,
+) {
     let ids: Vec<ChunkId> = request.chunks().collect();
     let need = memory_of(shared, &ids);
-    match shared.gate.enter(Class::OnDemand, need).await {
+    match shared.gate.enter(priority, need).await {
         Some(mut pass) => fetch_request(shared, mine, &request, &mut pass).await,
         None => mine.finish(&ids, &Err(Arc::new(closed(&shared.blob)))),
     }
@@ -159,10 +164,7 @@ pub(super) fn memory_of(shared: &Shared, ids: &[ChunkId]) -> u64 {
     let index = shared.file.index();
     let chunks = ids.iter().filter_map(|id| plan::chunk(index, *id).ok());
     let (encoded, decoded) = chunks.fold((0, 0), |(encoded, decoded), chunk| {
-        let member = match chunk.encoding {
-            Encoding::GzipMember { blob, .. } => blob.len(),
-            Encoding::Stream => 0,
-        };
+        let member = chunk.encoding.blob().map_or(0, |blob| blob.len());
         (member.max(encoded), u64::from(chunk.len).max(decoded))
     });
     FIXED_BYTES
@@ -234,12 +236,12 @@ fn store_member(
     member: &Member,
     encoded: &[u8],
 ) -> Result<Option<Bad>> {
-    let mut decoder = MemberDecoder::new(encoded);
+    let mut pieces = pieces(shared, member, encoded)?;
     let (mut bad, mut reason) = (Vec::new(), None);
     let mut rest = member.chunks.iter().copied();
     while let Some(id) = rest.next() {
         let chunk = plan::chunk(shared.file.index(), id)?;
-        let decoded = match decoder.take(skip_of(chunk), chunk.len) {
+        let decoded = match pieces.take(chunk.encoding.skip(), chunk.len) {
             Ok(decoded) => decoded,
             Err(error) => {
                 bad.push(id);
@@ -273,10 +275,13 @@ fn verify_and_put(shared: &Shared, id: ChunkId, chunk: &Chunk, bytes: Bytes) -> 
     Ok(())
 }
 
-fn skip_of(chunk: &Chunk) -> u64 {
-    match chunk.encoding {
-        Encoding::GzipMember { skip, .. } => skip,
-        Encoding::Stream => 0,
+/// A decoder of one member's bytes, by how its first chunk is encoded.
+fn pieces<'a>(shared: &Shared, member: &Member, encoded: &'a [u8]) -> Result<Pieces<'a>> {
+    let first = member.chunks.first().copied().unwrap_or_default();
+    match plan::chunk(shared.file.index(), first)?.encoding {
+        Encoding::GzipMember { .. } => Ok(Pieces::gzip(encoded)),
+        Encoding::ZstdFrame { .. } => Pieces::zstd(encoded),
+        Encoding::Stored { .. } | Encoding::Stream => Ok(Pieces::stored(encoded)),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Who may send a request now.
 //!
-//! Invariant: background work goes only while no reader's request is under way or waits,
-//! one request at a time; so a reader's request never waits for more than one of its
-//! requests, and only if memory is short. Among readers it is first come, first served: a
+//! Invariant: what a profile expects goes only while no reader waits for leave; background
+//! work goes only while nobody else's request is under way or waits, one request at a time;
+//! so a reader's request never waits for more than one of its
+//! requests, and only if memory is short. Within a class it is first come, first served: a
 //! request that needs much memory is not overtaken forever. Memory counted never exceeds
 //! the budget when a request begins; [`Pass::grow`] may exceed it, and then nothing begins
 //! until it is back. Never does I/O, never knows chunks.
@@ -13,18 +14,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// Whose request it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
-    /// A reader waits for it.
-    OnDemand,
-    /// Nobody does.
-    Background,
-}
+use super::Priority;
 
 /// The gate of one layer.
 pub(super) struct Gate {
-    /// On-demand requests under way at once.
+    /// Requests under way at once, background ones aside.
     requests_max: u32,
     /// Bytes.
     memory_max: u64,
@@ -34,6 +28,7 @@ pub(super) struct Gate {
 #[derive(Default)]
 struct State {
     on_demand: Line,
+    profile: Line,
     background: Line,
     memory: u64,
 }
@@ -54,7 +49,7 @@ struct Waiter {
 pub(super) struct Pass {
     /// Taken when it is given back.
     gate: Option<Arc<Gate>>,
-    class: Class,
+    class: Priority,
     bytes: u64,
 }
 
@@ -70,7 +65,7 @@ impl Gate {
     /// Waits for leave to send a request that holds `bytes`; more than the budget counts
     /// as all of it, so callers refuse such requests first. `None` is never the answer
     /// while the gate exists. Dropping the future leaves the line.
-    pub(super) async fn enter(self: &Arc<Self>, class: Class, bytes: u64) -> Option<Pass> {
+    pub(super) async fn enter(self: &Arc<Self>, class: Priority, bytes: u64) -> Option<Pass> {
         let (tell, told) = oneshot::channel();
         let bytes = bytes.min(self.memory_max);
         let waiter = Waiter { bytes, tell };
@@ -107,28 +102,38 @@ impl Gate {
 }
 
 impl State {
-    fn line(&mut self, class: Class) -> &mut Line {
+    fn line(&mut self, class: Priority) -> &mut Line {
         match class {
-            Class::OnDemand => &mut self.on_demand,
-            Class::Background => &mut self.background,
+            Priority::OnDemand => &mut self.on_demand,
+            Priority::Profile => &mut self.profile,
+            Priority::Background => &mut self.background,
         }
     }
 
     /// Takes out of its line who may go now, and counts it as under way.
-    fn next(&mut self, requests_max: u32, memory_max: u64) -> Option<(Class, Waiter)> {
-        let on_demand = self.on_demand.first();
-        let (class, bytes, may) = match (on_demand, self.background.first()) {
-            (Some(bytes), _) => (
-                Class::OnDemand,
-                bytes,
+    fn next(&mut self, requests_max: u32, memory_max: u64) -> Option<(Priority, Waiter)> {
+        let ahead = self.on_demand.running + self.profile.running;
+        let lines = [
+            (
+                Priority::OnDemand,
+                self.on_demand.first(),
                 self.on_demand.running < requests_max,
             ),
-            (None, Some(bytes)) => {
-                let idle = self.on_demand.running == 0 && self.background.running == 0;
-                (Class::Background, bytes, idle)
-            }
-            (None, None) => return None,
-        };
+            (
+                Priority::Profile,
+                self.profile.first(),
+                ahead < requests_max,
+            ),
+            (
+                Priority::Background,
+                self.background.first(),
+                ahead + self.background.running == 0,
+            ),
+        ];
+        let first = lines
+            .into_iter()
+            .find_map(|(class, bytes, may)| Some((class, bytes?, may)));
+        let (class, bytes, may) = first?;
         if !may || self.memory.saturating_add(bytes) > memory_max {
             return None;
         }
@@ -139,7 +144,7 @@ impl State {
         Some((class, waiter))
     }
 
-    fn release(&mut self, class: Class, bytes: u64) {
+    fn release(&mut self, class: Priority, bytes: u64) {
         self.memory = self.memory.saturating_sub(bytes);
         let line = self.line(class);
         line.running = line.running.saturating_sub(1);
@@ -186,7 +191,7 @@ mod tests {
 
     type Entering = Pin<Box<dyn Future<Output = Option<Pass>>>>;
 
-    fn enter(gate: &Arc<Gate>, class: Class, bytes: u64) -> Entering {
+    fn enter(gate: &Arc<Gate>, class: Priority, bytes: u64) -> Entering {
         let gate = Arc::clone(gate);
         Box::pin(async move { gate.enter(class, bytes).await })
     }
@@ -201,12 +206,13 @@ mod tests {
     #[tokio::test]
     async fn background_goes_alone_and_after_every_reader() {
         let gate = Gate::new(2, 100);
-        let background = enter(&gate, Class::Background, 10).await.unwrap();
-        let mut second = enter(&gate, Class::Background, 10);
+        let background = enter(&gate, Priority::Background, 10).await.unwrap();
+        let mut second = enter(&gate, Priority::Background, 10);
         assert!(goes(&mut second).await.is_none(), "one at a time");
         // It is under way, and a reader goes at once beside it.
-        let mut readers: Vec<Entering> =
-            (0..3).map(|_| enter(&gate, Class::OnDemand, 10)).collect();
+        let mut readers: Vec<Entering> = (0..3)
+            .map(|_| enter(&gate, Priority::OnDemand, 10))
+            .collect();
         let first = goes(&mut readers[0]).await.unwrap();
         let other = goes(&mut readers[1]).await.unwrap();
         assert!(
@@ -227,9 +233,9 @@ mod tests {
     #[tokio::test]
     async fn memory_is_shared_out_in_order() {
         let gate = Gate::new(10, 100);
-        let mut small = enter(&gate, Class::OnDemand, 60).await.unwrap();
-        let mut large = enter(&gate, Class::OnDemand, 500);
-        let mut late = enter(&gate, Class::OnDemand, 10);
+        let mut small = enter(&gate, Priority::OnDemand, 60).await.unwrap();
+        let mut large = enter(&gate, Priority::OnDemand, 500);
+        let mut late = enter(&gate, Priority::OnDemand, 10);
         assert!(goes(&mut large).await.is_none());
         assert!(goes(&mut late).await.is_none(), "nobody overtakes");
         small.grow(70);
@@ -245,10 +251,10 @@ mod tests {
     #[tokio::test]
     async fn who_goes_away_leaves_its_place() {
         let gate = Gate::new(1, 100);
-        let running = enter(&gate, Class::OnDemand, 10).await.unwrap();
-        let mut gone = enter(&gate, Class::OnDemand, 100);
-        let mut told = enter(&gate, Class::OnDemand, 10);
-        let mut last = enter(&gate, Class::Background, 10);
+        let running = enter(&gate, Priority::OnDemand, 10).await.unwrap();
+        let mut gone = enter(&gate, Priority::OnDemand, 100);
+        let mut told = enter(&gate, Priority::OnDemand, 10);
+        let mut last = enter(&gate, Priority::Background, 10);
         for waiting in [&mut gone, &mut told, &mut last] {
             assert!(waiting.now_or_never().is_none());
         }

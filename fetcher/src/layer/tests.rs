@@ -438,10 +438,7 @@ async fn a_reader_does_not_wait_for_a_background_fill() {
     let members: Vec<&[u32]> = vec![&[5000]; 40];
     let bench = bench(&members, unmerged());
     let index = bench.sample.index.clone();
-    let start_of = |id: usize| match index.chunks[id].encoding {
-        Encoding::GzipMember { blob, .. } => blob.start(),
-        Encoding::Stream => unreachable!(),
-    };
+    let start_of = |id: usize| index.chunks[id].encoding.blob().unwrap().start();
     // The source never answers for what the background asks first.
     bench.source.gate.send_replace(false);
     *bench.source.gated_to.lock() = start_of(1);

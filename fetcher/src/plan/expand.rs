@@ -4,7 +4,7 @@
 //! comes along is bounded in encoded bytes, decoded bytes and number. Pure.
 
 use super::{PlanLimits, chunk};
-use crate::index::{ChunkId, Encoding, LayerIndex};
+use crate::index::{ChunkId, LayerIndex};
 use crate::types::ByteRange;
 
 /// Chunks that come along at most: more are not small files next to each other.
@@ -26,7 +26,7 @@ pub(crate) fn siblings(index: &LayerIndex, wanted: &[ChunkId]) -> Vec<ChunkId> {
         let Some(blob) = member(index, id) else {
             continue;
         };
-        let same = |other: &ChunkId| member(index, *other) == Some(blob);
+        let same = |other: &ChunkId| member(index, *other).is_some_and(|other| within(other, blob));
         let start = (next..id).rev().take_while(same).last().unwrap_or(id);
         next = id.saturating_add(1);
         next = (next..).find(|other| !same(other)).unwrap_or(next);
@@ -56,7 +56,8 @@ pub(crate) fn ahead(
     for id in behind.take(AHEAD_CHUNKS_MAX) {
         let Some(blob) = member(index, id) else { break };
         let gap = blob.start().checked_sub(fetched_to);
-        let near = blob == current || gap.is_some_and(|gap| gap <= limits.gap_bytes_max);
+        let near =
+            blob.start() == current.start() || gap.is_some_and(|gap| gap <= limits.gap_bytes_max);
         if !near || blob.end() > end_max {
             break;
         }
@@ -68,7 +69,7 @@ pub(crate) fn ahead(
             break;
         };
         decoded_left = left;
-        (fetched_to, current) = (blob.end(), blob);
+        (fetched_to, current) = (blob.end().max(fetched_to), blob);
         found.push(id);
     }
     found
@@ -82,25 +83,35 @@ pub(crate) fn first_bytes(
     bytes_max: u64,
 ) -> Vec<ChunkId> {
     let mut found = Vec::new();
-    let (mut total, mut current) = (0_u64, None);
+    let (mut total, mut current) = (0_u64, None::<ByteRange>);
     for id in ids {
-        let blob = member(index, id);
-        if blob != current || found.is_empty() {
-            total = total.saturating_add(blob.map_or(0, |blob| blob.len()));
-            current = blob;
-            if total > bytes_max && !found.is_empty() {
-                break;
-            }
+        if let Some(blob) = member(index, id) {
+            // Of a member that is counted in part, what is new.
+            let from = match current.filter(|current| current.start() == blob.start()) {
+                Some(current) => current.end(),
+                None => blob.start(),
+            };
+            total = total.saturating_add(blob.end().saturating_sub(from));
+            current = Some(
+                current
+                    .filter(|c| within(*c, blob))
+                    .map_or(blob, |c| c.cover(&blob)),
+            );
+        }
+        if total > bytes_max && !found.is_empty() {
+            break;
         }
         found.push(id);
     }
     found
 }
 
+/// Whether decoding `blob` passes `other` on the way.
+fn within(other: ByteRange, blob: ByteRange) -> bool {
+    other.start() == blob.start() && other.end() <= blob.end()
+}
+
 /// Encoded bytes of the chunk; `None` if it cannot be fetched alone or does not exist.
 fn member(index: &LayerIndex, id: ChunkId) -> Option<ByteRange> {
-    match chunk(index, id).ok()?.encoding {
-        Encoding::GzipMember { blob, .. } => Some(blob),
-        Encoding::Stream => None,
-    }
+    chunk(index, id).ok()?.encoding.blob()
 }

@@ -586,7 +586,7 @@ fn what_looks_odd_but_is_right() {
         .iter()
         .map(|c| match c.encoding {
             Encoding::GzipMember { blob, skip } => (blob.start(), blob.end(), skip),
-            Encoding::Stream => panic!("not in eStargz"),
+            other => panic!("{other:?} in eStargz"),
         })
         .collect();
     assert_eq!(

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Bytes of version 1, committed: a change of the format must not pass unseen.
-const GOLDEN: &[u8] = include_bytes!("../../../tests/fixtures/index-v1.bin");
+/// Bytes of version 2, committed: a change of the format must not pass unseen.
+const GOLDEN: &[u8] = include_bytes!("../../../tests/fixtures/index-v2.bin");
 
 fn sample(format: LayerFormat, sizes: &[u32]) -> LayerIndex {
     let mut tables = Tables::new("layer".to_owned());
@@ -57,12 +57,14 @@ fn sample(format: LayerFormat, sizes: &[u32]) -> LayerIndex {
         while left > 0 {
             let len = left.min(5000);
             let start = u64::from(left) * 31 % 100_000;
+            let blob = ByteRange::at(start, 1 + start % 7).unwrap();
             let encoding = match format {
-                LayerFormat::Estargz => Encoding::GzipMember {
-                    blob: ByteRange::at(start, 1 + start % 7).unwrap(),
-                    skip: start,
+                LayerFormat::Estargz => Encoding::GzipMember { blob, skip: start },
+                LayerFormat::ZstdChunked => Encoding::ZstdFrame { blob, skip: start },
+                LayerFormat::Tar => Encoding::Stored {
+                    blob: ByteRange::at(start, u64::from(len)).unwrap(),
                 },
-                _ => Encoding::Stream,
+                LayerFormat::Gzip | LayerFormat::Zstd => Encoding::Stream,
             };
             tables.chunk(encoding, len, [left.to_le_bytes()[0]; 32]);
             left -= len;
@@ -77,11 +79,12 @@ fn sample(format: LayerFormat, sizes: &[u32]) -> LayerIndex {
         .unwrap()
 }
 
-const FORMATS: [LayerFormat; 4] = [
+const FORMATS: [LayerFormat; 5] = [
     LayerFormat::Estargz,
     LayerFormat::Tar,
     LayerFormat::Gzip,
     LayerFormat::Zstd,
+    LayerFormat::ZstdChunked,
 ];
 
 #[test]
@@ -128,13 +131,13 @@ fn damage_behind_a_right_checksum_never_panics() {
 #[test]
 fn says_what_is_wrong() {
     let mut version = GOLDEN.to_vec();
-    version[8] = 2;
+    version[8] = 3;
     let body = &GOLDEN[HEADER_LEN..];
     let mut huge = GOLDEN.to_vec();
     huge[16..24].fill(0xff);
     let table = [
         (Vec::new(), "does not begin with LAZINDEX"),
-        (version, "it has version 2, this build reads 1"),
+        (version, "it has version 3, this build reads 2"),
         (huge, "of at most 1073741824"),
         ([GOLDEN, b"x"].concat(), "does not have the length it says"),
         (
@@ -174,7 +177,7 @@ fn eighty_thousand_files_decode_in_no_time() {
 
 proptest! {
     #[test]
-    fn any_index_comes_back(sizes in proptest::collection::vec(0_u32..20_000, 0..20), format in 0_usize..4) {
+    fn any_index_comes_back(sizes in proptest::collection::vec(0_u32..20_000, 0..20), format in 0..FORMATS.len()) {
         let index = sample(FORMATS[format], &sizes);
         prop_assert_eq!(decode(&encode(&index)).unwrap(), index);
     }
