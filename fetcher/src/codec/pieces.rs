@@ -213,6 +213,7 @@ fn ends_early(what: &str, got: u64, wanted: u64) -> Error {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a wrong index fails the test")]
 mod tests {
     use proptest::prelude::*;
 
