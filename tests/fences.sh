@@ -32,6 +32,7 @@ each_fence() {
   "$1" libcontainer "$(crate libcontainer)" '^runtime/src/(executor|sys)(\.rs|/)' 'one owner of the embedded runtime'
   "$1" zstd "$(crate zstd)" "$CODEC|$TESTS" 'decoders are bounded in codec'
   "$1" flate2 "$(crate flate2)" "$CODEC|$TESTS" 'decoders are bounded in codec'
+  "$1" ring "$(crate ring)" '^fetcher/src/(source|trust)(\.rs|/)' 'one owner of keys'
   "$1" sha2 "$(crate sha2)" "$CODEC|$TESTS|^fetcher/src/types/digest\.rs" 'only the verifier makes verified bytes'
 }
 

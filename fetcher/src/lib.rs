@@ -17,6 +17,7 @@ pub mod store;
 pub mod task;
 #[cfg(feature = "test-util")]
 pub mod test_util;
+pub mod trust;
 pub mod types;
 
 pub use error::{Error, Result};
