@@ -164,6 +164,10 @@ fn options(cache: &Cache) -> Options {
     options.set_max_total_wal_size(16 << 20);
     options.set_keep_log_file_num(2);
     options.set_stats_dump_period_sec(0);
+    // Opened several times in one start: no thread per table file, no sampling of them.
+    options.set_max_file_opening_threads(1);
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_stats_persist_period_sec(0);
     options.set_compression_type(DBCompressionType::Lz4);
     options
 }
