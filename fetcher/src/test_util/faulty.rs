@@ -27,6 +27,9 @@ pub enum ReadFault {
     Truncated(u64),
     /// Every byte of the first piece is inverted.
     WrongBytes,
+    /// This bit of the body is inverted, counted from the lowest of the first byte; bodies
+    /// that end before it are right.
+    FlippedBit(u64),
     /// The read starts after this long.
     Delay(Duration),
     /// Ranges are not supported.
@@ -85,10 +88,11 @@ impl<S: BlobSource> FaultySource<S> {
                 if !rng.random_ratio(1, *one_in) {
                     return None;
                 }
-                Some(match rng.random_range(0..4) {
+                Some(match rng.random_range(0..5) {
                     0 => ReadFault::Unavailable,
                     1 => ReadFault::Short(rng.random_range(0..65_536)),
                     2 => ReadFault::WrongBytes,
+                    3 => ReadFault::FlippedBit(rng.random_range(0..8 << 14)),
                     _ => ReadFault::Delay(Duration::from_millis(rng.random_range(0..20))),
                 })
             }
@@ -120,6 +124,7 @@ impl<S: BlobSource> FaultySource<S> {
                 Ok(cut(read.await?, len).chain(end).boxed())
             }
             ReadFault::Truncated(len) => Ok(cut(read.await?, len)),
+            ReadFault::FlippedBit(bit) => Ok(flipped(read.await?, bit)),
             ReadFault::WrongBytes => {
                 let mut first = true;
                 Ok(read
@@ -157,6 +162,24 @@ fn cut(body: Body, len: u64) -> Body {
         });
         let done = matches!(&kept, Ok(piece) if piece.is_empty());
         std::future::ready((!done).then_some(kept))
+    })
+    .boxed()
+}
+
+/// A body with one bit inverted.
+fn flipped(body: Body, bit: u64) -> Body {
+    body.scan(bit / 8, move |before, piece| {
+        let piece = piece.map(|piece: Bytes| {
+            let at = usize::try_from(*before).unwrap_or(usize::MAX);
+            *before = before.wrapping_sub(piece.len() as u64);
+            let mut bytes = piece.to_vec();
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= 1 << (bit % 8);
+                *before = u64::MAX;
+            }
+            Bytes::from(bytes)
+        });
+        std::future::ready(Some(piece))
     })
     .boxed()
 }
