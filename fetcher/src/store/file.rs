@@ -4,6 +4,10 @@
 //! chunk is present only if verified bytes of it were written whole. On disk the order is
 //! bytes, sync, bit: a crash at any point loses at most what no flush has recorded.
 //!
+//! Disks rot between two starts. So bytes that this process did not write itself are
+//! compared with their digest before they leave for the first time; what does not match
+//! is absent again, and fetched again.
+//!
 //! Several processes may fill one layer: they write the same verified bytes at the same
 //! places, and flushes merge their bits under a lock of the data file.
 //!
@@ -24,7 +28,7 @@ use super::LOCK_WAIT;
 use super::bitmap::{self, Bitmap};
 use super::disk::Disk;
 use super::lock::lock_within;
-use crate::codec::VerifiedBytes;
+use crate::codec::{ChunkHasher, VerifiedBytes};
 use crate::index::{Chunk, ChunkId, LayerIndex};
 use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
@@ -35,6 +39,8 @@ pub(super) const INDEX: &str = "index";
 pub(super) const BITMAP: &str = "bitmap";
 const BITMAP_NEW: &str = "bitmap.new";
 
+/// Bytes read at a time while a chunk is checked.
+const CHECK_BYTES: usize = 128 << 10;
 /// How often a `put` writes again because a sync failed while it was writing.
 const PUT_ATTEMPTS_MAX: u32 = 4;
 
@@ -77,6 +83,8 @@ pub struct LayerFile {
     inode: u64,
     disk: Arc<dyn Disk>,
     bits: Bitmap,
+    /// Chunks whose bytes this process wrote, or read and found right.
+    sound: Bitmap,
     present_bytes: AtomicU64,
     dirty_bytes: AtomicU64,
     failed_syncs: AtomicU64,
@@ -114,6 +122,7 @@ impl LayerFile {
         let words = read_bitmap(dir, count)?;
         let file = Self {
             bits: Bitmap::empty(count),
+            sound: Bitmap::empty(count),
             inode: meta.ino(),
             index: Arc::new(index),
             dir: dir.to_path_buf(),
@@ -177,6 +186,7 @@ impl LayerFile {
             self.disk
                 .write_at(&self.data, chunk.data_offset, bytes)
                 .map_err(|e| Error::io("write to", self.dir.join(DATA), e))?;
+            self.sound.set(id);
             if self.bits.set(id) {
                 self.present_bytes
                     .fetch_add(u64::from(chunk.len), Ordering::Relaxed);
@@ -197,8 +207,8 @@ impl LayerFile {
         Err(Error::io("write to", self.dir.join(DATA), error))
     }
 
-    /// Fills `buf` from `offset` of the data file if every chunk it touches is present;
-    /// `false`, with `buf` untouched, if not. Padding between files reads as zeros.
+    /// Fills `buf` from `offset` of the data file if every chunk it touches is present and
+    /// sound; `false`, with `buf` untouched, if not. Padding between files reads as zeros.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
         let range = ByteRange::at(offset, buf.len() as u64)
             .filter(|range| range.end() <= self.index.data_len)
@@ -211,13 +221,44 @@ impl LayerFile {
                 );
                 Error::limit(what, detail)
             })?;
-        if !touching(&self.index.chunks, range).all(|id| self.bits.get(id)) {
-            return Ok(false);
+        for id in touching(&self.index.chunks, range) {
+            if !self.bits.get(id) || !self.sound.get(id) && !self.check(id)? {
+                return Ok(false);
+            }
         }
         self.data
             .read_exact_at(buf, offset)
             .map_err(|e| Error::io("read from", self.dir.join(DATA), e))?;
         Ok(true)
+    }
+
+    /// Whether the bytes of a present chunk have its digest; if not, it is absent from
+    /// now on.
+    fn check(&self, id: ChunkId) -> Result<bool> {
+        let chunk = self.chunk(id)?;
+        let mut hasher = ChunkHasher::new();
+        let mut piece = vec![0; CHECK_BYTES];
+        let (mut at, mut left) = (chunk.data_offset, u64::from(chunk.len));
+        while left > 0 {
+            let len = usize::try_from(left).map_or(CHECK_BYTES, |left| left.min(CHECK_BYTES));
+            let piece = piece.get_mut(..len).unwrap_or_default();
+            self.data
+                .read_exact_at(piece, at)
+                .map_err(|e| Error::io("read from", self.dir.join(DATA), e))?;
+            hasher.update(piece);
+            at = at.saturating_add(len as u64);
+            left = left.saturating_sub(len as u64);
+        }
+        if hasher.finish() == chunk.chunk_digest {
+            self.sound.set(id);
+            return Ok(true);
+        }
+        tracing::warn!(digest = %self.index.blob_digest, chunk = id, "stored bytes are damaged, dropping them");
+        if self.bits.clear(id) {
+            self.present_bytes
+                .fetch_sub(u64::from(chunk.len), Ordering::Relaxed);
+        }
+        Ok(false)
     }
 
     /// Records every chunk that was present when the call began: syncs the data file,
