@@ -5,6 +5,7 @@
 //! never memory beyond the limits.
 
 use lazarette_fetcher::Result;
+use lazarette_fetcher::codec::pack;
 use lazarette_fetcher::codec::stream::{Decoder, detect};
 use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
 use lazarette_fetcher::index::tar::{Parser, Step};
@@ -43,7 +44,7 @@ pub(crate) fn fuzz_toc(json: &[u8]) {
     let start = usize::try_from(footer.toc_offset()).expect("the blob is in memory");
     if let Ok(layer) = estargz::parse_toc(&blob_ref, &footer, &blob[start..], &Digest::sha256(json))
     {
-        let bytes = wire::encode(&layer.index);
+        let bytes = wire::encode(&layer.index, &[]).expect("memory");
         assert_eq!(wire::decode(&bytes).expect("what was encoded"), layer.index);
     }
 }
@@ -75,16 +76,22 @@ fn read_tar(data: &[u8], piece: usize) -> Option<(usize, usize)> {
 /// Our own index file, with and without a right checksum: [`wire::decode`].
 pub(crate) fn fuzz_wire(data: &[u8]) {
     check_wire(data);
-    let mut sealed = b"LAZINDEX\x01\0\0\0".to_vec();
-    sealed.extend_from_slice(&crc32fast::hash(data).to_le_bytes());
-    sealed.extend_from_slice(&(data.len() as u64).to_le_bytes());
-    sealed.extend_from_slice(data);
+    let core = pack(data).expect("memory");
+    let mut sealed = b"LAZINDEX\x03\0\0\0".to_vec();
+    sealed.extend_from_slice(&crc32fast::hash(&core).to_le_bytes());
+    for len in [core.len(), data.len(), 0] {
+        sealed.extend_from_slice(&(len as u64).to_le_bytes());
+    }
+    sealed.extend_from_slice(&core);
     check_wire(&sealed);
 }
 
 fn check_wire(bytes: &[u8]) {
     if let Ok(index) = wire::decode(bytes) {
-        assert_eq!(wire::encode(&index), bytes, "one index, one spelling");
+        let len = index.spans.last().map_or(0, |span| span.details.end());
+        let details = vec![0; usize::try_from(len).expect("64 bits")];
+        let again = wire::encode(&index, &details).expect("memory");
+        assert_eq!(wire::decode(&again).expect("what was encoded"), index);
     }
 }
 
@@ -95,8 +102,8 @@ pub(crate) fn fuzz_stream(data: &[u8]) {
     };
     let mut out = 0;
     let done = data.chunks(1000).try_for_each(|piece| {
-        decoder.push(piece, &mut |decoded| {
-            out += decoded.len() as u64;
+        decoder.push(piece, &mut |run| {
+            out += run.decoded.len() as u64;
             Ok(())
         })
     });
@@ -126,12 +133,11 @@ pub(crate) fn fuzz_ingest(data: &[u8]) {
     {
         return;
     }
-    if let Ok((index, Count(end))) = ingest.finish() {
+    if let Ok(ingested) = ingest.finish() {
+        let (index, Count(end)) = (ingested.index, ingested.sink);
         assert_eq!(index.data_len, end);
-        assert_eq!(
-            wire::decode(&wire::encode(&index)).expect("what was encoded"),
-            index
-        );
+        let encoded = wire::encode(&index, &ingested.details).expect("memory");
+        assert_eq!(wire::decode(&encoded).expect("what was encoded"), index);
     }
 }
 

@@ -9,11 +9,15 @@ pub mod gzip;
 pub mod pieces;
 pub mod stream;
 pub mod unpack;
+pub mod zran;
 
 use bytes::Bytes;
 
 use crate::types::{Algorithm, Digest, Hasher};
 use crate::{Error, Result};
+
+/// Level of what [`pack`] makes: written once, read often, and small anyway.
+const PACK_LEVEL: i32 = 9;
 
 /// Bytes that have the digest they were promised to have.
 #[must_use = "bytes are verified in order to be used"]
@@ -60,6 +64,17 @@ pub fn verify_chunk(
     bytes: impl Into<Bytes>,
 ) -> Result<VerifiedBytes> {
     verify(what, &Digest::Sha256(*expected), bytes)
+}
+
+/// `bytes` as one zstd frame, for files of our own.
+pub fn pack(bytes: &[u8]) -> Result<Vec<u8>> {
+    zstd::bulk::compress(bytes, PACK_LEVEL).map_err(|e| Error::io("compress", "an index", e))
+}
+
+/// What [`pack`] made, back; at most `len_max` bytes.
+pub fn unpacked(packed: &[u8], len_max: usize) -> Result<Vec<u8>> {
+    zstd::bulk::decompress(packed, len_max)
+        .map_err(|error| Error::malformed("zstd data", error.to_string()))
 }
 
 /// Compares the digest of a finished stream with the promised one.

@@ -11,6 +11,7 @@
 //! file table, each starting at the next multiple of [`DATA_ALIGN`], with nothing else
 //! between or after them. A file's chunks follow one another without gaps.
 
+pub mod details;
 pub mod estargz;
 pub mod ingest;
 mod limits;
@@ -63,6 +64,8 @@ pub struct LayerIndex {
     /// byte, rounded up to a file's start, ends. They cover every byte of every file
     /// and overlap nowhere.
     pub chunks: Vec<Chunk>,
+    /// Places of a gzip blob where decoding can begin, ascending; empty for other formats.
+    pub spans: Vec<Span>,
     /// Length of the data file in bytes: where the last payload ends.
     pub data_len: u64,
 }
@@ -82,16 +85,48 @@ impl LayerIndex {
     /// Checks every rule of the tables and of their parts; the length of the data file
     /// follows from them. Errors name the file or chunk that breaks a rule.
     pub fn new(blob: LayerBlob, files: Vec<FileEntry>, chunks: Vec<Chunk>) -> Result<Self> {
+        Self::with_spans(blob, files, chunks, Vec::new())
+    }
+
+    /// [`Self::new`] for a gzip blob that can be entered at `spans`.
+    pub fn with_spans(
+        blob: LayerBlob,
+        files: Vec<FileEntry>,
+        chunks: Vec<Chunk>,
+        mut spans: Vec<Span>,
+    ) -> Result<Self> {
         let data_len = validate::tables(&blob, &files, &chunks)?;
+        validate::spans(&blob, &chunks, &mut spans)?;
         Ok(Self {
             blob_digest: blob.digest,
             blob_size: blob.size,
             format: blob.format,
             files,
             chunks,
+            spans,
             data_len,
         })
     }
+}
+
+/// A place of a gzip blob where decoding can begin, between two deflate blocks.
+///
+/// What decoding and verifying it takes, its *details*, is long and only needed when it is
+/// touched: it stands behind the tables ([`details`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Its first byte in the blob.
+    pub start: u64,
+    /// How many bits of that byte, its highest, belong to it; 0 for the whole byte.
+    pub bits: u8,
+    /// Its first chunk.
+    pub first_chunk: ChunkId,
+    /// Number of its chunks, which follow one another.
+    pub chunk_count: u32,
+    /// Where its details are, from the first details on.
+    pub details: ByteRange,
+    /// SHA-256 of its details.
+    pub details_digest: [u8; 32],
 }
 
 /// The next multiple of [`DATA_ALIGN`] at or after `offset`, `None` past `u64::MAX`.
@@ -108,8 +143,8 @@ pub struct Chunk {
     pub data_offset: u64,
     /// Decoded length in bytes, never 0.
     pub len: u32,
-    /// SHA-256 of the decoded bytes.
-    pub chunk_digest: [u8; 32],
+    /// SHA-256 of the decoded bytes; `None` where it is among the details of its span.
+    pub chunk_digest: Option<[u8; 32]>,
 }
 
 /// How to get a chunk's bytes out of the blob.
@@ -129,6 +164,16 @@ pub enum Encoding {
         /// Decoded bytes before the chunk in its member.
         skip: u64,
     },
+    /// Inside the gzip stream from the start of a span on: skip `skip` decoded bytes, take
+    /// `len`.
+    GzipSpan {
+        /// Encoded bytes from the span's start as far as the chunk needs them.
+        blob: ByteRange,
+        /// Decoded bytes before the chunk in its span.
+        skip: u64,
+        /// Position in [`LayerIndex::spans`].
+        span: u32,
+    },
     /// Inside the zstd frames that fill `blob`: skip `skip` decoded bytes, take `len`.
     ZstdFrame {
         /// Encoded bytes of the frame (or of the frames up to the next chunk's).
@@ -146,6 +191,7 @@ impl Encoding {
             Self::Stream => None,
             Self::Stored { blob }
             | Self::GzipMember { blob, .. }
+            | Self::GzipSpan { blob, .. }
             | Self::ZstdFrame { blob, .. } => Some(*blob),
         }
     }
@@ -154,7 +200,9 @@ impl Encoding {
     pub fn skip(&self) -> u64 {
         match self {
             Self::Stream | Self::Stored { .. } => 0,
-            Self::GzipMember { skip, .. } | Self::ZstdFrame { skip, .. } => *skip,
+            Self::GzipMember { skip, .. }
+            | Self::GzipSpan { skip, .. }
+            | Self::ZstdFrame { skip, .. } => *skip,
         }
     }
 }

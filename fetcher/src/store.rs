@@ -20,6 +20,7 @@
 
 mod bitmap;
 mod blobs;
+mod details;
 pub mod disk;
 mod file;
 mod ingest;
@@ -38,7 +39,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use self::disk::{Disk, RealDisk};
-use crate::index::{LayerIndex, wire};
+use crate::index::LayerIndex;
 use crate::types::Digest;
 use crate::{Error, Result};
 
@@ -49,8 +50,6 @@ pub use ingest::LayerIngest;
 /// Longest wait for another process that publishes or removes. Those take milliseconds;
 /// one that takes this long is stopped, or its disk is.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
-/// Largest index file that is read: ten million entries fit.
-const INDEX_BYTES_MAX: u64 = 2 << 30;
 /// Deepest directory that removal descends into. Ours are flat.
 const TREE_DEPTH_MAX: u32 = 4;
 
@@ -83,10 +82,19 @@ impl Store {
     /// The layer of `index`, made with nothing present if this node does not have it. An
     /// existing layer stays as it is, with its own index.
     pub fn create_layer(self: &Arc<Self>, index: LayerIndex) -> Result<Arc<LayerFile>> {
+        self.create_layer_with(index, &[])
+    }
+
+    /// [`Self::create_layer`] whose index has spans, with the details of all of them.
+    pub fn create_layer_with(
+        self: &Arc<Self>,
+        index: LayerIndex,
+        details: &[u8],
+    ) -> Result<Arc<LayerFile>> {
         match self.open_layer(&index.blob_digest) {
             // Made by someone who may not have got to sync its name.
             Ok(Some(file)) => file.settle().map(|()| file),
-            Ok(None) | Err(Error::Malformed { .. }) => ingest::create_lazy(self, &index),
+            Ok(None) | Err(Error::Malformed { .. }) => ingest::create_lazy(self, &index, details),
             Err(error) => Err(error),
         }
     }
@@ -99,19 +107,23 @@ impl Store {
             return Ok(Some(file));
         }
         let dir = self.layer_dir(digest);
-        let bytes = match read_bounded(&dir.join(file::INDEX), INDEX_BYTES_MAX) {
-            Ok(bytes) => bytes,
+        let (index, details) = match details::open(&dir.join(file::INDEX)) {
+            Ok(opened) => opened,
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return self.absent_or_damaged(&dir);
             }
             Err(error) => return Err(error),
         };
-        let index = wire::decode(&bytes)?;
         if index.blob_digest != *digest {
             let detail = format!("it is of {}; remove the layer", index.blob_digest);
             return Err(Error::malformed(format!("index of layer {digest}"), detail));
         }
-        let opened = Arc::new(LayerFile::open(&dir, index, Arc::clone(&self.disk))?);
+        let opened = Arc::new(LayerFile::open(
+            &dir,
+            index,
+            details,
+            Arc::clone(&self.disk),
+        )?);
         Ok(Some(self.share(digest, opened)))
     }
 

@@ -11,7 +11,7 @@ mod bodies;
 
 const PLAIN: &[u8] = include_bytes!("fixtures/estargz/plain.esgz");
 const PACKED: &[u8] = include_bytes!("fixtures/estargz/packed.esgz");
-const INDEX: &[u8] = include_bytes!("fixtures/index-v2.bin");
+const INDEX: &[u8] = include_bytes!("fixtures/index-v3.bin");
 /// Mutations per seed; all targets together take a few seconds.
 const ROUNDS: u32 = 3000;
 

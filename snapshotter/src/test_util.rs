@@ -84,6 +84,7 @@ impl LayerBuilder {
             format: LayerFormat::Estargz,
             files: self.files.clone(),
             chunks: Vec::new(),
+            spans: Vec::new(),
             data_len: self.data.len() as u64,
         };
         Arc::new(Tree::build(&index).unwrap())

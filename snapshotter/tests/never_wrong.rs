@@ -2,6 +2,7 @@
 //! bits flip on the way from the registry, or after they flipped on the disk.
 //!
 //! A read may fail, and then the next may succeed; what it returns is what the image says.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -154,10 +155,6 @@ impl Node {
                 .block_on(opener.open(&request, &AtomicU64::new(0)));
             match opened {
                 Ok((layer, _)) => return layer,
-                Err(Error::Malformed { .. }) => {
-                    // What a damaged layer is told to do about it.
-                    store.remove_layer(&request.blob.digest).unwrap();
-                }
                 Err(Error::Corrupt { .. } | Error::Unavailable { .. }) => {}
                 Err(error) => panic!("{}: {error}", blob.name),
             }
@@ -283,13 +280,17 @@ fn privileged_bits_that_flipped_on_the_disk_are_never_read() {
                 byte[0] ^= 1_u8 << rng.random_range(0..8);
                 file.write_all_at(&byte, at).unwrap();
             }
-            let layer = node.open(&blob, &source);
-            let mount = node.mount(&layer);
             let what = format!("{} in round {round}", blob.name);
-            let clean = (0..3).any(|_| read_everything(mount.path(), &content, &what) == 0);
+            // Where an index was damaged, reads may fail until the layer is opened anew.
+            let clean = (0..2).any(|_| {
+                let layer = node.open(&blob, &source);
+                let mount = node.mount(&layer);
+                let clean = (0..3).any(|_| read_everything(mount.path(), &content, &what) == 0);
+                drop(mount);
+                node.runtime.block_on(layer.close()).unwrap();
+                clean
+            });
             assert!(clean, "{what}: some reads never succeed");
-            drop(mount);
-            node.runtime.block_on(layer.close()).unwrap();
         }
     }
 }

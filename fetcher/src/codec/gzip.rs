@@ -3,12 +3,12 @@
 //! Invariant: every member that is read to its end has its CRC-32 and length checked;
 //! memory is one inflate state (about 50 KiB) and what the caller asked for. The framing
 //! is ours so that one inflate state serves all members of a stream: an eStargz layer has
-//! one per file. Never accepts anything but another member after a member.
+//! one per file. Of a member that was entered in the middle, neither is checked. Never
+//! accepts anything but another member after a member.
 #![warn(clippy::indexing_slicing)]
 
-use flate2::{Decompress, FlushDecompress, Status};
-
 use super::pieces::{fill_decoded, skip_decoded};
+use super::zran::sys::RawInflate;
 use crate::{Error, Result};
 
 /// Deflate cannot expand more than this many times (a 258-byte match costs two bits).
@@ -32,7 +32,7 @@ pub fn decode_member(encoded: &[u8], skip: u64, len: u32) -> Result<Vec<u8>> {
             encoded.len()
         )));
     }
-    let mut inflater = Inflater::new();
+    let mut inflater = Inflater::new()?;
     let mut input = encoded;
     skip_decoded(&mut inflater, &mut input, skip)?;
     let len = usize::try_from(len).unwrap_or(usize::MAX);
@@ -63,31 +63,72 @@ enum Stage {
 
 /// Push-style decoder of a sequence of members.
 pub(super) struct Inflater {
-    raw: Decompress,
+    raw: RawInflate,
     stage: Stage,
     flags: u8,
     crc: crc32fast::Hasher,
     /// Decoded bytes of this member modulo 2^32, as the trailer counts them.
     member_len: u32,
+    /// Whether this member was decoded from its beginning.
+    whole: bool,
     members: u64,
+    stop_at_blocks: bool,
+    block_end: Option<u8>,
 }
 
 impl Inflater {
-    pub(super) fn new() -> Self {
-        Self {
-            raw: Decompress::new(false),
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self {
+            raw: RawInflate::new().ok_or_else(no_memory)?,
             stage: Stage::Fixed([0; 10], 0),
             flags: 0,
             crc: crc32fast::Hasher::new(),
             member_len: 0,
+            whole: true,
             members: 0,
+            stop_at_blocks: false,
+            block_end: None,
+        })
+    }
+
+    /// A decoder that stops where a deflate block ends.
+    pub(super) fn stopping_at_blocks() -> Result<Self> {
+        Ok(Self {
+            stop_at_blocks: true,
+            ..Self::new()?
+        })
+    }
+
+    /// A decoder inside a member: `bits` bits of `first`, its highest, come before the
+    /// next input, and `window` is the output before them.
+    pub(super) fn resume(bits: u8, first: u8, window: &[u8]) -> Result<Self> {
+        let mut inflater = Self::new()?;
+        let unused = 8_u32.saturating_sub(u32::from(bits));
+        let value = first.checked_shr(unused).unwrap_or(0);
+        if bits > 7 || !inflater.raw.resume(bits, value, window) {
+            return Err(malformed("it cannot be entered there"));
         }
+        inflater.stage = Stage::Body;
+        inflater.whole = false;
+        Ok(inflater)
+    }
+
+    /// Whether the last run stopped at the end of a block that is not its member's last:
+    /// so many bits of the last byte belong to the next block.
+    pub(super) fn block_end(&self) -> Option<u8> {
+        self.block_end
+    }
+
+    /// The last decoded bytes of this member, as far as deflate may refer back to them.
+    pub(super) fn window(&self) -> Vec<u8> {
+        self.raw.window()
     }
 
     /// Decodes from `input` into `out` until one of them is used up; returns how many
     /// bytes of `out` are filled. 0 with a non-empty `out` means that all input is
-    /// consumed.
+    /// consumed, or that a block ended where it was asked to stop.
     pub(super) fn run(&mut self, input: &mut &[u8], out: &mut [u8]) -> Result<usize> {
+        self.block_end = None;
         loop {
             if let Stage::Body = self.stage {
                 let produced = self.body(input, out)?;
@@ -101,6 +142,11 @@ impl Inflater {
             };
             *input = rest;
             self.framing(byte)?;
+            // The library tells of the ends of blocks only, not of where the first begins.
+            if self.stop_at_blocks && matches!(self.stage, Stage::Body) {
+                self.block_end = Some(0);
+                return Ok(0);
+            }
         }
     }
 
@@ -111,27 +157,23 @@ impl Inflater {
 
     fn body(&mut self, input: &mut &[u8], out: &mut [u8]) -> Result<usize> {
         loop {
-            let (before_in, before_out) = (self.raw.total_in(), self.raw.total_out());
-            let status = self
-                .raw
-                .decompress(input, out, FlushDecompress::None)
-                .map_err(|e| malformed(format!("its deflate data is damaged: {e}")))?;
-            let consumed = usize::try_from(self.raw.total_in() - before_in).unwrap_or(usize::MAX);
-            let produced = usize::try_from(self.raw.total_out() - before_out).unwrap_or(usize::MAX);
-            *input = input.get(consumed..).unwrap_or_default();
-            let decoded = out.get(..produced).unwrap_or_default();
+            let step = self.raw.run(input, out, self.stop_at_blocks);
+            let step = step.ok_or_else(|| malformed("its deflate data is damaged"))?;
+            *input = input.get(step.consumed..).unwrap_or_default();
+            let decoded = out.get(..step.produced).unwrap_or_default();
             self.crc.update(decoded);
             self.member_len = self
                 .member_len
-                .wrapping_add(u32::try_from(produced).unwrap_or(u32::MAX));
-            if status == Status::StreamEnd {
+                .wrapping_add(u32::try_from(step.produced).unwrap_or(u32::MAX));
+            self.block_end = step.block_end;
+            if step.ended {
                 self.stage = Stage::Trailer([0; 8], 0);
-                return Ok(produced);
+                return Ok(step.produced);
             }
-            if produced > 0 || input.is_empty() || out.is_empty() {
-                return Ok(produced);
+            if step.produced > 0 || step.block_end.is_some() || input.is_empty() || out.is_empty() {
+                return Ok(step.produced);
             }
-            if consumed == 0 {
+            if step.consumed == 0 {
                 return Err(malformed("its deflate data does not advance"));
             }
         }
@@ -235,13 +277,16 @@ impl Inflater {
     fn end(&mut self, trailer: [u8; 8]) -> Result<()> {
         let [c0, c1, c2, c3, l0, l1, l2, l3] = trailer;
         let crc = std::mem::take(&mut self.crc).finalize();
-        if crc != u32::from_le_bytes([c0, c1, c2, c3]) {
+        let whole = std::mem::replace(&mut self.whole, true);
+        if whole && crc != u32::from_le_bytes([c0, c1, c2, c3]) {
             return Err(malformed("the CRC-32 of a member does not match its data"));
         }
-        if self.member_len != u32::from_le_bytes([l0, l1, l2, l3]) {
+        if whole && self.member_len != u32::from_le_bytes([l0, l1, l2, l3]) {
             return Err(malformed("the length of a member does not match its data"));
         }
-        self.raw.reset(false);
+        if !self.raw.reset() {
+            return Err(no_memory());
+        }
         self.member_len = 0;
         self.members += 1;
         self.stage = Stage::Fixed([0; 10], 0);
@@ -256,6 +301,10 @@ fn fill(bytes: &mut [u8], filled: &mut usize, byte: u8) -> bool {
     }
     *filled += 1;
     *filled >= bytes.len()
+}
+
+fn no_memory() -> Error {
+    Error::limit("gzip data", "there is no memory for an inflate state")
 }
 
 pub(super) fn malformed(detail: impl Into<String>) -> Error {

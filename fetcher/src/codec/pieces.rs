@@ -62,8 +62,20 @@ enum Kind<'a> {
 
 impl<'a> Pieces<'a> {
     /// Of the gzip members in `encoded`.
-    pub fn gzip(encoded: &'a [u8]) -> Self {
-        Self(Kind::Gzip(Forward::new(Inflater::new(), encoded)))
+    pub fn gzip(encoded: &'a [u8]) -> Result<Self> {
+        Ok(Self(Kind::Gzip(Forward::new(Inflater::new()?, encoded))))
+    }
+
+    /// Of the gzip stream that `encoded` is a part of: it begins between two deflate
+    /// blocks. The `bits` highest bits of its first byte, all of it if 0, belong to what
+    /// follows; `window` is what was decoded before, as far as it is referred back to.
+    pub fn span(encoded: &'a [u8], bits: u8, window: &[u8]) -> Result<Self> {
+        let (first, rest) = match encoded.split_first() {
+            Some((first, rest)) if bits > 0 => (*first, rest),
+            _ => (0, encoded),
+        };
+        let inflater = Inflater::resume(bits, first, window)?;
+        Ok(Self(Kind::Gzip(Forward::new(inflater, rest))))
     }
 
     /// Of the zstd frames in `encoded`; skippable ones decode to nothing.
@@ -237,7 +249,7 @@ mod tests {
             taken.unwrap_err().to_string()
         };
         for (wanted, says) in table {
-            let error = take(Pieces::gzip(&gzip), wanted);
+            let error = take(Pieces::gzip(&gzip).unwrap(), wanted);
             assert!(error.contains(says), "{wanted:?}: {error}");
         }
         assert!(take(Pieces::zstd(&zstd).unwrap(), beyond).contains("it ends after"));
@@ -265,7 +277,7 @@ mod tests {
             .concat();
             wanted.sort_unstable();
             for mut pieces in [
-                Pieces::gzip(&members),
+                Pieces::gzip(&members).unwrap(),
                 Pieces::zstd(&frames).unwrap(),
                 Pieces::stored(&plain),
             ] {

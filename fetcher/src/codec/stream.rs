@@ -17,8 +17,9 @@ pub const DETECT_LEN: usize = 4;
 /// without being asked to, and the largest that its levels up to 22 write. Lower refuses
 /// real layers, higher lets a blob take more memory.
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-/// Decoded bytes are handed on in pieces of at most this size.
-const BUFFER_LEN: usize = 128 << 10;
+/// Decoded bytes are handed on in pieces of at most this size. What is read of a blob to
+/// get at a piece is known to as many decoded bytes.
+const BUFFER_LEN: usize = 64 << 10;
 
 /// How the tar inside a blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,8 +42,43 @@ pub fn detect(head: &[u8]) -> Compression {
     }
 }
 
-/// Receives decoded bytes, in order.
-pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+/// Receives what the decoder does, step by step, in order.
+pub type Sink<'a> = dyn FnMut(Run<'_>) -> Result<()> + 'a;
+
+/// One step of a decoder.
+pub struct Run<'a> {
+    /// The encoded bytes it consumed, perhaps none.
+    pub encoded: &'a [u8],
+    /// The decoded bytes it made, perhaps none.
+    pub decoded: &'a [u8],
+    /// Where it stopped.
+    pub stop: Stop<'a>,
+}
+
+/// Whether decoding can begin where a step stopped.
+pub enum Stop<'a> {
+    /// It cannot, or nothing needs to be known for it.
+    Anywhere,
+    /// Between two deflate blocks.
+    Block(BlockEnd<'a>),
+    /// Before a zstd frame, or at the end of the last.
+    Frame,
+}
+
+/// The end of a deflate block, the beginning of a member's first one included.
+pub struct BlockEnd<'a> {
+    /// How many bits of the last consumed byte, its highest, belong to the next block.
+    pub bits: u8,
+    inflater: &'a Inflater,
+}
+
+impl BlockEnd<'_> {
+    /// The decoded bytes of this member that the next block may refer back to, at most
+    /// 32 KiB.
+    pub fn window(&self) -> Vec<u8> {
+        self.inflater.window()
+    }
+}
 
 /// A push-style decoder of one blob.
 pub struct Decoder {
@@ -68,7 +104,10 @@ impl Decoder {
     pub fn new(compression: Compression, out_max: u64) -> Result<Self> {
         let (state, buffer) = match compression {
             Compression::Stored => (State::Stored, Vec::new()),
-            Compression::Gzip => (State::Gzip(Box::new(Inflater::new())), vec![0; BUFFER_LEN]),
+            Compression::Gzip => {
+                let inflater = Inflater::stopping_at_blocks()?;
+                (State::Gzip(Box::new(inflater)), vec![0; BUFFER_LEN])
+            }
             Compression::Zstd => (State::Zstd(Zstd::new()?), vec![0; BUFFER_LEN]),
         };
         let out = Budget {
@@ -78,34 +117,55 @@ impl Decoder {
         Ok(Self { state, buffer, out })
     }
 
-    /// Decodes `input` and hands every decoded byte to `sink`, whose errors end it.
+    /// Decodes `input` and hands every step to `sink`, whose errors end it.
     pub fn push(&mut self, input: &[u8], sink: &mut Sink<'_>) -> Result<()> {
         let Self { state, buffer, out } = self;
-        let mut input = input;
+        let mut rest = input;
         if input.is_empty() {
             return Ok(());
         }
-        match state {
-            State::Stored => {
-                out.spend(input.len())?;
-                sink(input)
+        loop {
+            let before = rest;
+            let (produced, stop) = match state {
+                State::Stored => {
+                    out.spend(input.len())?;
+                    return sink(Run {
+                        encoded: input,
+                        decoded: input,
+                        stop: Stop::Anywhere,
+                    });
+                }
+                State::Gzip(inflater) => {
+                    let produced = inflater.run(&mut rest, buffer)?;
+                    let block_end = inflater.block_end();
+                    let stop = block_end.map_or(Stop::Anywhere, |bits| {
+                        Stop::Block(BlockEnd { bits, inflater })
+                    });
+                    (produced, stop)
+                }
+                State::Zstd(zstd) => {
+                    let produced = zstd.run(&mut rest, buffer)?;
+                    let stop = if zstd.at_end {
+                        Stop::Frame
+                    } else {
+                        Stop::Anywhere
+                    };
+                    (produced, stop)
+                }
+            };
+            out.spend(produced)?;
+            let consumed = before.len() - rest.len();
+            let is_done = rest.is_empty() && produced < buffer.len();
+            // Gzip says so itself: what is left of it makes no output.
+            let is_idle = consumed == 0 && produced == 0 && matches!(stop, Stop::Anywhere);
+            sink(Run {
+                encoded: before.get(..consumed).unwrap_or_default(),
+                decoded: buffer.get(..produced).unwrap_or_default(),
+                stop,
+            })?;
+            if is_done || is_idle {
+                return Ok(());
             }
-            State::Gzip(inflater) => loop {
-                let produced = inflater.run(&mut input, buffer)?;
-                if produced == 0 {
-                    return Ok(());
-                }
-                out.spend(produced)?;
-                sink(buffer.get(..produced).unwrap_or_default())?;
-            },
-            State::Zstd(zstd) => loop {
-                let produced = zstd.run(&mut input, buffer)?;
-                out.spend(produced)?;
-                sink(buffer.get(..produced).unwrap_or_default())?;
-                if input.is_empty() && produced < buffer.len() {
-                    return Ok(());
-                }
-            },
         }
     }
 

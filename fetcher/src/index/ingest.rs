@@ -1,21 +1,29 @@
 //! A plain layer, streamed in full: its index is made while its bytes pass.
 //!
 //! Encoded bytes go in; payloads come out at their places in the data file, and at the end
-//! an index whose chunks are hashed. Invariant: [`Ingest::finish`] returns an index only
+//! an index whose chunks are hashed and, as far as the compression allows, can be fetched
+//! alone from then on ([`locate`]). Invariant: [`Ingest::finish`] returns an index only
 //! if the blob has its digest and size and the tar its diff_id; what the sink got before
 //! that is not to be trusted. Memory is bounded by the decoder, the tar parser and the
 //! limits on a layer's tables, whatever the size of the layer.
 
+mod locate;
+
+use bytes::Bytes;
+
+use self::locate::Locator;
 use super::path::is_format_file;
 use super::tables::Tables;
 use super::tar::{Parser, Step};
-use super::{Encoding, FileKind, LayerBlob, LayerFormat, LayerIndex};
+use super::{FileKind, LayerBlob, LayerFormat, LayerIndex};
 use crate::codec::{self, ChunkHasher, stream};
 use crate::types::{Digest, Hasher};
 use crate::{Error, Result};
 
-/// Decoded bytes per chunk of a plain layer. A chunk is the unit of eviction and of
-/// deduplication; each costs about 64 bytes of index per layer.
+/// Decoded bytes per chunk where chunks can be fetched again. A start reads files in
+/// places: pieces of this size bring hardly more than it needs.
+pub const PIECE_LEN: u32 = 64 << 10;
+/// Decoded bytes per chunk where the layer can only be streamed anew.
 pub const STREAM_CHUNK_LEN: u32 = 1 << 20;
 /// Most decoded bytes of one layer unless a plan says otherwise. No real layer comes
 /// near; a bomb of 1 GiB of gzip would make a TiB.
@@ -59,6 +67,16 @@ pub trait LayerSink {
     fn write_at(&mut self, data_offset: u64, bytes: &[u8]) -> Result<()>;
 }
 
+/// A layer that was streamed.
+pub struct Ingested<S> {
+    /// Its tables.
+    pub index: LayerIndex,
+    /// The details of its spans, one after another.
+    pub details: Bytes,
+    /// Where its payloads went.
+    pub sink: S,
+}
+
 /// A layer being streamed.
 pub struct Ingest<S> {
     plan: IngestPlan,
@@ -85,6 +103,8 @@ impl<S: LayerSink> Ingest<S> {
             unpack: Unpack {
                 parser: Some(Parser::new(what.clone())),
                 tables: Tables::new(what),
+                locator: Locator::Stored,
+                at: Position::default(),
                 tar_hasher: plan.diff_id.map(|diff_id| Hasher::new(diff_id.algorithm())),
                 file: Payload::None,
                 sink,
@@ -109,8 +129,8 @@ impl<S: LayerSink> Ingest<S> {
         self.keep_content_error(outcome)
     }
 
-    /// Checks size and digests, and returns the index and the sink.
-    pub fn finish(mut self) -> Result<(LayerIndex, S)> {
+    /// Checks size and digests, and returns what was made of the layer.
+    pub fn finish(mut self) -> Result<Ingested<S>> {
         if self.received < self.plan.blob_size {
             return Err(self.wrong_size("only"));
         }
@@ -169,6 +189,7 @@ impl<S: LayerSink> Ingest<S> {
             self.plan.diff_id = None;
         }
         let decoder = stream::Decoder::new(compression, self.plan.decoded_len_max)?;
+        self.unpack.locator = Locator::new(compression);
         self.decoder = Some((compression, decoder));
         let head = std::mem::take(&mut self.head);
         self.feed(&head)
@@ -177,7 +198,7 @@ impl<S: LayerSink> Ingest<S> {
     fn feed(&mut self, encoded: &[u8]) -> Result<()> {
         let unpack = &mut self.unpack;
         match &mut self.decoder {
-            Some((_, decoder)) => decoder.push(encoded, &mut |tar| unpack.push(tar)),
+            Some((_, decoder)) => decoder.push(encoded, &mut |run| unpack.push(&run)),
             None => Ok(()),
         }
     }
@@ -222,10 +243,22 @@ fn format_of(compression: stream::Compression) -> LayerFormat {
     }
 }
 
+/// How far the blob is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Position {
+    /// Encoded bytes.
+    encoded: u64,
+    /// Decoded bytes.
+    decoded: u64,
+}
+
 /// The decoded side: tar to tables and payloads.
 struct Unpack<S> {
     parser: Option<Parser>,
     tables: Tables,
+    locator: Locator,
+    /// After the step that is being looked at.
+    at: Position,
     tar_hasher: Option<Hasher>,
     file: Payload,
     sink: S,
@@ -241,15 +274,30 @@ enum Payload {
     None,
     /// It belongs to the format, not to the image.
     Dropped,
-    /// It is kept; the chunk so far.
-    Kept { hasher: ChunkHasher, len: u32 },
+    /// It is kept; a chunk begins with its next byte.
+    Kept,
+    /// It is kept; the chunk so far, its first byte's place in the tar and its full length.
+    Chunk {
+        hasher: ChunkHasher,
+        len: u32,
+        start: u64,
+        len_max: u32,
+    },
 }
 
 impl<S: LayerSink> Unpack<S> {
-    fn push(&mut self, tar: &[u8]) -> Result<()> {
+    fn push(&mut self, run: &stream::Run<'_>) -> Result<()> {
+        let before = self.at;
+        self.at.encoded = before.encoded.saturating_add(run.encoded.len() as u64);
+        self.at.decoded = before.decoded.saturating_add(run.decoded.len() as u64);
         if let Some(hasher) = &mut self.tar_hasher {
-            hasher.update(tar);
+            hasher.update(run.decoded);
         }
+        self.tar(run.decoded)?;
+        self.locator.ran(run, self.at)
+    }
+
+    fn tar(&mut self, tar: &[u8]) -> Result<()> {
         let Some(mut parser) = self.parser.take() else {
             return Ok(());
         };
@@ -263,12 +311,15 @@ impl<S: LayerSink> Unpack<S> {
                         continue;
                     }
                     self.file = match entry.kind {
-                        FileKind::Regular { .. } => Payload::new_chunk(),
+                        FileKind::Regular { .. } => Payload::Kept,
                         _ => Payload::None,
                     };
                     self.tables.file(entry)?;
                 }
-                Step::Data(bytes) => self.data(bytes)?,
+                Step::Data(bytes) => {
+                    let behind = (bytes.len() + input.len()) as u64;
+                    self.data(bytes, self.at.decoded.saturating_sub(behind))?;
+                }
                 Step::EndOfFile => {
                     self.end_chunk();
                     self.file = Payload::None;
@@ -279,19 +330,35 @@ impl<S: LayerSink> Unpack<S> {
         Ok(())
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Takes payload whose first byte is at `at` of the tar.
+    fn data(&mut self, bytes: &[u8], mut at: u64) -> Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let Payload::Kept { hasher, len } = &mut self.file else {
+            if matches!(self.file, Payload::Kept) {
+                self.file = Payload::Chunk {
+                    hasher: ChunkHasher::new(),
+                    len: 0,
+                    start: at,
+                    len_max: self.locator.chunk_len(at),
+                };
+            }
+            let Payload::Chunk {
+                hasher,
+                len,
+                len_max,
+                ..
+            } = &mut self.file
+            else {
                 return Ok(());
             };
-            let room = usize::try_from(STREAM_CHUNK_LEN - *len).unwrap_or(usize::MAX);
+            let room = usize::try_from(*len_max - *len).unwrap_or(usize::MAX);
             let (piece, after) = rest.split_at_checked(room).unwrap_or((rest, &[]));
             hasher.update(piece);
             self.sink
                 .write_at(self.tables.chunk_offset() + u64::from(*len), piece)?;
             *len = len.saturating_add(u32::try_from(piece.len()).unwrap_or(u32::MAX));
-            if *len == STREAM_CHUNK_LEN {
+            at = at.saturating_add(piece.len() as u64);
+            if *len == *len_max {
                 self.end_chunk();
             }
             rest = after;
@@ -299,18 +366,21 @@ impl<S: LayerSink> Unpack<S> {
         Ok(())
     }
 
-    /// Records the chunk that passed, if there is one, and starts another.
+    /// Records the chunk that passed, if there is one.
     fn end_chunk(&mut self) {
-        match std::mem::replace(&mut self.file, Payload::new_chunk()) {
-            Payload::Kept { hasher, len } if len > 0 => {
-                self.tables.chunk(Encoding::Stream, len, hasher.finish());
+        match std::mem::replace(&mut self.file, Payload::Kept) {
+            Payload::Chunk {
+                hasher, len, start, ..
+            } => {
+                let digest = hasher.finish();
+                let (encoding, digest) = self.locator.chunk(start, len, digest, self.at);
+                self.tables.chunk_of_span(encoding, len, digest);
             }
-            Payload::Kept { .. } => {}
             other => self.file = other,
         }
     }
 
-    fn finish(self, blob: LayerBlob, diff_id: Option<&Digest>) -> Result<(LayerIndex, S)> {
+    fn finish(self, blob: LayerBlob, diff_id: Option<&Digest>) -> Result<Ingested<S>> {
         if let (Some(expected), Some(hasher)) = (diff_id, self.tar_hasher) {
             let what = || format!("tar of layer {} (its diff_id)", blob.digest);
             codec::verify_stream(what, expected, hasher)?;
@@ -318,16 +388,12 @@ impl<S: LayerSink> Unpack<S> {
         if let Some(parser) = self.parser {
             parser.finish()?;
         }
-        Ok((self.tables.finish(blob)?, self.sink))
-    }
-}
-
-impl Payload {
-    fn new_chunk() -> Self {
-        Self::Kept {
-            hasher: ChunkHasher::new(),
-            len: 0,
-        }
+        let (spans, details) = self.locator.finish()?;
+        Ok(Ingested {
+            index: self.tables.finish_with(blob, spans)?,
+            details,
+            sink: self.sink,
+        })
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use super::limits::{Budget, DATA_LEN_MAX, ENTRIES_MAX};
-use super::{Chunk, Encoding, FileEntry, FileKind, LayerBlob, LayerIndex, align_up, path};
+use super::{Chunk, Encoding, FileEntry, FileKind, LayerBlob, LayerIndex, Span, align_up, path};
 use crate::{Error, Result};
 
 /// Tables under construction.
@@ -99,7 +99,17 @@ impl Tables {
     }
 
     /// Adds the next chunk of the last regular file.
-    pub(super) fn chunk(&mut self, encoding: Encoding, len: u32, chunk_digest: [u8; 32]) {
+    pub(super) fn chunk(&mut self, encoding: Encoding, len: u32, digest: [u8; 32]) {
+        self.chunk_of_span(encoding, len, Some(digest));
+    }
+
+    /// [`Self::chunk`] whose digest may be among its span's details.
+    pub(super) fn chunk_of_span(
+        &mut self,
+        encoding: Encoding,
+        len: u32,
+        chunk_digest: Option<[u8; 32]>,
+    ) {
         self.chunks.push(Chunk {
             encoding,
             data_offset: self.chunk_end,
@@ -115,7 +125,12 @@ impl Tables {
     }
 
     /// Checks everything and makes the index.
-    pub(super) fn finish(mut self, blob: LayerBlob) -> Result<LayerIndex> {
+    pub(super) fn finish(self, blob: LayerBlob) -> Result<LayerIndex> {
+        self.finish_with(blob, Vec::new())
+    }
+
+    /// [`Self::finish`] with the places where a gzip blob can be entered.
+    pub(super) fn finish_with(mut self, blob: LayerBlob, spans: Vec<Span>) -> Result<LayerIndex> {
         if !self.again.is_empty() {
             let names: HashSet<&[u8]> = self.files.iter().map(|f| f.path.as_slice()).collect();
             if let Some(path) = self
@@ -128,7 +143,7 @@ impl Tables {
         }
         self.files.shrink_to_fit();
         self.chunks.shrink_to_fit();
-        LayerIndex::new(blob, self.files, self.chunks)
+        LayerIndex::with_spans(blob, self.files, self.chunks, spans)
     }
 }
 

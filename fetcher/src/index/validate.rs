@@ -1,17 +1,18 @@
 //! The rules of a layer index, checked in one pass over each table.
 //!
-//! Invariant: [`tables`] accepts exactly what the fields of [`LayerIndex`](super::LayerIndex)
+//! Invariant: [`tables`] and [`spans`] accept exactly what the fields of [`LayerIndex`](super::LayerIndex)
 //! and its parts document. Linear in the number of entries; the only thing it allocates is
 //! a map of the targets of hard links. Never repairs anything.
 
 use std::collections::HashMap;
 
+use super::details::{DETAILS_LEN_MAX, DETAILS_TOTAL_MAX};
 use super::limits::{
     CHUNK_LEN_MAX, DATA_LEN_MAX, ENTRIES_MAX, SKIP_MAX, XATTR_LIST_LEN_MAX, XATTR_NAME_LEN_MAX,
     XATTR_VALUE_LEN_MAX, XATTRS_MAX,
 };
 use super::{
-    Chunk, ChunkId, Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, align_up, path,
+    Chunk, ChunkId, Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, Span, align_up, path,
 };
 use crate::{Error, Result};
 
@@ -51,6 +52,61 @@ pub(super) fn tables(blob: &LayerBlob, files: &[FileEntry], chunks: &[Chunk]) ->
     }
     links(files).map_err(|(path, rule)| refuse(what(), path, &rule))?;
     Ok(place.end)
+}
+
+/// Checks that spans ascend, that chunks go through them in order, and that their details
+/// follow one another and have room for the digests; tells every span its chunks.
+pub(super) fn spans(blob: &LayerBlob, chunks: &[Chunk], spans: &mut [Span]) -> Result<()> {
+    let refuse = |number: usize, rule: &str| {
+        Err(Error::malformed(
+            format!("index of layer {}", blob.digest),
+            format!("span {number}: {rule}"),
+        ))
+    };
+    let (mut next_start, mut details_end) = (0, 0);
+    for (number, span) in spans.iter_mut().enumerate() {
+        if span.start < next_start || span.start >= blob.size || span.bits > 7 {
+            return refuse(number, "it does not ascend, or is not in the blob");
+        }
+        next_start = span.start.saturating_add(1);
+        if span.details.start() != details_end
+            || span.details.len() > DETAILS_LEN_MAX
+            || span.details.end() > DETAILS_TOTAL_MAX
+        {
+            return refuse(number, "its details are out of order or too long");
+        }
+        details_end = span.details.end();
+        (span.first_chunk, span.chunk_count) = (0, 0);
+    }
+    let (mut last, mut end) = (0, 0);
+    for (id, chunk) in chunks.iter().enumerate() {
+        let Encoding::GzipSpan { blob, span, .. } = chunk.encoding else {
+            continue;
+        };
+        let id = ChunkId::try_from(id).unwrap_or(ChunkId::MAX);
+        let number = usize::try_from(span).unwrap_or(usize::MAX);
+        let Some(span) = spans.get_mut(number).filter(|span| {
+            number >= last && span.start == blob.start() && chunk.chunk_digest.is_none()
+        }) else {
+            return refuse(
+                number,
+                "a chunk is not where it says, or has a digest of its own",
+            );
+        };
+        last = number;
+        let before = std::mem::replace(&mut end, blob.end());
+        if span.chunk_count == 0 {
+            span.first_chunk = id;
+        } else if span.first_chunk.checked_add(span.chunk_count) != Some(id) || blob.end() < before
+        {
+            return refuse(number, "its chunks do not follow one another");
+        }
+        span.chunk_count += 1;
+        if u64::from(span.chunk_count) * 32 > span.details.len() {
+            return refuse(number, "its details are too short for its chunks");
+        }
+    }
+    Ok(())
 }
 
 /// Why an entry is refused.
@@ -193,6 +249,7 @@ impl Place<'_> {
             ),
             Encoding::Stored { .. } => format == LayerFormat::Tar,
             Encoding::GzipMember { .. } => format == LayerFormat::Estargz,
+            Encoding::GzipSpan { .. } => format == LayerFormat::Gzip,
             Encoding::ZstdFrame { .. } => {
                 matches!(format, LayerFormat::Zstd | LayerFormat::ZstdChunked)
             }
@@ -203,7 +260,10 @@ impl Place<'_> {
             ));
         }
         let Some(blob) = encoding.blob() else {
-            return Ok(());
+            return match chunk.chunk_digest {
+                Some(_) => Ok(()),
+                None => Err("a chunk without a digest".to_owned()),
+            };
         };
         if blob.is_empty() || blob.end() > self.blob.size {
             return Err(format!(
@@ -216,6 +276,9 @@ impl Place<'_> {
                 "a chunk {} bytes into its member, of at most {SKIP_MAX}",
                 encoding.skip()
             ));
+        }
+        if chunk.chunk_digest.is_none() && !matches!(encoding, Encoding::GzipSpan { .. }) {
+            return Err("a chunk without a digest".to_owned());
         }
         if matches!(encoding, Encoding::Stored { .. }) && blob.len() != u64::from(chunk.len) {
             return Err(format!("a stored chunk of {} bytes in {blob}", chunk.len));

@@ -1,48 +1,143 @@
-//! The binary form of a [`LayerIndex`]: what a store keeps beside the data file.
+//! The binary form of a [`LayerIndex`]: what a store keeps beside the data file, and what
+//! registries carry.
 //!
 //! ```text
-//!  0  magic "LAZINDEX"                       8
-//!  8  version, 2                             u32
-//! 12  CRC-32 (IEEE) of the body              u32
-//! 16  length of the body in bytes            u64
-//! 24  body, and nothing after it
+//!  0  magic "LAZINDEX"                                8
+//!  8  version, 3                                      u32
+//! 12  CRC-32 (IEEE) of the core as it stands here     u32
+//! 16  length of the core in bytes                     u64
+//! 24  length of the body it unpacks to                u64
+//! 32  length of the details in bytes                  u64
+//! 40  core: the body as one zstd frame
+//!     details: those of each span, one after another, and nothing after them
 //!
 //! body:   algorithm (1 sha256, 2 sha512) u8 | blob_digest 32 or 64 | blob_size v
-//!         | format (1 eStargz, 2 tar, 3 gzip, 4 zstd, 5 zstd:chunked) u8 | files v | file ...
+//!         | format (1 eStargz, 2 tar, 3 gzip, 4 zstd, 5 zstd:chunked) u8
+//!         | spans v | span ... | files v | file ...
+//! span:   start minus that of the span before v | bits u8 | length of its details v | SHA-256 32
 //! file:   path shared with the file before v | rest of the path b | mode v | uid v | gid v
-//!         | seconds z | nanoseconds v | xattrs v | (name b | value b) ... | kind u8 | of the kind:
+//!         | seconds minus those of the file before z | nanoseconds v
+//!         | xattrs v | (name b | value b) ... | kind u8 | of the kind:
 //!           1 directory, 7 fifo: -        2 regular: size v | chunk ... until size is covered
 //!           3 symlink, 4 hard link: target b       5 char, 6 block device: major v | minor v
-//! chunk:  len v | digest 32 | encoding u8, and unless it is 0 also blob start minus that of
-//!         the chunk before z | of the encoding:
-//!           0 stream, 1 stored: -    2 gzip member, 3 zstd frame: blob len v | skip v
+//! chunk:  len v | encoding u8 | of the encoding:
+//!           0 stream: digest 32
+//!           1 stored: blob start z | digest 32
+//!           2 gzip member, 3 zstd frame: blob start z | blob len v | skip v | digest 32
+//!           4 gzip span: span minus that of the chunk before v | blob end minus that of the
+//!             chunk before, or minus the span's start for its first v | skip v
 //! ```
 //!
 //! u32 and u64 are little endian; v is LEB128, z the same of a zigzag value, b a v length
-//! and as many bytes. Places in the data file are not stored: they follow.
+//! and as many bytes. A blob start is stored as the difference from that of the chunk
+//! before. Places in the data file are not stored: they follow. A reader of the core alone
+//! needs the first 40 bytes and as many as they say; details are read span by span
+//! ([`super::details`]), each with the SHA-256 that the core has for it.
 //!
 //! Invariant: [`decode`] accepts only what [`encode`] writes of a valid index, and gives
 //! exactly that index back. Neither touches a file.
 
 mod reader;
 
+use super::details::DETAILS_TOTAL_MAX;
 use super::limits::XATTRS_MAX;
 use super::tables::Tables;
-use super::{Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, LayerIndex, Timestamp};
+use super::{Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, LayerIndex, Span, Timestamp};
+use crate::codec;
 use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
 use reader::Reader;
 
 const MAGIC: &[u8; 8] = b"LAZINDEX";
-const VERSION: u32 = 2;
-const HEADER_LEN: usize = 24;
+const VERSION: u32 = 3;
+/// Bytes before the core.
+pub const HEADER_LEN: usize = 40;
 /// Largest body that is written or read: tables at their limits stay below.
 const BODY_LEN_MAX: u64 = 1 << 30;
 /// Bytes that no file of a body can do without.
 const FILE_LEN_MIN: usize = 9;
+/// Bytes that no span of a body can do without.
+const SPAN_LEN_MIN: usize = 35;
 
-/// The binary form of a valid index.
-pub fn encode(index: &LayerIndex) -> Vec<u8> {
+/// What the first bytes of an index say of the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    crc: u32,
+    core_len: u64,
+    body_len: u64,
+    details_len: u64,
+}
+
+impl Header {
+    /// Reads the first [`HEADER_LEN`] bytes of an index.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let mut reader = Reader::new(bytes);
+        if reader.array() != Some(*MAGIC) {
+            return Err(malformed("it does not begin with LAZINDEX"));
+        }
+        match reader.array().map(u32::from_le_bytes) {
+            Some(VERSION) => {}
+            Some(version) => {
+                return Err(Error::Unsupported {
+                    what: "layer index".to_owned(),
+                    detail: format!("it has version {version}, this build reads {VERSION}"),
+                });
+            }
+            None => return Err(malformed("it is cut off")),
+        }
+        let crc = reader.array().map(u32::from_le_bytes);
+        let mut len = || reader.array().map(u64::from_le_bytes);
+        let (Some(crc), Some(core_len), Some(body_len), Some(details_len)) =
+            (crc, len(), len(), len())
+        else {
+            return Err(malformed("it is cut off"));
+        };
+        for (len, max) in [
+            (core_len, BODY_LEN_MAX),
+            (body_len, BODY_LEN_MAX),
+            (details_len, DETAILS_TOTAL_MAX),
+        ] {
+            if len > max {
+                let detail = format!("a part of it has {len} bytes of at most {max}");
+                return Err(Error::limit("layer index", detail));
+            }
+        }
+        Ok(Self {
+            crc,
+            core_len,
+            body_len,
+            details_len,
+        })
+    }
+
+    /// Where the core ends and the details begin.
+    pub fn core_end(&self) -> u64 {
+        self.core_len.saturating_add(HEADER_LEN as u64)
+    }
+
+    /// Length of all of it.
+    pub fn total_len(&self) -> u64 {
+        self.core_end().saturating_add(self.details_len)
+    }
+}
+
+/// The binary form of a valid index and the details of its spans.
+pub fn encode(index: &LayerIndex, details: &[u8]) -> Result<Vec<u8>> {
+    let body = encode_body(index);
+    let core = codec::pack(&body)?;
+    let mut out = Vec::with_capacity(HEADER_LEN + core.len() + details.len());
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&crc32fast::hash(&core).to_le_bytes());
+    for part in [&core[..], &body, details] {
+        out.extend_from_slice(&(part.len() as u64).to_le_bytes());
+    }
+    out.extend_from_slice(&core);
+    out.extend_from_slice(details);
+    Ok(out)
+}
+
+fn encode_body(index: &LayerIndex) -> Vec<u8> {
     let mut body = Writer(Vec::with_capacity(
         index.files.len() * 40 + index.chunks.len() * 44 + 128,
     ));
@@ -59,12 +154,22 @@ pub fn encode(index: &LayerIndex) -> Vec<u8> {
         LayerFormat::Zstd => 4,
         LayerFormat::ZstdChunked => 5,
     });
+    body.varint(index.spans.len() as u64);
+    let mut start = 0;
+    for span in &index.spans {
+        body.varint(span.start.saturating_sub(start));
+        start = span.start;
+        body.byte(span.bits);
+        body.varint(span.details.len());
+        body.0.extend_from_slice(&span.details_digest);
+    }
     body.varint(index.files.len() as u64);
-    let (mut path, mut blob_start) = (&[][..], 0);
+    let (mut path, mut secs) = (&[][..], 0);
+    let mut places = Places::default();
     let mut chunks = index.chunks.iter();
     for file in &index.files {
-        body.file(file, path);
-        path = &file.path;
+        body.file(file, path, secs);
+        (path, secs) = (&file.path, file.mtime.secs);
         let FileKind::Regular { size, .. } = file.kind else {
             continue;
         };
@@ -72,28 +177,50 @@ pub fn encode(index: &LayerIndex) -> Vec<u8> {
         while let Some(chunk) = (left > 0).then(|| chunks.next()).flatten() {
             left = left.saturating_sub(u64::from(chunk.len));
             body.varint(u64::from(chunk.len));
-            body.0.extend_from_slice(&chunk.chunk_digest);
-            body.encoding(&chunk.encoding, &mut blob_start);
+            body.encoding(&chunk.encoding, &mut places);
+            if let Some(digest) = &chunk.chunk_digest {
+                body.0.extend_from_slice(digest);
+            }
         }
     }
-    let body = body.0;
-    let mut out = Vec::with_capacity(HEADER_LEN + body.len());
-    out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
-    out.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-    out.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    out.extend_from_slice(&body);
-    out
+    body.0
 }
 
-/// Reads the binary form back. `bytes` come from a disk or another node and may be
-/// anything.
+/// Where the chunk before was.
+#[derive(Default)]
+struct Places {
+    blob_start: u64,
+    span: u32,
+    /// End of the last chunk of `span`, if it had one.
+    span_end: Option<u64>,
+}
+
+/// Reads a whole index back. `bytes` come from a disk or another node and may be anything.
 pub fn decode(bytes: &[u8]) -> Result<LayerIndex> {
-    let body = body(bytes)?;
-    let mut reader = Reader::new(body);
+    let header = Header::parse(bytes)?;
+    if header.total_len() != bytes.len() as u64 {
+        return Err(malformed("it does not have the length it says"));
+    }
+    let end = usize::try_from(header.core_end()).unwrap_or(usize::MAX);
+    decode_core(&header, bytes.get(HEADER_LEN..end).unwrap_or_default())
+}
+
+/// Reads the part between header and details.
+pub fn decode_core(header: &Header, core: &[u8]) -> Result<LayerIndex> {
+    let body = body(header, core)?;
+    let mut reader = Reader::new(&body);
     let blob =
         blob(&mut reader).ok_or_else(|| malformed("its description of the blob is damaged"))?;
-    let what = format!("stored index of layer {}", blob.digest);
+    let what = format!("index of layer {}", blob.digest);
+    let spans =
+        spans(&mut reader).ok_or_else(|| Error::malformed(&*what, "its spans are damaged"))?;
+    let details_len = spans.last().map_or(0, |span| span.details.end());
+    if details_len != header.details_len {
+        return Err(Error::malformed(
+            what,
+            "its details are not as long as its spans say",
+        ));
+    }
     let count = reader
         .varint()
         .and_then(|count| usize::try_from(count).ok())
@@ -101,11 +228,12 @@ pub fn decode(bytes: &[u8]) -> Result<LayerIndex> {
         .ok_or_else(|| Error::malformed(&*what, "it has fewer files than it says"))?;
     let mut tables = Tables::new(what.clone());
     tables.reserve(count);
-    let (mut path, mut blob_start) = (Vec::new(), 0);
+    let (mut path, mut secs, mut places) = (Vec::new(), 0, Places::default());
     for number in 0..count {
         let damaged = || Error::malformed(&*what, format!("file {number} is damaged"));
-        let file = file(&mut reader, &path).ok_or_else(damaged)?;
+        let file = file(&mut reader, &path, secs).ok_or_else(damaged)?;
         path.clone_from(&file.path);
+        secs = file.mtime.secs;
         let size = match file.kind {
             FileKind::Regular { size, .. } => size,
             _ => 0,
@@ -113,52 +241,59 @@ pub fn decode(bytes: &[u8]) -> Result<LayerIndex> {
         tables.file(file)?;
         let mut left = size;
         while left > 0 {
-            let chunk = chunk(&mut reader, &mut blob_start);
+            let chunk = chunk(&mut reader, &spans, &mut places);
             let (encoding, len, digest) = chunk.ok_or_else(damaged)?;
             left = left
                 .checked_sub(u64::from(len))
                 .filter(|_| len > 0)
                 .ok_or_else(damaged)?;
-            tables.chunk(encoding, len, digest);
+            tables.chunk_of_span(encoding, len, digest);
         }
     }
     if reader.left() > 0 {
         return Err(Error::malformed(what, "something follows the last file"));
     }
-    tables.finish(blob)
+    tables.finish_with(blob, spans)
 }
 
-/// Checks the header; returns the body.
-fn body(bytes: &[u8]) -> Result<&[u8]> {
-    let mut reader = Reader::new(bytes);
-    if reader.array() != Some(*MAGIC) {
-        return Err(malformed("it does not begin with LAZINDEX"));
+/// Checks the core; returns the body.
+fn body(header: &Header, core: &[u8]) -> Result<Vec<u8>> {
+    if header.core_len != core.len() as u64 {
+        return Err(malformed("it does not have the length it says"));
     }
-    match reader.array().map(u32::from_le_bytes) {
-        Some(VERSION) => {}
-        Some(version) => {
-            return Err(Error::Unsupported {
-                what: "stored layer index".to_owned(),
-                detail: format!("it has version {version}, this build reads {VERSION}"),
-            });
-        }
-        None => return Err(malformed("it is cut off")),
-    }
-    let crc = reader.array().map(u32::from_le_bytes);
-    let len = reader.array().map(u64::from_le_bytes);
-    let body = reader.rest();
-    match len {
-        Some(len) if len > BODY_LEN_MAX => Err(Error::limit(
-            "stored layer index",
-            format!("it has {len} bytes of at most {BODY_LEN_MAX}"),
-        )),
-        Some(len) if len == body.len() as u64 => Ok(()),
-        _ => Err(malformed("it does not have the length it says")),
-    }?;
-    if crc != Some(crc32fast::hash(body)) {
+    if header.crc != crc32fast::hash(core) {
         return Err(malformed("its checksum does not match"));
     }
+    let len = usize::try_from(header.body_len).unwrap_or(usize::MAX);
+    let body = codec::unpacked(core, len)?;
+    if body.len() != len {
+        return Err(malformed("its body does not have the length it says"));
+    }
     Ok(body)
+}
+
+fn spans(reader: &mut Reader<'_>) -> Option<Vec<Span>> {
+    let count = usize::try_from(reader.varint()?).ok()?;
+    if count > reader.left() / SPAN_LEN_MIN {
+        return None;
+    }
+    let mut spans = Vec::with_capacity(count);
+    let (mut start, mut details) = (0_u64, 0_u64);
+    for _ in 0..count {
+        start = start.checked_add(reader.varint()?)?;
+        let bits = reader.byte()?;
+        let place = ByteRange::at(details, reader.varint()?)?;
+        details = place.end();
+        spans.push(Span {
+            start,
+            bits,
+            first_chunk: 0,
+            chunk_count: 0,
+            details: place,
+            details_digest: reader.array()?,
+        });
+    }
+    Some(spans)
 }
 
 fn blob(reader: &mut Reader<'_>) -> Option<LayerBlob> {
@@ -183,7 +318,7 @@ fn blob(reader: &mut Reader<'_>) -> Option<LayerBlob> {
     })
 }
 
-fn file(reader: &mut Reader<'_>, before: &[u8]) -> Option<FileEntry> {
+fn file(reader: &mut Reader<'_>, before: &[u8], secs: i64) -> Option<FileEntry> {
     let shared = before.get(..usize::try_from(reader.varint()?).ok()?)?;
     let rest = reader.bytes()?;
     let path = [shared, rest].concat();
@@ -193,7 +328,7 @@ fn file(reader: &mut Reader<'_>, before: &[u8]) -> Option<FileEntry> {
     let mode = reader.small()?;
     let (uid, gid) = (reader.small()?, reader.small()?);
     let mtime = Timestamp {
-        secs: reader.signed()?,
+        secs: secs.wrapping_add(reader.signed()?),
         nanos: reader.small()?,
     };
     let count = Some(reader.varint()?).filter(|count| *count <= XATTRS_MAX as u64)?;
@@ -235,24 +370,66 @@ fn file(reader: &mut Reader<'_>, before: &[u8]) -> Option<FileEntry> {
     })
 }
 
-fn chunk(reader: &mut Reader<'_>, blob_start: &mut u64) -> Option<(Encoding, u32, [u8; 32])> {
-    let (len, digest) = (reader.small()?, reader.array()?);
-    let kind = reader.byte()?;
-    if kind != 0 {
-        *blob_start = blob_start.wrapping_add(reader.signed()?.cast_unsigned());
-    }
-    let start = *blob_start;
-    let mut alone = || Some((ByteRange::at(start, reader.varint()?)?, reader.varint()?));
-    let encoding = match kind {
+fn chunk(
+    reader: &mut Reader<'_>,
+    spans: &[Span],
+    places: &mut Places,
+) -> Option<(Encoding, u32, Option<[u8; 32]>)> {
+    let len = reader.small()?;
+    let encoding = match reader.byte()? {
         0 => Encoding::Stream,
         1 => Encoding::Stored {
-            blob: ByteRange::at(start, u64::from(len))?,
+            blob: ByteRange::at(places.start(reader)?, u64::from(len))?,
         },
-        2 => alone().map(|(blob, skip)| Encoding::GzipMember { blob, skip })?,
-        3 => alone().map(|(blob, skip)| Encoding::ZstdFrame { blob, skip })?,
+        2 => places.alone(reader, |blob, skip| Encoding::GzipMember { blob, skip })?,
+        3 => places.alone(reader, |blob, skip| Encoding::ZstdFrame { blob, skip })?,
+        4 => places.in_span(reader, spans)?,
         _ => return None,
     };
+    let digest = match encoding {
+        Encoding::GzipSpan { .. } => None,
+        _ => Some(reader.array()?),
+    };
     Some((encoding, len, digest))
+}
+
+impl Places {
+    fn start(&mut self, reader: &mut Reader<'_>) -> Option<u64> {
+        let start = self
+            .blob_start
+            .wrapping_add(reader.signed()?.cast_unsigned());
+        self.blob_start = start;
+        Some(start)
+    }
+
+    fn alone(
+        &mut self,
+        reader: &mut Reader<'_>,
+        encoding: fn(ByteRange, u64) -> Encoding,
+    ) -> Option<Encoding> {
+        let start = self.start(reader)?;
+        let blob = ByteRange::at(start, reader.varint()?)?;
+        Some(encoding(blob, reader.varint()?))
+    }
+
+    fn in_span(&mut self, reader: &mut Reader<'_>, spans: &[Span]) -> Option<Encoding> {
+        let further: u32 = reader.small()?;
+        if further > 0 {
+            self.span = self.span.checked_add(further)?;
+            self.span_end = None;
+        }
+        let start = spans.get(usize::try_from(self.span).ok()?)?.start;
+        let end = self
+            .span_end
+            .unwrap_or(start)
+            .checked_add(reader.varint()?)?;
+        self.span_end = Some(end);
+        Some(Encoding::GzipSpan {
+            blob: ByteRange::new(start, end)?,
+            skip: reader.varint()?,
+            span: self.span,
+        })
+    }
 }
 
 fn shared_len(path: &[u8], before: &[u8]) -> usize {
@@ -260,7 +437,7 @@ fn shared_len(path: &[u8], before: &[u8]) -> usize {
 }
 
 fn malformed(detail: &str) -> Error {
-    Error::malformed("stored layer index", detail)
+    Error::malformed("layer index", detail)
 }
 
 /// Appends to a body.
@@ -288,32 +465,49 @@ impl Writer {
         self.0.extend_from_slice(bytes);
     }
 
-    fn encoding(&mut self, encoding: &Encoding, blob_start: &mut u64) {
-        self.byte(match encoding {
-            Encoding::Stream => 0,
-            Encoding::Stored { .. } => 1,
-            Encoding::GzipMember { .. } => 2,
-            Encoding::ZstdFrame { .. } => 3,
-        });
-        let Some(blob) = encoding.blob() else {
-            return;
-        };
-        self.signed(blob.start().wrapping_sub(*blob_start).cast_signed());
-        *blob_start = blob.start();
-        if !matches!(encoding, Encoding::Stored { .. }) {
-            self.varint(blob.len());
-            self.varint(encoding.skip());
+    fn encoding(&mut self, encoding: &Encoding, places: &mut Places) {
+        match encoding {
+            Encoding::Stream => self.byte(0),
+            Encoding::Stored { blob } => {
+                self.byte(1);
+                self.start(blob, places);
+            }
+            Encoding::GzipMember { blob, skip } => self.alone(2, (blob, *skip), places),
+            Encoding::ZstdFrame { blob, skip } => self.alone(3, (blob, *skip), places),
+            Encoding::GzipSpan { blob, skip, span } => {
+                self.byte(4);
+                self.varint(u64::from(span.saturating_sub(places.span)));
+                if *span != places.span {
+                    (places.span, places.span_end) = (*span, None);
+                }
+                let before = places.span_end.unwrap_or(blob.start());
+                self.varint(blob.end().saturating_sub(before));
+                places.span_end = Some(blob.end());
+                self.varint(*skip);
+            }
         }
     }
 
-    fn file(&mut self, file: &FileEntry, before: &[u8]) {
+    fn alone(&mut self, kind: u8, (blob, skip): (&ByteRange, u64), places: &mut Places) {
+        self.byte(kind);
+        self.start(blob, places);
+        self.varint(blob.len());
+        self.varint(skip);
+    }
+
+    fn start(&mut self, blob: &ByteRange, places: &mut Places) {
+        self.signed(blob.start().wrapping_sub(places.blob_start).cast_signed());
+        places.blob_start = blob.start();
+    }
+
+    fn file(&mut self, file: &FileEntry, before: &[u8], secs: i64) {
         let shared = shared_len(&file.path, before);
         self.varint(shared as u64);
         self.bytes(file.path.get(shared..).unwrap_or_default());
         self.varint(u64::from(file.mode));
         self.varint(u64::from(file.uid));
         self.varint(u64::from(file.gid));
-        self.signed(file.mtime.secs);
+        self.signed(file.mtime.secs.wrapping_sub(secs));
         self.varint(u64::from(file.mtime.nanos));
         self.varint(file.xattrs.len() as u64);
         for (name, value) in &file.xattrs {

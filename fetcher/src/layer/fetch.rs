@@ -20,7 +20,7 @@ use super::window::{Short, Window};
 use super::{Priority, Shared, closed};
 use crate::codec;
 use crate::codec::pieces::Pieces;
-use crate::index::{Chunk, ChunkId, Encoding};
+use crate::index::{ChunkId, Encoding};
 use crate::plan::{self, Member, Plan, Request};
 use crate::types::ByteRange;
 use crate::{Error, Result};
@@ -250,7 +250,7 @@ fn store_member(
                 break;
             }
         };
-        match verify_and_put(shared, id, chunk, decoded) {
+        match verify_and_put(shared, id, decoded) {
             Ok(()) => mine.finish(&[id], &Ok(())),
             Err(error @ Error::Corrupt { .. }) => {
                 bad.push(id);
@@ -267,9 +267,9 @@ fn store_member(
     }))
 }
 
-fn verify_and_put(shared: &Shared, id: ChunkId, chunk: &Chunk, bytes: Bytes) -> Result<()> {
+fn verify_and_put(shared: &Shared, id: ChunkId, bytes: Bytes) -> Result<()> {
     let what = || format!("chunk {id} of layer {}", shared.blob.digest);
-    let verified = codec::verify_chunk(what, &chunk.chunk_digest, bytes)?;
+    let verified = codec::verify_chunk(what, &shared.file.chunk_digest(id)?, bytes)?;
     shared.file.put(id, &verified)?;
     add(&shared.counters.chunks_filled, 1);
     Ok(())
@@ -278,8 +278,15 @@ fn verify_and_put(shared: &Shared, id: ChunkId, chunk: &Chunk, bytes: Bytes) -> 
 /// A decoder of one member's bytes, by how its first chunk is encoded.
 fn pieces<'a>(shared: &Shared, member: &Member, encoded: &'a [u8]) -> Result<Pieces<'a>> {
     let first = member.chunks.first().copied().unwrap_or_default();
-    match plan::chunk(shared.file.index(), first)?.encoding {
-        Encoding::GzipMember { .. } => Ok(Pieces::gzip(encoded)),
+    let index = shared.file.index();
+    match plan::chunk(index, first)?.encoding {
+        Encoding::GzipMember { .. } => Pieces::gzip(encoded),
+        Encoding::GzipSpan { span, .. } => {
+            let details = shared.file.span_details(span)?;
+            let at = usize::try_from(span).unwrap_or(usize::MAX);
+            let bits = index.spans.get(at).map_or(0, |span| span.bits);
+            Pieces::span(encoded, bits, &details.window)
+        }
         Encoding::ZstdFrame { .. } => Pieces::zstd(encoded),
         Encoding::Stored { .. } | Encoding::Stream => Ok(Pieces::stored(encoded)),
     }

@@ -110,8 +110,14 @@ impl LayerOpener {
             Some(file) => file.settle().map(|()| Some(file)),
             None => Ok(None),
         };
-        if let Some(file) = blocking(stored).await? {
-            return Ok((self.layer(file, request), OpenedBy::Store));
+        match blocking(stored).await {
+            Ok(Some(file)) => return Ok((self.layer(file, request), OpenedBy::Store)),
+            Ok(None) => {}
+            // Whoever stores a layer puts it in the place of a damaged one.
+            Err(error @ Error::Malformed { .. }) => {
+                tracing::warn!(digest = %digest, %error, "stored layer is damaged, fetching it again");
+            }
+            Err(error) => return Err(error),
         }
         if let Some(toc_digest) = &request.toc_digest {
             match self.by_toc(request, toc_digest).await {
@@ -254,6 +260,6 @@ fn ingest(
     while let Some(piece) = inbox.blocking_recv() {
         ingest.push(&piece)?;
     }
-    let (index, sink) = ingest.finish()?;
-    sink.commit(index)
+    let ingested = ingest.finish()?;
+    ingested.sink.commit(ingested.index, &ingested.details)
 }

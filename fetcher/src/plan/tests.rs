@@ -22,7 +22,7 @@ fn layer(shape: &[(u64, u64, u32)]) -> LayerIndex {
                 },
                 data_offset: data_at,
                 len: 10,
-                chunk_digest: [0; 32],
+                chunk_digest: Some([0; 32]),
             });
             data_at += 10;
         }
@@ -33,6 +33,7 @@ fn layer(shape: &[(u64, u64, u32)]) -> LayerIndex {
         format: LayerFormat::Estargz,
         files: Vec::new(),
         chunks,
+        spans: Vec::new(),
         data_len: data_at,
     }
 }

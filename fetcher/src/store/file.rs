@@ -26,10 +26,12 @@ use parking_lot::Mutex;
 
 use super::LOCK_WAIT;
 use super::bitmap::{self, Bitmap};
+use super::details::Details;
 use super::disk::Disk;
 use super::lock::lock_within;
 use crate::codec::{ChunkHasher, VerifiedBytes};
-use crate::index::{Chunk, ChunkId, LayerIndex};
+use crate::index::details::SpanDetails;
+use crate::index::{Chunk, ChunkId, Encoding, LayerIndex, Span};
 use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
 
@@ -78,6 +80,7 @@ impl Default for FlushPolicy {
 /// A layer on disk. Shared by all its readers and fillers in this process.
 pub struct LayerFile {
     index: Arc<LayerIndex>,
+    details: Details,
     dir: PathBuf,
     data: File,
     inode: u64,
@@ -104,7 +107,12 @@ struct Recorded {
 
 impl LayerFile {
     /// Opens the layer in `dir`, whose index has been decoded.
-    pub(super) fn open(dir: &Path, index: LayerIndex, disk: Arc<dyn Disk>) -> Result<Self> {
+    pub(super) fn open(
+        dir: &Path,
+        index: LayerIndex,
+        details: Details,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Self> {
         let path = dir.join(DATA);
         let err = |op| move |e| Error::io(op, dir.join(DATA), e);
         let count = chunk_count(&index)?;
@@ -125,6 +133,7 @@ impl LayerFile {
             sound: Bitmap::empty(count),
             inode: meta.ino(),
             index: Arc::new(index),
+            details,
             dir: dir.to_path_buf(),
             data,
             disk,
@@ -232,6 +241,45 @@ impl LayerFile {
         Ok(true)
     }
 
+    /// SHA-256 of a chunk's bytes. Blocks on the device where it is among the details of
+    /// its span.
+    pub fn chunk_digest(&self, id: ChunkId) -> Result<[u8; 32]> {
+        let chunk = self.chunk(id)?;
+        let Encoding::GzipSpan { span, .. } = chunk.encoding else {
+            return chunk.chunk_digest.ok_or_else(|| self.no_digest(id));
+        };
+        let first = self.span(span)?.first_chunk;
+        let number = usize::try_from(id.saturating_sub(first)).unwrap_or(usize::MAX);
+        let digest = self.span_details(span)?.digest(number);
+        digest.ok_or_else(|| self.no_digest(id))
+    }
+
+    /// What decoding the chunks of a span takes. Blocks on the device.
+    pub fn span_details(&self, number: u32) -> Result<Arc<SpanDetails>> {
+        let read = self.details.read(number, self.span(number)?);
+        if let Err(Error::Corrupt { .. }) = &read {
+            // Nothing of the span can be told right from wrong any more. Without its index
+            // the layer counts as damaged, and whoever opens it next makes it again.
+            let _ = self.disk.remove_file(&self.dir.join(INDEX));
+        }
+        read
+    }
+
+    fn span(&self, number: u32) -> Result<&Span> {
+        let span = usize::try_from(number)
+            .ok()
+            .and_then(|at| self.index.spans.get(at));
+        span.ok_or_else(|| Error::NotFound {
+            what: format!("span {number} of layer {}", self.index.blob_digest),
+            host: String::new(),
+        })
+    }
+
+    fn no_digest(&self, id: ChunkId) -> Error {
+        let what = format!("index of layer {}", self.index.blob_digest);
+        Error::malformed(what, format!("it has no digest of chunk {id}"))
+    }
+
     /// Whether the bytes of a present chunk have its digest; if not, it is absent from
     /// now on.
     fn check(&self, id: ChunkId) -> Result<bool> {
@@ -249,7 +297,7 @@ impl LayerFile {
             at = at.saturating_add(len as u64);
             left = left.saturating_sub(len as u64);
         }
-        if hasher.finish() == chunk.chunk_digest {
+        if hasher.finish() == self.chunk_digest(id)? {
             self.sound.set(id);
             return Ok(true);
         }
@@ -506,7 +554,6 @@ fn read_bitmap(dir: &Path, count: u32) -> Result<Vec<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::Encoding;
 
     #[test]
     fn touching_finds_exactly_the_chunks_that_share_a_byte() {
@@ -514,7 +561,7 @@ mod tests {
             encoding: Encoding::Stream,
             data_offset,
             len,
-            chunk_digest: [0; 32],
+            chunk_digest: Some([0; 32]),
         };
         let chunks = [chunk(0, 10), chunk(10, 5), chunk(4096, 1), chunk(8192, 100)];
         let table = [

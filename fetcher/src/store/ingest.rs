@@ -64,7 +64,7 @@ impl Draft {
     }
 
     /// Makes the directory a whole layer, on the device, still under its private name.
-    fn complete(&self, index: &LayerIndex, bits: &Bitmap) -> Result<()> {
+    fn complete(&self, index: &LayerIndex, details: &[u8], bits: &Bitmap) -> Result<()> {
         let data = || {
             self.disk.set_len(&self.data, index.data_len)?;
             self.disk.sync_data(&self.data)
@@ -72,7 +72,11 @@ impl Draft {
         data().map_err(|e| Error::io("write to", self.path(DATA), e))?;
         let bits = bitmap::encode(bits.count(), &bits.snapshot());
         write_new(&*self.disk, &self.path(BITMAP), &bits)?;
-        write_new(&*self.disk, &self.path(INDEX), &wire::encode(index))?;
+        write_new(
+            &*self.disk,
+            &self.path(INDEX),
+            &wire::encode(index, details)?,
+        )?;
         self.disk
             .sync_dir(&self.dir)
             .map_err(|e| Error::io("sync", &self.dir, e))
@@ -136,7 +140,8 @@ impl LayerIngest {
     /// Makes the layer visible, complete, on the device. A layer of this digest that is
     /// complete already stays; one that is not is replaced in one step, and whoever has
     /// it open goes on reading the old one. Blocks on the device.
-    pub fn commit(self, index: LayerIndex) -> Result<Arc<LayerFile>> {
+    /// `details` are those of the index's spans.
+    pub fn commit(self, index: LayerIndex, details: &[u8]) -> Result<Arc<LayerFile>> {
         if index.blob_digest != self.digest {
             return Err(Error::Corrupt {
                 what: "the index of an ingested layer".to_owned(),
@@ -145,7 +150,7 @@ impl LayerIngest {
             });
         }
         let bits = Bitmap::full(chunk_count(&index)?);
-        self.draft.complete(&index, &bits)?;
+        self.draft.complete(&index, details, &bits)?;
         publish_layer(
             &self.store,
             self.draft,
@@ -172,10 +177,14 @@ enum Existing {
 }
 
 /// Makes a layer of which nothing is present, unless there is one.
-pub(super) fn create_lazy(store: &Arc<Store>, index: &LayerIndex) -> Result<Arc<LayerFile>> {
+pub(super) fn create_lazy(
+    store: &Arc<Store>,
+    index: &LayerIndex,
+    details: &[u8],
+) -> Result<Arc<LayerFile>> {
     let bits = Bitmap::empty(chunk_count(index)?);
     let draft = Draft::new(store)?;
-    draft.complete(index, &bits)?;
+    draft.complete(index, details, &bits)?;
     publish_layer(store, draft, &index.blob_digest, Existing::Keep)
 }
 

@@ -18,6 +18,7 @@ fn index(files: Vec<FileEntry>) -> LayerIndex {
         format: LayerFormat::Estargz,
         files,
         chunks: Vec::new(),
+        spans: Vec::new(),
         data_len: DATA_LEN,
     }
 }

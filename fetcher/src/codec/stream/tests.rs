@@ -24,15 +24,17 @@ fn skippable(payload: &[u8]) -> Vec<u8> {
 }
 
 fn decode(blob: &[u8], piece: usize, out_max: u64) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
+    let (mut out, mut consumed) = (Vec::new(), 0);
     let mut decoder = Decoder::new(detect(blob), out_max)?;
     for piece in blob.chunks(piece.max(1)) {
-        decoder.push(piece, &mut |bytes| {
-            out.extend_from_slice(bytes);
+        decoder.push(piece, &mut |run| {
+            out.extend_from_slice(run.decoded);
+            consumed += run.encoded.len();
             Ok(())
         })?;
     }
     assert_eq!(decoder.decoded_len(), out.len() as u64);
+    assert_eq!(consumed, blob.len());
     decoder.finish()?;
     Ok(out)
 }

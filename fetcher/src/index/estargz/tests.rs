@@ -45,7 +45,8 @@ fn data_file(bytes: &[u8], index: &LayerIndex) -> Vec<u8> {
             &bytes[usize::try_from(blob.start()).unwrap()..usize::try_from(blob.end()).unwrap()];
         let decoded = gzip::decode_member(member, skip, chunk.len).unwrap();
         let verified =
-            codec::verify_chunk(|| "chunk".to_owned(), &chunk.chunk_digest, decoded).unwrap();
+            codec::verify_chunk(|| "chunk".to_owned(), &chunk.chunk_digest.unwrap(), decoded)
+                .unwrap();
         let at = usize::try_from(chunk.data_offset).unwrap();
         data[at..at + verified.len()].copy_from_slice(&verified);
     }

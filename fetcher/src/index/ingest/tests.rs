@@ -3,7 +3,9 @@
 use std::io::Write as _;
 
 use super::*;
-use crate::index::DATA_ALIGN;
+use crate::codec::pieces::Pieces;
+use crate::index::details::SpanDetails;
+use crate::index::{Chunk, DATA_ALIGN, Encoding};
 
 /// A data file in memory that insists on the order it was promised.
 #[derive(Debug, Default, PartialEq)]
@@ -56,11 +58,53 @@ fn gzip(data: &[u8]) -> Vec<u8> {
 }
 
 fn run(plan: IngestPlan, blob: &[u8], piece: usize) -> Result<(LayerIndex, Memory)> {
+    ingest(plan, blob, piece).map(|ingested| (ingested.index, ingested.sink))
+}
+
+fn ingest(plan: IngestPlan, blob: &[u8], piece: usize) -> Result<Ingested<Memory>> {
     let mut ingest = Ingest::new(plan, Memory::default());
     for piece in blob.chunks(piece) {
         ingest.push(piece)?;
     }
     ingest.finish()
+}
+
+/// Digests of the chunks, which gzip has among the details of its spans.
+fn digests(ingested: &Ingested<Memory>) -> Vec<[u8; 32]> {
+    let (index, details) = (&ingested.index, &ingested.details);
+    let digest = |(id, chunk): (usize, &Chunk)| match chunk.encoding {
+        Encoding::GzipSpan { span, .. } => {
+            let span = &index.spans[span as usize];
+            let place = span.details.start() as usize..span.details.end() as usize;
+            let details = SpanDetails::parse(span, details.slice(place)).unwrap();
+            details.digest(id - span.first_chunk as usize).unwrap()
+        }
+        _ => chunk.chunk_digest.unwrap(),
+    };
+    index.chunks.iter().enumerate().map(digest).collect()
+}
+
+/// Every chunk, fetched and decoded alone, has its digest.
+fn assert_chunks_stand_alone(ingested: &Ingested<Memory>, blob: &[u8]) {
+    let index = &ingested.index;
+    for (chunk, digest) in index.chunks.iter().zip(digests(ingested)) {
+        let Some(range) = chunk.encoding.blob() else {
+            continue;
+        };
+        let encoded = &blob[range.start() as usize..range.end() as usize];
+        let mut pieces = match chunk.encoding {
+            Encoding::GzipSpan { span, .. } => {
+                let span = &index.spans[span as usize];
+                let place = span.details.start() as usize..span.details.end() as usize;
+                let details = SpanDetails::parse(span, ingested.details.slice(place)).unwrap();
+                Pieces::span(encoded, span.bits, &details.window).unwrap()
+            }
+            Encoding::ZstdFrame { .. } => Pieces::zstd(encoded).unwrap(),
+            _ => Pieces::stored(encoded),
+        };
+        let decoded = pieces.take(chunk.encoding.skip(), chunk.len).unwrap();
+        assert!(codec::verify_chunk(String::new, &digest, decoded).is_ok());
+    }
 }
 
 fn plan(blob: &[u8], tar: &[u8]) -> IngestPlan {
@@ -85,16 +129,30 @@ fn every_compression_gives_the_same_data_file() {
         (zstd::encode_all(&tar[..], 1).unwrap(), LayerFormat::Zstd),
     ] {
         for piece in [1 << 20, 777, 3] {
-            let (index, data) = run(plan(&blob, &tar), &blob, piece).unwrap();
+            let ingested = ingest(plan(&blob, &tar), &blob, piece).unwrap();
+            assert_chunks_stand_alone(&ingested, &blob);
+            let digests = digests(&ingested);
+            let Ingested { index, sink, .. } = ingested;
             assert_eq!(index.format, format);
+            assert!(
+                index
+                    .chunks
+                    .iter()
+                    .all(|chunk| chunk.encoding.blob().is_some())
+            );
             assert_eq!(
                 (index.blob_digest, index.blob_size),
                 (Digest::sha256(&blob), blob.len() as u64)
             );
-            data_files.push((index.files, index.chunks, index.data_len, data));
+            let chunks: Vec<_> = index
+                .chunks
+                .iter()
+                .map(|c| (c.data_offset, c.len))
+                .collect();
+            data_files.push((index.files, chunks, digests, index.data_len, sink));
         }
     }
-    let (files, chunks, data_len, data) = &data_files[0];
+    let (files, chunks, digests, data_len, data) = &data_files[0];
     assert!(data_files.iter().all(|other| other == &data_files[0]));
     let names: Vec<_> = files
         .iter()
@@ -102,12 +160,13 @@ fn every_compression_gives_the_same_data_file() {
         .collect();
     assert_eq!(names, ["empty", "a", "big", "a", "dir/.wh.gone"]);
     assert_eq!(data.0.len() as u64, *data_len);
-    let lens: Vec<_> = chunks.iter().map(|c| c.len).collect();
-    assert_eq!(lens, [5, 1 << 20, 1 << 20, 5, 6]);
-    for chunk in chunks {
-        let at = usize::try_from(chunk.data_offset).unwrap();
-        let bytes = data.0[at..at + chunk.len as usize].to_vec();
-        assert!(codec::verify_chunk(String::new, &chunk.chunk_digest, bytes).is_ok());
+    let lens: Vec<_> = chunks.iter().map(|(_, len)| *len).collect();
+    let pieces = [65_536; 32];
+    assert_eq!(lens, [&[5][..], &pieces, &[5, 6]].concat());
+    for ((data_offset, len), digest) in chunks.iter().zip(digests) {
+        let at = usize::try_from(*data_offset).unwrap();
+        let bytes = data.0[at..at + *len as usize].to_vec();
+        assert!(codec::verify_chunk(String::new, digest, bytes).is_ok());
     }
     for file in files {
         if let FileKind::Regular { data_offset, .. } = file.kind {

@@ -25,7 +25,7 @@ fn chunk(data_offset: u64, len: u32) -> Chunk {
         encoding: Encoding::Stream,
         data_offset,
         len,
-        chunk_digest: [0; 32],
+        chunk_digest: Some([0; 32]),
     }
 }
 

@@ -16,10 +16,6 @@ impl<'a> Reader<'a> {
         self.0.len()
     }
 
-    pub(super) fn rest(self) -> &'a [u8] {
-        self.0
-    }
-
     pub(super) fn byte(&mut self) -> Option<u8> {
         let (byte, rest) = self.0.split_first()?;
         self.0 = rest;

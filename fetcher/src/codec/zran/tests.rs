@@ -1,0 +1,133 @@
+//! Every block end of many streams is entered, with as much of the window as was kept.
+#![expect(clippy::indexing_slicing, reason = "a test that indexes wrongly fails")]
+
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use proptest::prelude::*;
+
+use super::*;
+use crate::codec::pieces::Pieces;
+use crate::codec::stream::{Compression as Kind, Decoder, Stop};
+
+/// Where a stream can be entered.
+struct Place {
+    at: usize,
+    bits: u8,
+    window: Vec<u8>,
+    decoded: usize,
+}
+
+fn places(blob: &[u8], piece: usize) -> Vec<Place> {
+    let mut decoder = Decoder::new(Kind::Gzip, u64::MAX).unwrap();
+    let (mut consumed, mut decoded, mut found) = (0, 0, Vec::new());
+    for piece in blob.chunks(piece) {
+        decoder
+            .push(piece, &mut |run| {
+                consumed += run.encoded.len();
+                decoded += run.decoded.len();
+                if let Stop::Block(end) = &run.stop {
+                    found.push(Place {
+                        at: consumed - usize::from(end.bits > 0),
+                        bits: end.bits,
+                        window: end.window(),
+                        decoded,
+                    });
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+    decoder.finish().unwrap();
+    found
+}
+
+/// Members of different levels, cut by flushes into blocks of every kind.
+fn stream(seed: u32, levels: &[u32]) -> (Vec<u8>, Vec<u8>) {
+    let (mut plain, mut blob) = (Vec::new(), Vec::new());
+    let mut state = seed | 1;
+    for level in levels {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(*level));
+        for part in 0..4 {
+            let mut text = Vec::new();
+            while text.len() < 40_000 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                match part % 3 {
+                    0 => text.extend_from_slice(&state.to_le_bytes()),
+                    1 => text.extend_from_slice(format!("word{} ", state >> 24).as_bytes()),
+                    _ => text.extend(std::iter::repeat_n(0, 5000)),
+                }
+            }
+            encoder.write_all(&text).unwrap();
+            encoder.flush().unwrap();
+            plain.extend(text);
+        }
+        blob.extend(encoder.finish().unwrap());
+    }
+    (plain, blob)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn every_block_end_can_be_entered(
+        seed in any::<u32>(),
+        levels in prop::collection::vec(0_u32..=9, 1..4),
+        piece in 1_usize..50_000,
+    ) {
+        let (plain, blob) = stream(seed, &levels);
+        let places = places(&blob, piece);
+        prop_assert!(places.len() > levels.len());
+        for place in places {
+            let rest = &plain[place.decoded..];
+            let window = sparse_window(&blob[place.at..], place.bits, &place.window, rest).unwrap();
+            prop_assert_eq!(window.len(), place.window.len());
+            let mut pieces = Pieces::span(&blob[place.at..], place.bits, &window).unwrap();
+            let len = u32::try_from(rest.len().min(100_000)).unwrap();
+            let decoded = pieces.take(0, len).unwrap();
+            prop_assert!(rest.starts_with(&decoded));
+        }
+    }
+}
+
+#[test]
+fn little_of_a_window_is_kept_where_little_is_needed() {
+    // Text that repeats one old line and is else new.
+    let noise: Vec<u8> = (0..32_768_u32)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(&noise).unwrap();
+    encoder.flush().unwrap();
+    encoder
+        .write_all(&noise[noise.len() - 20_000..noise.len() - 19_900])
+        .unwrap();
+    encoder.write_all(&vec![b'x'; 100_000]).unwrap();
+    let blob = encoder.finish().unwrap();
+    let plain = Pieces::gzip(&blob).unwrap().take(0, 231_172).unwrap();
+    let places = places(&blob, blob.len());
+    // The last block but one ends a byte or two before the noise does.
+    let before = |place: &&Place| place.decoded <= noise.len();
+    let place = places.iter().rfind(before).unwrap();
+    assert!(noise.len() - place.decoded < 10);
+    let rest = &plain[place.decoded..];
+    let window = sparse_window(&blob[place.at..], place.bits, &place.window, rest).unwrap();
+    let kept = window.iter().filter(|byte| **byte != 0).count();
+    assert!((90..400).contains(&kept), "{kept}");
+}
+
+#[test]
+fn places_that_are_none_are_errors() {
+    let (_, blob) = stream(5, &[6]);
+    for bits in 0..=16 {
+        let bad = Pieces::span(&blob[1000..], bits, &[0; 100]);
+        // An error now or later; wrong bytes are for the digest to find.
+        if let Ok(mut pieces) = bad {
+            let _ = pieces.take(0, 100_000);
+        } else {
+            assert!(bits > 7);
+        }
+    }
+    assert!(Pieces::span(&[], 3, &[]).unwrap().take(0, 1).is_err());
+}

@@ -1,0 +1,67 @@
+//! What it takes to decode one span of a gzip blob and to verify its chunks.
+//!
+//! ```text
+//! SHA-256 of each chunk of the span, in order      32 each
+//! window, packed; absent where it is not needed    the rest
+//! ```
+//!
+//! The window is what was decoded before the span, as far as the span refers back to it
+//! (zeros for the rest), at most 32 KiB. Invariant: details are used only after their
+//! SHA-256 was compared with that of the span.
+
+use bytes::Bytes;
+
+use super::Span;
+use crate::codec;
+use crate::codec::zran::REACH;
+use crate::{Error, Result};
+
+/// Bytes of one digest.
+const DIGEST_LEN: usize = 32;
+/// Largest details of one span: tens of thousands of chunks and a window.
+pub const DETAILS_LEN_MAX: u64 = 16 << 20;
+/// Largest details of all spans of a layer together.
+pub const DETAILS_TOTAL_MAX: u64 = 1 << 30;
+
+/// Details of one span, verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpanDetails {
+    digests: Bytes,
+    /// The window, unpacked; empty where none is needed.
+    pub window: Vec<u8>,
+}
+
+impl SpanDetails {
+    /// Reads `bytes`, which come from a file or a registry.
+    pub fn parse(span: &Span, bytes: Bytes) -> Result<Self> {
+        let what = || format!("details of the span at {} of a layer", span.start);
+        let bytes = codec::verify_chunk(what, &span.details_digest, bytes)?.into_bytes();
+        let len = usize::try_from(span.chunk_count).map_or(usize::MAX, |n| n.saturating_mul(32));
+        if len > bytes.len() {
+            let detail = format!("{} bytes for {} chunks", bytes.len(), span.chunk_count);
+            return Err(Error::malformed(what(), detail));
+        }
+        let packed = bytes.slice(len..);
+        let window = if packed.is_empty() {
+            Vec::new()
+        } else {
+            codec::unpacked(&packed, REACH)?
+        };
+        let digests = bytes.slice(..len);
+        Ok(Self { digests, window })
+    }
+
+    /// SHA-256 of the span's chunk of this number.
+    pub fn digest(&self, number: usize) -> Option<[u8; 32]> {
+        let start = number.checked_mul(DIGEST_LEN)?;
+        let digest = self.digests.get(start..start.checked_add(DIGEST_LEN)?)?;
+        digest.try_into().ok()
+    }
+}
+
+/// The details of a span with these chunks and this packed window, as they are stored.
+pub fn encode(digests: &[[u8; 32]], window: &[u8]) -> Vec<u8> {
+    let mut bytes = digests.concat();
+    bytes.extend_from_slice(window);
+    bytes
+}

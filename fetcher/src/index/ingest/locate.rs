@@ -1,0 +1,237 @@
+//! Where each chunk of a plain layer is to be found again.
+//!
+//! A tar's chunks are bytes of the blob. Zstd is entered at its frames, if those are small.
+//! Gzip is entered between two deflate blocks wherever [`SPAN_LEN`] decoded bytes have
+//! passed, with as much of the 32 KiB before as the first 32 KiB behind refer to.
+//! Invariant: what is recorded decodes to what was hashed; chunks of a span follow one
+//! another. Memory: the windows that are kept, packed, and 32 bytes for each chunk.
+
+use bytes::Bytes;
+
+use super::{PIECE_LEN, Position, STREAM_CHUNK_LEN};
+use crate::codec::stream::{BlockEnd, Compression, Run, Stop};
+use crate::codec::zran::{REACH, sparse_window};
+use crate::index::{Encoding, Span, details};
+use crate::types::{ByteRange, Digest};
+use crate::{Error, Result};
+
+/// Decoded bytes after which gzip is entered anew. Reading a piece decodes all that is
+/// before it in its span; each span costs some KiB of details.
+const SPAN_LEN: u64 = 512 << 10;
+/// Decoded bytes before a chunk that are worth decoding for it. Past this, in a zstd frame
+/// or a deflate block that does not end, chunks come only with the whole layer.
+const SKIP_MAX: u64 = 8 << 20;
+
+/// What is known of one blob so far.
+pub(super) enum Locator {
+    /// The blob is the tar.
+    Stored,
+    /// Where the last zstd frame began.
+    Zstd(Position),
+    /// Where gzip can be entered.
+    Gzip(Box<Gzip>),
+}
+
+impl Locator {
+    pub(super) fn new(compression: Compression) -> Self {
+        match compression {
+            Compression::Stored => Self::Stored,
+            Compression::Gzip => Self::Gzip(Box::default()),
+            Compression::Zstd => Self::Zstd(Position::default()),
+        }
+    }
+
+    /// How long a chunk may be that begins at `start` of the tar.
+    pub(super) fn chunk_len(&self, start: u64) -> u32 {
+        let from = match self {
+            Self::Stored => Some(start),
+            Self::Zstd(frame) => Some(frame.decoded),
+            Self::Gzip(gzip) => gzip.entry(start).map(|(_, entry)| entry.decoded),
+        };
+        match from {
+            Some(from) if start.saturating_sub(from) <= SKIP_MAX => PIECE_LEN,
+            _ => STREAM_CHUNK_LEN,
+        }
+    }
+
+    /// How to find the chunk that began at `start` of the tar, now that all of it was
+    /// decoded; and its digest, where it has its own.
+    pub(super) fn chunk(
+        &mut self,
+        start: u64,
+        len: u32,
+        digest: [u8; 32],
+        now: Position,
+    ) -> (Encoding, Option<[u8; 32]>) {
+        let near = |from: u64| start.checked_sub(from).filter(|skip| *skip <= SKIP_MAX);
+        let found = match self {
+            Self::Stored => {
+                ByteRange::at(start, u64::from(len)).map(|blob| Encoding::Stored { blob })
+            }
+            Self::Zstd(frame) => ByteRange::new(frame.encoded, now.encoded)
+                .zip(near(frame.decoded))
+                .map(|(blob, skip)| Encoding::ZstdFrame { blob, skip }),
+            Self::Gzip(gzip) => gzip.chunk(start, digest, now.encoded),
+        };
+        match found {
+            Some(encoding @ Encoding::GzipSpan { .. }) => (encoding, None),
+            Some(encoding) => (encoding, Some(digest)),
+            None => (Encoding::Stream, Some(digest)),
+        }
+    }
+
+    /// Takes note of a step, after its bytes were looked at.
+    pub(super) fn ran(&mut self, run: &Run<'_>, now: Position) -> Result<()> {
+        match (self, &run.stop) {
+            (Self::Zstd(frame), Stop::Frame) => *frame = now,
+            (Self::Gzip(gzip), stop) => gzip.ran(run, stop, now)?,
+            (Self::Stored | Self::Zstd(_), _) => {}
+        }
+        Ok(())
+    }
+
+    /// The spans that have chunks, and the details of all of them.
+    pub(super) fn finish(self) -> Result<(Vec<Span>, Bytes)> {
+        match self {
+            Self::Gzip(gzip) => gzip.finish(),
+            Self::Stored | Self::Zstd(_) => Ok((Vec::new(), Bytes::new())),
+        }
+    }
+}
+
+/// Places in a gzip blob, and what is needed to enter it there.
+#[derive(Default)]
+pub(super) struct Gzip {
+    entries: Vec<Entry>,
+    /// The window of the last entry, until it is known what of it is needed.
+    probe: Option<Probe>,
+}
+
+struct Entry {
+    start: u64,
+    bits: u8,
+    /// Place in the tar.
+    decoded: u64,
+    /// Number among those with chunks.
+    number: Option<u32>,
+    digests: Vec<[u8; 32]>,
+    /// As much as is needed; packed only at the end, with the digests.
+    window: Vec<u8>,
+}
+
+struct Probe {
+    window: Vec<u8>,
+    encoded: Vec<u8>,
+    decoded: Vec<u8>,
+}
+
+impl Gzip {
+    /// The last place at or before `start` of the tar.
+    fn entry(&self, start: u64) -> Option<(usize, &Entry)> {
+        let entries = self.entries.iter().enumerate();
+        entries.rev().find(|(_, entry)| entry.decoded <= start)
+    }
+
+    fn chunk(&mut self, start: u64, digest: [u8; 32], encoded: u64) -> Option<Encoding> {
+        let (at, entry) = self.entry(start)?;
+        let skip = start
+            .checked_sub(entry.decoded)
+            .filter(|skip| *skip <= SKIP_MAX)?;
+        let number = match entry.number {
+            Some(number) => number,
+            None => self.next_number()?,
+        };
+        let entry = self.entries.get_mut(at)?;
+        entry.number = Some(number);
+        entry.digests.push(digest);
+        Some(Encoding::GzipSpan {
+            blob: ByteRange::new(entry.start, encoded)?,
+            skip,
+            span: number,
+        })
+    }
+
+    fn next_number(&self) -> Option<u32> {
+        let last = self.entries.iter().rev().find_map(|entry| entry.number);
+        last.map_or(Some(0), |last| last.checked_add(1))
+    }
+
+    fn ran(&mut self, run: &Run<'_>, stop: &Stop<'_>, now: Position) -> Result<()> {
+        if let Some(probe) = &mut self.probe {
+            probe.encoded.extend_from_slice(run.encoded);
+            let room = REACH.saturating_sub(probe.decoded.len());
+            let decoded = run.decoded.get(..room).unwrap_or(run.decoded);
+            probe.decoded.extend_from_slice(decoded);
+            if probe.decoded.len() >= REACH {
+                self.settle()?;
+            }
+        }
+        if let Stop::Block(end) = stop
+            && self
+                .entries
+                .last()
+                .is_none_or(|last| now.decoded - last.decoded >= SPAN_LEN)
+        {
+            self.enter(end, run.encoded.last().copied(), now)?;
+        }
+        Ok(())
+    }
+
+    /// Begins a span where the decoder stands.
+    fn enter(&mut self, end: &BlockEnd<'_>, last: Option<u8>, now: Position) -> Result<()> {
+        self.settle()?;
+        let partial = last.filter(|_| end.bits > 0);
+        self.entries.push(Entry {
+            start: now.encoded.saturating_sub(u64::from(end.bits > 0)),
+            bits: end.bits,
+            decoded: now.decoded,
+            number: None,
+            digests: Vec::new(),
+            window: Vec::new(),
+        });
+        self.probe = Some(Probe {
+            window: end.window(),
+            encoded: partial.into_iter().collect(),
+            decoded: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// Keeps what is needed of the last entry's window.
+    fn settle(&mut self) -> Result<()> {
+        let (Some(probe), Some(entry)) = (self.probe.take(), self.entries.last_mut()) else {
+            return Ok(());
+        };
+        if probe.window.is_empty() {
+            return Ok(());
+        }
+        let window = sparse_window(&probe.encoded, entry.bits, &probe.window, &probe.decoded)?;
+        entry.window = crate::codec::pack(&window)?;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<(Vec<Span>, Bytes)> {
+        self.settle()?;
+        let (mut spans, mut all) = (Vec::new(), Vec::new());
+        for entry in self
+            .entries
+            .into_iter()
+            .filter(|entry| entry.number.is_some())
+        {
+            let bytes = details::encode(&entry.digests, &entry.window);
+            let too_long = || Error::limit("layer index", "its details are too long");
+            let place = ByteRange::at(all.len() as u64, bytes.len() as u64).ok_or_else(too_long)?;
+            let digest = Digest::sha256(&bytes);
+            spans.push(Span {
+                start: entry.start,
+                bits: entry.bits,
+                first_chunk: 0,
+                chunk_count: 0,
+                details: place,
+                details_digest: digest.as_bytes().try_into().unwrap_or_default(),
+            });
+            all.extend(bytes);
+        }
+        Ok((spans, all.into()))
+    }
+}
