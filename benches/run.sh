@@ -87,7 +87,9 @@ start_optimizer() {
 convert() {
   local from=$REGISTRY/$1:gzip period command args
   laz image convert --to estargz "$from" "$REGISTRY/$1:esgz" >&2
-  case $(laz image convert --help) in *zstd-chunked*--profile*|*--profile*zstd-chunked*) ;; *) return 0 ;; esac
+  case $(laz image convert --help) in *zstd-chunked*--profile*|*--profile*zstd-chunked*) ;;
+    *) say "no $1:profiled: this laz has no image convert --to zstd-chunked --profile"; return 0 ;;
+  esac
   read -r period command < <(workload_of "$1")
   mapfile -t args < <(jq -r '.[]' <<<"$command")
   # One that goes on, as nginx does, is ended: its profile is kept like that of one that ends.
@@ -97,15 +99,15 @@ convert() {
     say "laz cannot convert $1 by its profile; see above"
 }
 
-# What a run that was killed in the middle of a start leaves: daemons, containers, mounts.
-clean_up_starts() { "$CARGO_TARGET_DIR/debug/lazarette-benches" clean-up "$SCRATCH/starts"; }
-
 is_root || die "the benchmark drops the page cache and starts containers: run sudo make bench"
 parse_options "$@"
 lock_links
-make_scratch bench
 say "Building the benchmark"
 (cd "$REPO" && cargo build --workspace --locked >&2)
+BENCH=$CARGO_TARGET_DIR/debug/lazarette-benches
+# No other run is alive, so what is there is of one that was killed.
+for stale in "$LAZ_CACHE"/tmp/bench-run.*/; do [ ! -d "$stale" ] || "$BENCH" clean-up "${stale%/}"; done
+make_scratch bench-run
 [ "${LAZ:-}" = none ] || build_laz
 STARGZ=
 if command -v go >/dev/null; then STARGZ=$("$here/peers/stargz.sh"); OPTIONS+=(--stargz "$STARGZ"); fi
@@ -128,7 +130,11 @@ if [ -n "$STARGZ" ]; then stop_pid "$OPTIMIZER_PID"; remove_tree "$SCRATCH/optim
 remove_tree "$SCRATCH/convert"
 OPTIONS+=(--containerd-new "${CONTAINERD_NEW:-$("$here/peers/containerd.sh")}")
 mkdir "$SCRATCH/starts"
-at_exit clean_up_starts
+# A start that is interrupted leaves daemons, containers and mounts.
+at_exit "$BENCH" clean-up "$SCRATCH/starts"
 say "Measuring $IMAGES over $SELECTED"
-"$CARGO_TARGET_DIR/debug/lazarette-benches" measure --scratch "$SCRATCH/starts" --images "$IMAGES" --links "$SELECTED" \
-  --out "$CARGO_TARGET_DIR/bench" "${OPTIONS[@]}" 8>&-
+# Beside this shell, which answers signals only while it waits like this.
+"$BENCH" measure --scratch "$SCRATCH/starts" --images "$IMAGES" --links "$SELECTED" --out "$CARGO_TARGET_DIR/bench" "${OPTIONS[@]}" 8>&- &
+MEASURING=$!
+at_exit stop_pid "$MEASURING"
+wait "$MEASURING"

@@ -24,7 +24,7 @@ use clap::{Args, Parser, Subcommand};
 
 use plan::{Image, Link, SYSTEMS, Selection, System};
 use proxy::Proxy;
-use report::{Report, Sample, Skip};
+use report::{Failure, Report, Sample, Skip};
 use system::{Abilities, Bench, Outcome, Programs};
 
 /// Cold starts of real images: laz, containerd with overlayfs, stargz-snapshotter.
@@ -114,13 +114,13 @@ fn measure(args: Measure) -> Result<()> {
         reference: args.reference.name,
         ..Report::default()
     };
-    let measured = starts(&bench, &selection, &mut report).and_then(|()| {
-        if args.starts_only {
-            return Ok(());
-        }
-        pulls(&bench, &selection, &mut report)?;
-        probes(&bench, &selection, &mut report)
-    });
+    starts(&bench, &selection, &mut report);
+    let measured = if args.starts_only {
+        Ok(())
+    } else {
+        pulls(&bench, &selection, &mut report)
+            .and_then(|()| probes(&bench, &selection, &mut report))
+    };
     // What was measured before a failure is not lost.
     write(&report, &args.out)?;
     print!("{}", report::table::text(&report));
@@ -129,6 +129,9 @@ fn measure(args: Measure) -> Result<()> {
         args.out.display()
     );
     measured?;
+    if !report.failures.is_empty() {
+        bail!("{} starts failed", report.failures.len());
+    }
     if report.samples.is_empty() {
         bail!("nothing was measured");
     }
@@ -158,24 +161,23 @@ fn bench(args: &Measure) -> Result<Bench> {
     })
 }
 
-fn starts(bench: &Bench, selection: &Selection, report: &mut Report) -> Result<()> {
+/// Every start; one that fails is in the report, and the others go on.
+fn starts(bench: &Bench, selection: &Selection, report: &mut Report) {
     for cell in selection.cells() {
         let (system, image, link) = (cell.system.name, cell.image.name(), cell.link.name());
-        let outcome = bench
-            .start(&cell)
-            .with_context(|| format!("{system} starting {image} over {link}"))?;
-        match outcome {
-            Outcome::Skipped(reason) => {
-                if cell.round == 1 {
-                    eprintln!("skipped: {system} on {image}: {reason}");
-                }
-                report.skip(Skip {
-                    image: cell.image,
+        match bench.start(&cell) {
+            Ok(Outcome::Skipped(reason)) => {
+                let line = format!("skipped: {system} on {image}: {reason}");
+                let image = cell.image;
+                if report.skip(Skip {
+                    image,
                     system,
                     reason,
-                });
+                }) {
+                    eprintln!("{line}");
+                }
             }
-            Outcome::Measured(start) => {
+            Ok(Outcome::Measured(start)) => {
                 eprintln!(
                     "round {}: {link:<8} {image:<7} {system:<22} {:>6.2} s {:>7.1} MB",
                     cell.round,
@@ -190,9 +192,19 @@ fn starts(bench: &Bench, selection: &Selection, report: &mut Report) -> Result<(
                     start,
                 });
             }
+            Err(error) => {
+                let error = format!("{error:#}");
+                eprintln!("FAILED: {system} on {image} over {link}: {error}");
+                report.failures.push(Failure {
+                    link: cell.link,
+                    image: cell.image,
+                    system,
+                    round: cell.round,
+                    error,
+                });
+            }
         }
     }
-    Ok(())
 }
 
 /// Full pulls of the largest image that was asked for, without a link between.

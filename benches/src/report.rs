@@ -68,6 +68,21 @@ pub(crate) struct Skip {
     pub(crate) reason: String,
 }
 
+/// A start that failed, and how.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Failure {
+    /// Over which link.
+    pub(crate) link: Link,
+    /// What would have been started.
+    pub(crate) image: Image,
+    /// Who should have started it.
+    pub(crate) system: &'static str,
+    /// In which round, from 1.
+    pub(crate) round: u32,
+    /// What went wrong, with its causes.
+    pub(crate) error: String,
+}
+
 /// One full pull.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct FullPull {
@@ -136,6 +151,8 @@ pub(crate) struct Report {
     pub(crate) samples: Vec<Sample>,
     /// What was not measured.
     pub(crate) skipped: Vec<Skip>,
+    /// What went wrong.
+    pub(crate) failures: Vec<Failure>,
     /// Every full pull.
     pub(crate) full_pulls: Vec<FullPull>,
     /// Many readers.
@@ -184,11 +201,13 @@ pub(crate) fn megabytes(bytes: f64) -> f64 {
 }
 
 impl Report {
-    /// Takes a skip in, once however many rounds there are.
-    pub(crate) fn skip(&mut self, skip: Skip) {
-        if !self.skipped.contains(&skip) {
+    /// Takes a skip in, once however many rounds and links there are; whether it is new.
+    pub(crate) fn skip(&mut self, skip: Skip) -> bool {
+        let new = !self.skipped.contains(&skip);
+        if new {
             self.skipped.push(skip);
         }
+        new
     }
 
     /// One row per cell that was measured, by link and image, in the order of the starts.

@@ -21,6 +21,17 @@ pub(crate) fn text(report: &Report) -> String {
             skip.reason
         );
     }
+    for failure in &report.failures {
+        let _ = writeln!(
+            out,
+            "FAILED: {} on {} over {} in round {}: {}",
+            failure.system,
+            failure.image.name(),
+            failure.link.name(),
+            failure.round,
+            failure.error
+        );
+    }
     out
 }
 
