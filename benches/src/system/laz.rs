@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::Job;
 use crate::plan::{Store, Workload};
@@ -74,7 +74,13 @@ impl Job<'_> {
             Store::Profiled => self.prepare_store()?,
         }
         run.arg(&self.reference).args(self.command());
-        self.time(&mut [], &mut run)
+        let start = self.time(&mut [], &mut run)?;
+        // Content that was still here would be a warm start under the name of a cold one.
+        ensure!(
+            start.wire_bytes > 0,
+            "nothing was fetched: the store was not empty or evicted"
+        );
+        Ok(start)
     }
 
     /// A store in which the recorded workload ran once, and which was evicted then.
