@@ -121,11 +121,12 @@ done
 [ "${LAZ:-}" = none ] || { OPTIONS+=(--laz "$LAZ"); use_fresh_store "$SCRATCH/convert"; }
 [ -z "$STARGZ" ] || start_optimizer
 read -ra names <<<"${IMAGES//,/ }"
-while read -r name path; do
+# On a descriptor of its own: containers may read standard input.
+while read -r -u 3 name path; do
   push_layout "$path" "$name" "$name:gzip"
   [ -z "$STARGZ" ] || optimize "$name" "$path"
   [ "${LAZ:-}" = none ] || convert "$name"
-done < <("$here/images/build.sh" "${names[@]}")
+done 3< <("$here/images/build.sh" "${names[@]}")
 if [ -n "$STARGZ" ]; then stop_pid "$OPTIMIZER_PID"; remove_tree "$SCRATCH/optimizer"; fi
 remove_tree "$SCRATCH/convert"
 OPTIONS+=(--containerd-new "${CONTAINERD_NEW:-$("$here/peers/containerd.sh")}")

@@ -83,7 +83,14 @@ impl Image {
                 MARK,
             ),
             (Self::Java, Workload::Other) => (&["java", "-cp", "/app", "Other"], MARK),
-            (Self::Ml, Workload::Other) => (&["python3", "/app/other.py"], MARK),
+            (Self::Ml, Workload::Other) => (
+                &[
+                    "python3",
+                    "-c",
+                    "import pandas, scipy.stats, sklearn.linear_model; print('READY')",
+                ],
+                MARK,
+            ),
         }
     }
 }

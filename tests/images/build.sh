@@ -6,8 +6,8 @@
 #                        java:   debian, openjdk 17 (headless) and /app/Hello.class, which prints
 #                                READY; /app/Other.class is another workload; three layers
 #                        nginx:  debian, nginx and a site on port 18080; three layers
-#                        ml:     debian, scipy and friends, torch, tensorflow (dead weight to
-#                                app.py, and what other.py imports), and /app/app.py; five layers,
+#                        ml:     debian, scipy and friends, torch, tensorflow (dead weight), and
+#                                /app/app.py, which prints READY after importing torch; five layers,
 #                                1 GB. Wants 12 GB of disk and 20 minutes, and pip on this machine.
 # Each is an OCI layout directory with two tags: NAME with gzip layers, NAME-zstd with zstd layers. Prints one line per image: NAME PATH.
 #
