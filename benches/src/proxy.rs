@@ -1,52 +1,67 @@
-//! A TCP proxy on loopback that counts what the registry sends.
+//! A TCP proxy that stands for the way to the registry: it delays and it counts.
 //!
-//! Invariant: a byte is counted before the client can have read it. It adds no delay on
-//! purpose and models no link. Connections live as long as their two ends; nothing is retried.
+//! Invariant: a byte is counted before the client can have read it. With no delay it models
+//! nothing; with one, every byte arrives that much later in either direction and none is lost,
+//! reordered or held back further (bandwidth is shaped elsewhere: `benches/links.sh`). What is
+//! under way is bounded per direction. Connections live as long as their two ends.
+
+mod delay;
+mod meter;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+pub(crate) use meter::{Meter, Request, asked_twice};
+
 /// Copy buffer of a direction, bytes: large enough that loopback is not the bottleneck.
 const BUFFER_BYTES: usize = 256 * 1024;
+/// Most bytes under way in one direction of a connection: 100 ms at 1 Gbit/s and a bit, as a
+/// well tuned TCP window would allow.
+const WINDOW_BYTES: usize = 16 << 20;
 
 /// A running proxy; dropping it stops accepting.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     address: SocketAddr,
-    received: Arc<AtomicU64>,
+    meter: Arc<Mutex<Arc<Meter>>>,
     closed: Arc<AtomicBool>,
 }
 
 impl Proxy {
-    /// Listens on a free port of 127.0.0.1 and forwards to `upstream` (`host:port`).
-    pub(crate) fn start(upstream: &str) -> Result<Self> {
+    /// Listens on a free port of 127.0.0.1 and forwards to `upstream` (`host:port`), each
+    /// direction `one_way` later.
+    pub(crate) fn start(upstream: &str, one_way: Duration) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("listen on loopback")?;
-        let address = listener.local_addr()?;
-        let received = Arc::new(AtomicU64::new(0));
-        let closed = Arc::new(AtomicBool::new(false));
-        let (upstream, counter, stop) = (upstream.to_owned(), received.clone(), closed.clone());
+        let proxy = Self {
+            address: listener.local_addr()?,
+            meter: Arc::new(Mutex::new(Arc::new(Meter::new()))),
+            closed: Arc::new(AtomicBool::new(false)),
+        };
+        let (upstream, meter, closed) = (
+            upstream.to_owned(),
+            Arc::clone(&proxy.meter),
+            Arc::clone(&proxy.closed),
+        );
         thread::spawn(move || {
             for client in listener.incoming() {
-                if stop.load(Ordering::Relaxed) {
+                if closed.load(Ordering::Relaxed) {
                     return;
                 }
                 let Ok(client) = client else { continue };
                 // A refused upstream closes the client: the system under test reports it.
                 if let Ok(server) = TcpStream::connect(&upstream) {
-                    forward(client, server, &counter);
+                    let meter = Arc::clone(&meter.lock().unwrap_or_else(PoisonError::into_inner));
+                    forward(client, server, &meter, one_way);
                 }
             }
         });
-        Ok(Self {
-            address,
-            received,
-            closed,
-        })
+        Ok(proxy)
     }
 
     /// `host:port` to use in references.
@@ -54,9 +69,11 @@ impl Proxy {
         self.address.to_string()
     }
 
-    /// Bytes received from the registry so far, HTTP heads included.
-    pub(crate) fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+    /// A new meter for the connections made from now on; earlier ones keep theirs.
+    pub(crate) fn measure(&self) -> Arc<Meter> {
+        let meter = Arc::new(Meter::new());
+        *self.meter.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&meter);
+        meter
     }
 }
 
@@ -69,7 +86,7 @@ impl Drop for Proxy {
 }
 
 /// Pumps both directions on threads of their own; they end with their connection.
-fn forward(client: TcpStream, server: TcpStream, received: &Arc<AtomicU64>) {
+fn forward(client: TcpStream, server: TcpStream, meter: &Arc<Meter>, one_way: Duration) {
     let (Ok(client_too), Ok(server_too)) = (client.try_clone(), server.try_clone()) else {
         return;
     };
@@ -77,51 +94,82 @@ fn forward(client: TcpStream, server: TcpStream, received: &Arc<AtomicU64>) {
         // Without this a small answer waits for the peer's delayed acknowledgement.
         let _ = stream.set_nodelay(true);
     }
-    let received = received.clone();
-    thread::spawn(move || pump(client, server, &AtomicU64::new(0)));
-    thread::spawn(move || pump(server_too, client_too, &received));
+    let (asked, answered) = (Arc::clone(meter), Arc::clone(meter));
+    thread::spawn(move || {
+        let mut heads = meter::Heads::default();
+        let see = |bytes: &[u8]| heads.read(bytes, |request| asked.request(request));
+        // The connection was made without the delay; the first bytes pay for its handshake.
+        let way = delay::Way {
+            one_way,
+            first: one_way * 2,
+        };
+        pump(client, server, way, see);
+    });
+    thread::spawn(move || {
+        let see = |bytes: &[u8]| answered.receive(bytes.len());
+        let way = delay::Way {
+            one_way,
+            first: Duration::ZERO,
+        };
+        pump(server_too, client_too, way, see);
+    });
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64) {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    while let Ok(length) = from.read(&mut buffer) {
-        count.fetch_add(u64::try_from(length).unwrap_or(0), Ordering::Relaxed);
-        let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else {
-            break;
-        };
-        if to.write_all(bytes).is_err() {
-            break;
-        }
+/// Copies `from` to `to` until either ends; `see` gets every piece just before it is sent.
+fn pump(from: TcpStream, to: TcpStream, way: delay::Way, see: impl FnMut(&[u8]) + Send) {
+    if way.one_way.is_zero() {
+        copy(&from, &to, see);
+    } else {
+        delayed(&from, &to, way, see);
     }
     let _ = to.shutdown(Shutdown::Write);
     let _ = from.shutdown(Shutdown::Read);
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_what_the_server_sends_and_changes_nothing() {
-        let server = TcpListener::bind("127.0.0.1:0").unwrap();
-        let proxy = Proxy::start(&server.local_addr().unwrap().to_string()).unwrap();
-        let answer: Vec<u8> = (0..1_000_000_u32)
-            .map(|i| u8::try_from(i % 251).unwrap())
-            .collect();
-        let sent = answer.clone();
-        let serving = thread::spawn(move || {
-            let (mut stream, _) = server.accept().unwrap();
-            let mut question = [0; 5];
-            stream.read_exact(&mut question).unwrap();
-            stream.write_all(&sent).unwrap();
-            question
-        });
-        let mut client = TcpStream::connect(proxy.address()).unwrap();
-        client.write_all(b"hello").unwrap();
-        let mut got = Vec::new();
-        client.read_to_end(&mut got).unwrap();
-        assert_eq!(serving.join().unwrap(), *b"hello");
-        assert_eq!(got, answer);
-        assert_eq!(proxy.received(), 1_000_000);
+fn copy(mut from: &TcpStream, mut to: &TcpStream, mut see: impl FnMut(&[u8])) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while let Ok(length) = from.read(&mut buffer) {
+        let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else {
+            break;
+        };
+        see(bytes);
+        if to.write_all(bytes).is_err() {
+            break;
+        }
     }
 }
+
+fn delayed(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    way: delay::Way,
+    mut see: impl FnMut(&[u8]) + Send,
+) {
+    let queue = delay::Queue::new(way, WINDOW_BYTES);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while let Some(bytes) = queue.pop() {
+                see(&bytes);
+                if to.write_all(&bytes).is_err() {
+                    break;
+                }
+            }
+            // The reader may wait for room, or for bytes that nobody wants any more.
+            queue.close();
+            let _ = from.shutdown(Shutdown::Read);
+        });
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while let Ok(length) = from.read(&mut buffer) {
+            let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else {
+                break;
+            };
+            if !queue.push(bytes, Instant::now()) {
+                break;
+            }
+        }
+        queue.close();
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,279 +1,174 @@
-//! The systems that are measured, and how each starts a container from nothing.
+//! How each system starts a container from nothing.
 //!
 //! Invariant: what is timed is what a user waits for: from the first command to ready. Starting
-//! the daemon and cleaning up after it is not. A start shares nothing with the one before.
+//! a daemon, preparing a store and cleaning up are not. Every start gets an empty directory and
+//! leaves none; all it can know from earlier is what its `Store` says.
+
+mod containerd;
+mod laz;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
 
-use crate::process::{self, Daemon};
-use crate::proxy::Proxy;
+use crate::machine;
+use crate::plan::{Cell, Image, Kind, Link, System};
+use crate::process;
+use crate::proxy::{Meter, Proxy};
+use crate::report::{Span, Start};
 
-/// An image of `tests/images`, with what "ready" means for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Image {
-    /// One layer; ready when `/bin/true` exits.
-    Debian,
-    /// Three layers; ready when its program prints READY after its imports.
-    Python,
-}
+pub(crate) use laz::Abilities;
 
-impl Image {
-    /// All of them, in the order of a round.
-    pub(crate) const ALL: [Self; 2] = [Self::Debian, Self::Python];
-
-    /// Repository in the registry.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Debian => "debian",
-            Self::Python => "python",
-        }
-    }
-
-    fn command(self) -> &'static [&'static str] {
-        match self {
-            Self::Debian => &["/bin/true"],
-            Self::Python => &["python3", "/app/app.py"],
-        }
-    }
-
-    fn mark(self) -> Option<&'static str> {
-        match self {
-            Self::Debian => None,
-            Self::Python => Some("READY"),
-        }
-    }
-}
-
-/// A container system under test.
+/// The programs of all systems.
 #[derive(Debug)]
-pub(crate) enum System {
-    /// This project.
-    Laz {
-        /// The `laz` program.
-        program: PathBuf,
-        /// On the image optimised for stargz instead of its own conversion.
-        optimized: bool,
-    },
-    /// containerd with overlayfs, pulling in full.
-    Containerd {
-        /// Where containerd, ctr and the shim are; the system's when absent.
-        bin: Option<PathBuf>,
-    },
-    /// containerd with stargz-snapshotter, on images optimised for exactly this workload.
-    Stargz {
-        /// Where containerd-stargz-grpc and ctr-remote are.
-        bin: PathBuf,
-    },
-}
-
-impl System {
-    /// Name in the report.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Laz {
-                optimized: false, ..
-            } => "laz",
-            Self::Laz {
-                optimized: true, ..
-            } => "laz (optimised image)",
-            Self::Containerd { bin: None } => "containerd",
-            Self::Containerd { bin: Some(_) } => "containerd (newest)",
-            Self::Stargz { .. } => "stargz",
-        }
-    }
-
-    /// The tag it does best with.
-    fn tag(&self) -> &'static str {
-        match self {
-            Self::Laz {
-                optimized: false, ..
-            } => "esgz",
-            Self::Containerd { .. } => "gzip",
-            Self::Laz {
-                optimized: true, ..
-            }
-            | Self::Stargz { .. } => "optimized",
-        }
-    }
-}
-
-/// What one cold start took.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Start {
-    /// From the first command to ready, seconds.
-    pub(crate) ready_seconds: f64,
-    /// Received from the registry until ready, bytes on the wire.
-    pub(crate) wire_bytes: u64,
+pub(crate) struct Programs {
+    /// `laz`; none to measure the peers alone.
+    pub(crate) laz: Option<PathBuf>,
+    /// Directory of containerd-stargz-grpc and ctr-remote; none without Go.
+    pub(crate) stargz: Option<PathBuf>,
+    /// Directory of the newest containerd, ctr and shim.
+    pub(crate) containerd_new: Option<PathBuf>,
 }
 
 /// Where starts happen.
 #[derive(Debug)]
 pub(crate) struct Bench {
-    /// The registry behind the proxy, `host:port`.
+    /// Whom to start.
+    pub(crate) programs: Programs,
+    /// What this `laz` can do.
+    pub(crate) abilities: Abilities,
+    /// The registry without any link between, `host:port`.
     pub(crate) registry: String,
-    /// Every start gets a directory below, and leaves none.
+    /// Everything is below; `start` is the one start that runs.
     pub(crate) scratch: PathBuf,
+    /// One proxy per link, for the whole run: references stay the same over all rounds.
+    pub(crate) proxies: Vec<(Link, Proxy)>,
+}
+
+/// One start was measured, or cannot be.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// What it took.
+    Measured(Start),
+    /// Why there is nothing to measure.
+    Skipped(String),
 }
 
 impl Bench {
-    /// Starts `image` on `system` with nothing of it on this machine.
-    pub(crate) fn cold_start(&self, system: &System, image: Image) -> Result<Start> {
+    /// Starts an image on a system with nothing of it on this machine but what its store says.
+    pub(crate) fn start(&self, cell: &Cell) -> Result<Outcome> {
+        if let Some(reason) = self.missing(cell.system) {
+            return Ok(Outcome::Skipped(reason));
+        }
+        let (image, tag) = (cell.image.name(), cell.system.tag);
+        let Some(blobs) = machine::blobs(&self.registry, image, tag)? else {
+            let reason = format!("{image}:{tag} could not be made: see the lines before the runs");
+            return Ok(Outcome::Skipped(reason));
+        };
+        let job = self.job(cell, blobs)?;
+        let start = match cell.system.kind {
+            Kind::Laz(store) => job.laz(store),
+            Kind::Stargz => job.stargz(),
+            Kind::Containerd(release) => job.containerd(release),
+        };
+        let cleaned = process::clean_up(&job.dir);
+        let start = start?;
+        cleaned?;
+        Ok(Outcome::Measured(start))
+    }
+
+    /// A start that is about to happen, in an empty directory.
+    pub(crate) fn job<'a>(&'a self, cell: &Cell, blobs: Vec<String>) -> Result<Job<'a>> {
         let dir = self.scratch.join("start");
         process::clean_up(&dir)?;
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let proxy = Proxy::start(&self.registry)?;
-        let job = Job {
-            reference: format!("{}/{}:{}", proxy.address(), image.name(), system.tag()),
-            dir: &dir,
-            image,
-            proxy: &proxy,
-        };
-        let start = match system {
-            System::Laz { program, .. } => job.laz(program),
-            System::Containerd { bin } => job.containerd(bin.as_deref()),
-            System::Stargz { bin } => job.stargz(bin),
-        };
-        let cleaned = process::clean_up(&dir);
-        let start = start?;
-        cleaned?;
-        Ok(start)
+        let (_, proxy) = self
+            .proxies
+            .iter()
+            .find(|(link, _)| *link == cell.link)
+            .context("no registry behind this link")?;
+        let (image, tag) = (cell.image.name(), cell.system.tag);
+        Ok(Job {
+            bench: self,
+            dir,
+            cell: *cell,
+            reference: format!("{}/{image}:{tag}", proxy.address()),
+            blobs,
+            proxy,
+        })
+    }
+
+    fn missing(&self, system: &System) -> Option<String> {
+        let programs = &self.programs;
+        match system.kind {
+            Kind::Laz(_) if programs.laz.is_none() => Some("no laz was given".into()),
+            Kind::Laz(store) => self.abilities.missing(store),
+            Kind::Stargz if programs.stargz.is_none() => {
+                Some("stargz-snapshotter is built with Go, which is not here".into())
+            }
+            Kind::Stargz | Kind::Containerd(_) => None,
+        }
     }
 }
 
 /// One start: everything it needs to run on any system.
-struct Job<'a> {
-    reference: String,
-    dir: &'a Path,
-    image: Image,
-    proxy: &'a Proxy,
+pub(crate) struct Job<'a> {
+    bench: &'a Bench,
+    /// Its directory.
+    pub(crate) dir: PathBuf,
+    cell: Cell,
+    /// What it starts, by way of its link.
+    pub(crate) reference: String,
+    blobs: Vec<String>,
+    /// The link.
+    pub(crate) proxy: &'a Proxy,
 }
 
 impl Job<'_> {
-    fn laz(&self, program: &Path) -> Result<Start> {
-        let mut run = Command::new(program);
-        run.arg("--root")
-            .arg(self.dir.join("root"))
-            .arg("--state")
-            .arg(self.dir.join("state"));
-        run.args(["run", "--rm", &self.reference])
-            .args(self.image.command());
-        self.time(&mut [], &mut run)
+    fn image(&self) -> Image {
+        self.cell.image
     }
 
-    fn containerd(&self, bin: Option<&Path>) -> Result<Start> {
-        let (_daemon, socket) = self.start_containerd(bin, None)?;
-        let ctr = bin.map_or_else(|| PathBuf::from("ctr"), |bin| bin.join("ctr"));
-        let mut pull = Command::new(&ctr);
-        pull.arg("--address").arg(&socket).args([
-            "images",
-            "pull",
-            "--plain-http",
-            &self.reference,
-        ]);
-        let mut run = Command::new(&ctr);
-        run.arg("--address")
-            .arg(&socket)
-            .args(["run", "--rm", &self.reference, "bench"]);
-        run.args(self.image.command());
-        self.time(&mut [pull], &mut run)
+    fn command(&self) -> &'static [&'static str] {
+        self.image().workload(self.cell.system.workload).0
     }
 
-    fn stargz(&self, bin: &Path) -> Result<Start> {
-        let (socket, root) = (self.dir.join("stargz.sock"), self.dir.join("stargz"));
-        fs::create_dir_all(&root)?;
-        let mut daemon = Command::new(bin.join("containerd-stargz-grpc"));
-        daemon.arg(&socket).arg(&root);
-        let _snapshotter = Daemon::start(&mut daemon, &self.dir.join("stargz.log"), &socket)?;
-        let (_daemon, containerd) = self.start_containerd(None, Some(&socket))?;
-        let ctr = bin.join("ctr-remote");
-        let mut pull = Command::new(&ctr);
-        pull.arg("--address").arg(&containerd).args([
-            "images",
-            "rpull",
-            "--plain-http",
-            &self.reference,
-        ]);
-        let mut run = Command::new(&ctr);
-        run.arg("--address")
-            .arg(&containerd)
-            .args(["run", "--rm", "--snapshotter=stargz"]);
-        run.args([&self.reference, "bench"])
-            .args(self.image.command());
-        self.time(&mut [pull], &mut run)
+    /// Drops caches; the meter of what comes next.
+    pub(crate) fn go_cold(&self) -> Result<Arc<Meter>> {
+        machine::make_cold(&self.bench.registry, self.image().name(), &self.blobs)?;
+        Ok(self.proxy.measure())
     }
 
-    fn start_containerd(
-        &self,
-        bin: Option<&Path>,
-        stargz: Option<&Path>,
-    ) -> Result<(Daemon, PathBuf)> {
-        let socket = self.dir.join("containerd.sock");
-        let config = self.dir.join("containerd.toml");
-        fs::write(&config, containerd_config(self.dir, &socket, stargz))?;
-        let mut daemon =
-            Command::new(bin.map_or_else(|| "containerd".into(), |b| b.join("containerd")));
-        if let Some(bin) = bin {
-            // It looks for its shim on the PATH.
-            let path = std::env::var("PATH").unwrap_or_default();
-            daemon.env("PATH", format!("{}:{path}", bin.display()));
-        }
-        daemon.arg("--config").arg(&config);
-        let daemon = Daemon::start(&mut daemon, &self.dir.join("containerd.log"), &socket)?;
-        Ok((daemon, socket))
-    }
-
-    /// The clock: drops the page cache, runs the commands, stops at ready.
+    /// The clock: cold caches, then the commands, until ready.
     fn time(&self, before: &mut [Command], run: &mut Command) -> Result<Start> {
-        drop_page_cache()?;
-        let bytes_before = self.proxy.received();
+        let (_, ready) = self.image().workload(self.cell.system.workload);
+        let meter = self.go_cold()?;
         let began = Instant::now();
         for command in before {
             process::run(command)?;
         }
-        process::run_until_ready(run, self.image.mark(), || Start {
+        let mut start = process::run_until_ready(run, ready, || Start {
             ready_seconds: began.elapsed().as_secs_f64(),
-            wire_bytes: self.proxy.received() - bytes_before,
-        })
+            wire_bytes: meter.received(),
+            requests: meter.requests().len(),
+            bytes_over_time: meter.samples(),
+            spans: Vec::new(),
+        })?;
+        start.spans = spans(&self.dir.join("trace.json"));
+        Ok(start)
     }
 }
 
-/// Kubernetes' plugin and metrics off; everything else as it comes.
-fn containerd_config(dir: &Path, socket: &Path, stargz: Option<&Path>) -> String {
-    let (dir, socket) = (dir.display(), socket.display());
-    let mut config = format!(
-        "version = 2\nroot = \"{dir}/containerd\"\nstate = \"{dir}/containerd-state\"\n\
-         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
-         [grpc]\naddress = \"{socket}\"\n"
-    );
-    if let Some(stargz) = stargz {
-        let stargz = stargz.display();
-        config += &format!("[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"{stargz}\"\n");
+/// The steps in a record of `laz run --trace-file`; none where there is no such record.
+fn spans(record: &Path) -> Vec<Span> {
+    #[derive(serde::Deserialize)]
+    struct Record {
+        spans: Vec<Span>,
     }
-    config
-}
-
-fn drop_page_cache() -> Result<()> {
-    process::run(&mut Command::new("sync"))?;
-    fs::write("/proc/sys/vm/drop_caches", "3")
-        .context("drop the page cache (cold starts need root and a writable /proc/sys)")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_snapshotter_is_plugged_in_only_where_it_is_measured() {
-        let (dir, socket) = (Path::new("/d"), Path::new("/d/s"));
-        let plain = containerd_config(dir, socket, None);
-        assert!(plain.contains("root = \"/d/containerd\"") && !plain.contains("proxy_plugins"));
-        let lazy = containerd_config(dir, socket, Some(Path::new("/d/z")));
-        assert!(lazy.ends_with("type = \"snapshot\"\naddress = \"/d/z\"\n"));
-    }
+    let text = fs::read(record).unwrap_or_default();
+    serde_json::from_slice(&text).map_or_else(|_| Vec::new(), |record: Record| record.spans)
 }

@@ -1,0 +1,127 @@
+//! containerd with overlayfs, and with stargz-snapshotter beside it.
+//!
+//! Invariant: daemons are new for every start, keep everything below its directory, and end
+//! with it. Kubernetes' plugin and metrics are off; everything else is as it comes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::Job;
+use crate::plan::{Ready, Release};
+use crate::process::Daemon;
+use crate::report::Start;
+
+impl Job<'_> {
+    pub(super) fn containerd(&self, release: Release) -> Result<Start> {
+        let (_daemon, socket) = self.start_containerd(release, None)?;
+        let pull = self.pull(release, &socket);
+        let mut run = Command::new(self.ctr(release));
+        run.arg("--address").arg(&socket).args(["run", "--rm"]);
+        self.host_network(&mut run);
+        run.args([&self.reference, "bench"]).args(self.command());
+        self.time(&mut [pull], &mut run)
+    }
+
+    /// The command that pulls and unpacks the image.
+    pub(crate) fn pull(&self, release: Release, socket: &Path) -> Command {
+        let mut pull = Command::new(self.ctr(release));
+        pull.arg("--address").arg(socket);
+        pull.args(["images", "pull", "--plain-http", &self.reference]);
+        pull
+    }
+
+    pub(super) fn stargz(&self) -> Result<Start> {
+        let bin = self.bench.programs.stargz.as_ref();
+        let bin = bin.context("no stargz-snapshotter was given")?;
+        let (socket, root) = (self.dir.join("stargz.sock"), self.dir.join("stargz"));
+        fs::create_dir_all(&root)?;
+        let mut daemon = Command::new(bin.join("containerd-stargz-grpc"));
+        daemon.arg(&socket).arg(&root);
+        let _snapshotter = Daemon::start(&mut daemon, &self.dir.join("stargz.log"), &socket)?;
+        let (_daemon, containerd) = self.start_containerd(Release::System, Some(&socket))?;
+        let ctr = bin.join("ctr-remote");
+        let mut pull = Command::new(&ctr);
+        pull.arg("--address").arg(&containerd);
+        pull.args(["images", "rpull", "--plain-http", &self.reference]);
+        let mut run = Command::new(&ctr);
+        run.arg("--address")
+            .arg(&containerd)
+            .args(["run", "--rm", "--snapshotter=stargz"]);
+        self.host_network(&mut run);
+        run.args([&self.reference, "bench"]).args(self.command());
+        self.time(&mut [pull], &mut run)
+    }
+
+    /// What is reached by its port is run in the host's network, as `laz run` does by itself.
+    fn host_network(&self, run: &mut Command) {
+        let (_, ready) = self.image().workload(self.cell.system.workload);
+        if let Ready::Port(_) = ready {
+            run.arg("--net-host");
+        }
+    }
+
+    fn ctr(&self, release: Release) -> PathBuf {
+        self.bin(release)
+            .map_or_else(|| PathBuf::from("ctr"), |bin| bin.join("ctr"))
+    }
+
+    fn bin(&self, release: Release) -> Option<&Path> {
+        match release {
+            Release::Newest => self.bench.programs.containerd_new.as_deref(),
+            Release::System => None,
+        }
+    }
+
+    /// A daemon and its socket.
+    pub(crate) fn start_containerd(
+        &self,
+        release: Release,
+        stargz: Option<&Path>,
+    ) -> Result<(Daemon, PathBuf)> {
+        let bin = self.bin(release);
+        let socket = self.dir.join("containerd.sock");
+        let config = self.dir.join("containerd.toml");
+        fs::write(&config, configuration(&self.dir, &socket, stargz))?;
+        let mut daemon =
+            Command::new(bin.map_or_else(|| "containerd".into(), |b| b.join("containerd")));
+        if let Some(bin) = bin {
+            // It looks for its shim on the PATH.
+            let path = std::env::var("PATH").unwrap_or_default();
+            daemon.env("PATH", format!("{}:{path}", bin.display()));
+        }
+        daemon.arg("--config").arg(&config);
+        let daemon = Daemon::start(&mut daemon, &self.dir.join("containerd.log"), &socket)?;
+        Ok((daemon, socket))
+    }
+}
+
+fn configuration(dir: &Path, socket: &Path, stargz: Option<&Path>) -> String {
+    let (dir, socket) = (dir.display(), socket.display());
+    let mut config = format!(
+        "version = 2\nroot = \"{dir}/containerd\"\nstate = \"{dir}/containerd-state\"\n\
+         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+         [grpc]\naddress = \"{socket}\"\n"
+    );
+    if let Some(stargz) = stargz {
+        let stargz = stargz.display();
+        config += &format!("[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"{stargz}\"\n");
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_snapshotter_is_plugged_in_only_where_it_is_measured() {
+        let (dir, socket) = (Path::new("/d"), Path::new("/d/s"));
+        let plain = configuration(dir, socket, None);
+        assert!(plain.contains("root = \"/d/containerd\"") && !plain.contains("proxy_plugins"));
+        let lazy = configuration(dir, socket, Some(Path::new("/d/z")));
+        assert!(lazy.ends_with("type = \"snapshot\"\naddress = \"/d/z\"\n"));
+    }
+}
