@@ -9,6 +9,7 @@ pub mod gzip;
 pub mod member;
 pub mod stream;
 pub mod unpack;
+pub mod zstd_write;
 
 use bytes::Bytes;
 
