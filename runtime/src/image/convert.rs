@@ -4,10 +4,10 @@
 //! Invariant: what is read is verified (manifest, config, each blob and diff_id) before
 //! anything made of it is pushed, and the manifest is pushed last: an interrupted
 //! conversion leaves no image. Layer order, history and every field of the documents that
-//! a conversion does not change are kept. Memory is bounded for layers of any size, and at
-//! most [`LAYERS_AT_ONCE`] are converted at a time. A layer being converted takes its
-//! uncompressed and its new size in spool files, which have no name and vanish with the
-//! process. With hot files all layers are unpacked before the first is written, because
+//! a conversion does not change are kept. Memory is bounded for layers of any size: up to
+//! [`LAYERS_AT_ONCE`] are under way, of which one is being compressed, on all cores, while
+//! others are fetched or pushed. A layer being converted takes its uncompressed and its new
+//! size in spool files, which have no name and vanish with the process. With hot files all layers are unpacked before the first is written, because
 //! paths lead from layer to layer.
 //!
 //! Of an image for several platforms the one for [`ConvertOptions::platform`] is converted.
@@ -30,6 +30,7 @@ use lazarette_fetcher::source::{BlobRef, BlobSource, Document};
 use lazarette_fetcher::types::{Descriptor, Digest, Platform, Reference};
 use lazarette_fetcher::{Error, Result};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use self::document::{Config, Manifest};
 use self::jobs::{Job, Jobs};
@@ -39,7 +40,7 @@ use self::retry::retried;
 pub use self::sink::{BlobSink, file_stream};
 use super::IndexDocument;
 
-/// Layers converted at a time: enough that fetching, compressing and pushing overlap.
+/// Layers under way: enough that fetching, compressing and pushing overlap.
 const LAYERS_AT_ONCE: usize = 3;
 /// Default of [`ConvertOptions::push_pause`]: a registry that restarts is back in 15 s.
 const PUSH_PAUSE_DEFAULT: Duration = Duration::from_secs(1);
@@ -182,9 +183,14 @@ impl Converter<'_> {
             bytes: sources.iter().map(|(layer, _)| layer.size).sum(),
         });
         let jobs = Jobs::new(sources);
+        let run = Run {
+            src,
+            dst,
+            compressing: Semaphore::new(1),
+        };
         let (converted, missing) = match &self.options.hot {
-            None => (self.convert_each(&jobs, src, dst).await?, Vec::new()),
-            Some(hot) => self.convert_hot(&jobs, hot, src, dst).await?,
+            None => (self.convert_each(&jobs, &run).await?, Vec::new()),
+            Some(hot) => self.convert_hot(&jobs, hot, &run).await?,
         };
         let layers = jobs.in_order(&converted);
         config.set_diff_ids(layers.iter().map(|layer| layer.diff_id));
@@ -199,15 +205,10 @@ impl Converter<'_> {
     }
 
     /// Converts layers that need nothing of one another.
-    async fn convert_each(
-        &self,
-        jobs: &Jobs,
-        src: &Reference,
-        dst: &Reference,
-    ) -> Result<Vec<ConvertedLayer>> {
+    async fn convert_each(&self, jobs: &Jobs, run: &Run<'_>) -> Result<Vec<ConvertedLayer>> {
         let each = jobs.distinct.iter().map(|job| async move {
-            let staged = self.stage(src, job).await?;
-            self.write(dst, job, (staged, None)).await
+            let staged = self.stage(run.src, job).await?;
+            self.write(run, job, (staged, None)).await
         });
         stream::iter(each)
             .buffered(LAYERS_AT_ONCE)
@@ -220,10 +221,9 @@ impl Converter<'_> {
         &self,
         jobs: &Jobs,
         hot: &HotFiles,
-        src: &Reference,
-        dst: &Reference,
+        run: &Run<'_>,
     ) -> Result<(Vec<ConvertedLayer>, Vec<String>)> {
-        let each = jobs.distinct.iter().map(|job| self.stage(src, job));
+        let each = jobs.distinct.iter().map(|job| self.stage(run.src, job));
         let staged = stream::iter(each).buffered(LAYERS_AT_ONCE);
         let staged: Vec<Staged> = staged.try_collect().await?;
         let (hot, order) = (hot.clone(), jobs.order.clone());
@@ -234,7 +234,7 @@ impl Converter<'_> {
         let (staged, hot, missing) = joined(tokio::task::spawn_blocking(look_up).await)?;
         let parts = staged.into_iter().zip(hot.into_iter().map(Some));
         let each = jobs.distinct.iter().zip(parts);
-        let each = each.map(|(job, part)| self.write(dst, job, part));
+        let each = each.map(|(job, part)| self.write(run, job, part));
         let converted = stream::iter(each).buffered(LAYERS_AT_ONCE);
         Ok((converted.try_collect().await?, missing))
     }
@@ -291,16 +291,19 @@ impl Converter<'_> {
     /// Writes a layer anew and pushes it.
     async fn write(
         &self,
-        dst: &Reference,
+        run: &Run<'_>,
         job: &Job,
         (staged, hot): (Staged, Option<HotFiles>),
     ) -> Result<ConvertedLayer> {
+        // Never closed; one that were would let everyone through.
+        let turn = run.compressing.acquire().await.ok();
         (self.progress)(ConvertEvent::Compressing {
             layer: job.layer,
             uncompressed_size: staged.tar.len,
         });
         let (spooled, written) = layer::compress(staged, &job.from, hot, &self.options).await?;
-        self.push(dst, &written.blob_digest, spooled).await?;
+        drop(turn);
+        self.push(run.dst, &written.blob_digest, spooled).await?;
         let converted = ConvertedLayer {
             from: job.from.clone(),
             blob_digest: written.blob_digest,
@@ -349,6 +352,14 @@ impl Converter<'_> {
         let digest = retried(self.options.push_pause, put).await?;
         Ok(Descriptor::new(media_type.clone(), digest, size))
     }
+}
+
+/// One conversion.
+struct Run<'a> {
+    src: &'a Reference,
+    dst: &'a Reference,
+    /// Whose turn it is: a compressor has tens of megabytes of tables on each core.
+    compressing: Semaphore,
 }
 
 /// What is hot in each of the `staged` layers, and what is nowhere. `order` lists them
