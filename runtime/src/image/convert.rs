@@ -4,11 +4,11 @@
 //! Invariant: what is read is verified (manifest, config, each blob and diff_id) before
 //! anything made of it is pushed, and the manifest is pushed last: an interrupted
 //! conversion leaves no image. Layer order, history and every field of the documents that
-//! a conversion does not change are kept. Memory is bounded for layers of any size: up to
-//! [`LAYERS_AT_ONCE`] are under way, of which one is being compressed, on all cores, while
+//! a conversion does not change are kept. Memory is bounded for layers of any size: a few
+//! are under way at a time, of which one is being compressed, on all cores, while the
 //! others are fetched or pushed. A layer being converted takes its uncompressed and its new
-//! size in spool files, which have no name and vanish with the process. With hot files all layers are unpacked before the first is written, because
-//! paths lead from layer to layer.
+//! size in spool files, which have no name and vanish with the process. With hot files all
+//! layers are unpacked before the first is written, because paths lead from layer to layer.
 //!
 //! Of an image for several platforms the one for [`ConvertOptions::platform`] is converted.
 
