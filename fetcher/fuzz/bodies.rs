@@ -4,11 +4,15 @@
 //! Invariant: for any input an error or a value that keeps its rules; never a panic,
 //! never memory beyond the limits.
 
+use std::io::Read as _;
+
 use lazarette_fetcher::Result;
 use lazarette_fetcher::codec::pack;
 use lazarette_fetcher::codec::stream::{Decoder, detect};
+use lazarette_fetcher::codec::unpack::decoder;
 use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
 use lazarette_fetcher::index::tar::{Parser, Step};
+use lazarette_fetcher::index::write::{Flavour, Format, Options, write_layer};
 use lazarette_fetcher::index::{estargz, wire};
 use lazarette_fetcher::source::BlobRef;
 use lazarette_fetcher::types::{Digest, Reference};
@@ -46,6 +50,35 @@ pub(crate) fn fuzz_toc(json: &[u8]) {
     {
         let bytes = wire::encode(&layer.index, &[]).expect("memory");
         assert_eq!(wire::decode(&bytes).expect("what was encoded"), layer.index);
+    }
+}
+
+/// A tar, written in every format: [`write_layer`]. What comes out decodes to the layer it
+/// says it is.
+pub(crate) fn fuzz_write(data: &[u8]) {
+    for format in [
+        Format::Estargz,
+        Format::ZstdChunked(Flavour::ContainersStorage),
+        Format::ZstdChunked(Flavour::Stargz),
+        Format::Gzip,
+    ] {
+        let options = Options {
+            chunk_bytes: 4096,
+            level: 1,
+            workers: 1,
+            ..Options::new(format)
+        };
+        let mut blob = Vec::new();
+        let mut input = std::io::Cursor::new(data);
+        let Ok(written) = write_layer("layer", &mut input, &mut blob, &options) else {
+            continue;
+        };
+        let mut plain = Vec::new();
+        decoder(&blob[..])
+            .and_then(|mut decoder| decoder.read_to_end(&mut plain))
+            .expect("what was encoded");
+        assert_eq!(written.diff_id, Digest::sha256(&plain));
+        assert_eq!(written.uncompressed_size, plain.len() as u64);
     }
 }
 

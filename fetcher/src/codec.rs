@@ -10,6 +10,7 @@ pub mod pieces;
 pub mod stream;
 pub mod unpack;
 pub mod zran;
+pub mod zstd_write;
 
 use bytes::Bytes;
 

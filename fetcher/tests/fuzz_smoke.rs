@@ -152,3 +152,11 @@ fn whole_layer() {
     let zstd = zstd::encode_all(&tar[..], 1).expect("memory");
     smoke(bodies::fuzz_ingest, &[&tar, PLAIN, &gzip(&tar), &zstd]);
 }
+
+#[test]
+fn layer_writers() {
+    smoke(
+        bodies::fuzz_write,
+        &[&tar("--format=gnu"), &tar("--format=pax")],
+    );
+}

@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lazarette_fetcher::Error as FetchError;
 use lazarette_fetcher::db::{Batch, Db, Table as _};
+use lazarette_fetcher::index::write::{Format, HotFiles, Options};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::LayerOpener;
 use lazarette_fetcher::source::{Pusher, RegistrySource, stack};
@@ -133,18 +134,19 @@ impl Engine {
             .await
     }
 
-    /// Pushes an eStargz copy of `src` as `dst`, the prioritized files first.
+    /// Pushes a copy of `src` in another format as `dst`, what is hot first.
     pub async fn convert(
         &self,
         src: &Reference,
         dst: &Reference,
-        prioritized: Vec<String>,
+        (format, hot): (Format, Option<HotFiles>),
         progress: &(dyn Fn(ConvertEvent<'_>) + Send + Sync),
     ) -> Result<ConvertReport> {
         self.release_db();
         let spool = self.root.join("ingest");
         let mut options = ConvertOptions::new(spool);
-        options.write.prioritized = prioritized;
+        options.write = Options::new(format);
+        options.hot = hot;
         let converter = Converter {
             source: self.resolver.source.as_ref(),
             sink: &self.pusher,

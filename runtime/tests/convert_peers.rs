@@ -9,7 +9,7 @@
 )]
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use lazarette_fetcher::Result;
-use lazarette_fetcher::index::estargz::write::{Options, write_estargz};
+use lazarette_fetcher::index::write::{Flavour, Format, HotFiles, Options, write_layer};
 use lazarette_fetcher::source::{BlobRef, BlobSource, Body, Document};
 use lazarette_fetcher::types::{
     ByteRange, Descriptor, Digest, MediaType, Platform, Reference, Repository,
 };
+use lazarette_fetcher::{Error, Result};
 use lazarette_runtime::image::convert::{
-    BlobSink, ConvertOptions, ConvertReport, Converter, file_stream,
+    BlobSink, ConvertOptions, ConvertReport, ConvertedLayer, Converter, file_stream,
 };
 use serde_json::{Value, json};
 
@@ -121,9 +121,11 @@ fn reference(tag: &str) -> Reference {
     Reference::parse(&format!("localhost/image:{tag}")).unwrap()
 }
 
-async fn convert(layout: &Layout, to: &str, prioritized: &[&str]) -> ConvertReport {
+async fn convert(layout: &Layout, to: &str, format: Format, prioritized: &[&str]) -> ConvertReport {
     let mut options = ConvertOptions::new(&layout.0);
-    options.write.prioritized = prioritized.iter().map(|path| (*path).to_owned()).collect();
+    options.write = Options::new(format);
+    let paths = prioritized.iter().map(|path| (*path).to_owned());
+    options.hot = (!prioritized.is_empty()).then(|| HotFiles::whole(paths));
     options.write.chunk_bytes = 64 << 10;
     options.platform = Platform::new("linux", "amd64", None);
     let converter = Converter {
@@ -188,6 +190,29 @@ fn listing(layout: &Layout, tag: &str, scratch: &Path) -> String {
     );
     std::fs::remove_dir_all(bundle).unwrap();
     listing
+}
+
+/// The image `tag` with its zstd layers as gzip: Debian's umoci does not read zstd. Yields
+/// the new tag.
+async fn with_gzip(layout: &Layout, tag: &str) -> String {
+    let document = layout.resolve(&reference(tag)).await.unwrap();
+    let mut manifest: Value = serde_json::from_slice(&document.bytes).unwrap();
+    for layer in manifest["layers"].as_array_mut().unwrap() {
+        let blob = layout.blob(&Digest::parse(layer["digest"].as_str().unwrap()).unwrap());
+        let script = "zstd -qdc <\"$1\" | gzip -1nc >\"$2\"";
+        let new = layout.0.join("new");
+        run("sh", &["-c", script, "sh", text(&blob), text(&new)]);
+        let bytes = std::fs::read(&new).unwrap();
+        layer["mediaType"] = json!(MediaType::OciLayerGzip.as_str());
+        layer["size"] = json!(bytes.len());
+        layer["digest"] = json!(Digest::sha256(&bytes));
+        std::fs::rename(&new, layout.blob(&Digest::sha256(&bytes))).unwrap();
+    }
+    let new_tag = format!("{tag}-gzip");
+    let bytes = Bytes::from(manifest.to_string());
+    let (to, media_type) = (reference(&new_tag), &document.descriptor.media_type);
+    layout.push_manifest(&to, media_type, bytes).await.unwrap();
+    new_tag
 }
 
 /// A docker-registry on a free port of loopback, ended when dropped.
@@ -274,8 +299,16 @@ async fn privileged_converted_images_are_the_same_to_other_readers() {
         "not/there",
     ];
     let registry = Registry::start(scratch.path());
-    for (tag, prioritized) in [("plain", &[][..]), ("first", &wanted[..])] {
-        let report = convert(&layout, tag, prioritized).await;
+    let zstd = Format::ZstdChunked(Flavour::ContainersStorage);
+    let stargz = Format::ZstdChunked(Flavour::Stargz);
+    for (tag, format, prioritized) in [
+        ("plain", Format::Estargz, &[][..]),
+        ("first", Format::Estargz, &wanted[..]),
+        ("gzip", Format::Gzip, &wanted[..]),
+        ("zstd", zstd, &wanted[..]),
+        ("zstd-stargz", stargz, &wanted[..]),
+    ] {
+        let report = convert(&layout, tag, format, prioritized).await;
         assert_eq!(report.layers.len(), 2);
         let missing = report.missing_prioritized.iter().map(String::as_str);
         assert!(
@@ -284,28 +317,44 @@ async fn privileged_converted_images_are_the_same_to_other_readers() {
                 .copied()
                 .filter(|path| *path == "not/there"))
         );
-        assert_eq!(listing(&layout, tag, scratch.path()), before, "{tag}");
+        let readable = match format {
+            Format::Estargz | Format::Gzip => tag.to_owned(),
+            Format::ZstdChunked(_) => with_gzip(&layout, tag).await,
+        };
+        assert_eq!(listing(&layout, &readable, scratch.path()), before, "{tag}");
         for layer in &report.layers {
             let blob = layout.blob(&layer.blob_digest);
-            check_blob(&blob, &layer.toc_digest, &cache);
+            check_blob(&blob, format, layer, &cache);
         }
         check_registry(&registry, &layout, tag, &report);
     }
 }
 
-/// gzip and GNU tar accept the blob, and the Go package reads the same files from it.
-fn check_blob(blob: &Path, toc_digest: &Digest, cache: &Path) {
-    run("sh", &["-c", "gzip -t <\"$1\"", "sh", text(blob)]);
-    let names = run("tar", &["-tvzf", text(blob)]);
-    assert!(names.trim_end().ends_with("stargz.index.json"), "{names}");
+/// gzip or zstd and GNU tar accept the blob, and the Go packages that read it lazily find
+/// the same files in it.
+fn check_blob(blob: &Path, format: Format, layer: &ConvertedLayer, cache: &Path) {
+    let (test, unpack) = match format {
+        Format::Estargz | Format::Gzip => ("gzip -t <\"$1\"", "gzip"),
+        Format::ZstdChunked(_) => ("zstd -qt <\"$1\"", "zstd"),
+    };
+    run("sh", &["-c", test, "sh", text(blob)]);
+    let unpack = format!("--use-compress-program={unpack}");
+    let names = run("tar", &[&unpack, "-tvf", text(blob)]);
+    let has_toc = names.trim_end().ends_with("stargz.index.json");
+    assert_eq!(has_toc, format == Format::Estargz, "{names}");
+    let Some(toc_digest) = layer.toc_digest else {
+        return;
+    };
+    if format == Format::ZstdChunked(Flavour::ContainersStorage) {
+        return check_storage(blob, layer, cache);
+    }
     let read = run(
         cache.join("estargz-verify"),
         &[text(blob), &toc_digest.to_string()],
     );
     // Whiteouts are files in a layer, and tar prints them like the Go program does.
-    let script =
-        "tar -xzf \"$1\" --to-command='echo $(sha256sum | cut -c1-64) $TAR_SIZE $TAR_FILENAME'";
-    let extracted = run("sh", &["-c", script, "sh", text(blob)]);
+    let script = "tar \"$2\" -xf \"$1\" --to-command='echo $(sha256sum | cut -c1-64) $TAR_SIZE $TAR_FILENAME'";
+    let extracted = run("sh", &["-c", script, "sh", text(blob), &unpack]);
     let files = |text: &str| -> Vec<String> {
         let mut lines: Vec<String> = text
             .lines()
@@ -321,6 +370,19 @@ fn check_blob(blob: &Path, toc_digest: &Digest, cache: &Path) {
         "{read:#?}\n{extracted:#?}"
     );
     assert!(!extracted.is_empty());
+}
+
+/// What podman checks of a layer holds.
+fn check_storage(blob: &Path, layer: &ConvertedLayer, cache: &Path) {
+    let of = |key: &str| {
+        let key = format!("io.github.containers.zstd-chunked.{key}");
+        layer.annotations[key.as_str()].clone()
+    };
+    let (checksum, manifest) = (of("manifest-checksum"), of("manifest-position"));
+    let (split, diff_id) = (of("tarsplit-position"), layer.diff_id.to_string());
+    let args = [text(blob), &checksum, &manifest, &split, &diff_id];
+    let said = run(cache.join("estargz-verify"), &args);
+    assert!(said.contains(" entries, "), "{said}");
 }
 
 /// skopeo carries the image to a registry and back, unchanged.
@@ -350,8 +412,9 @@ fn check_registry(registry: &Registry, layout: &Layout, tag: &str, report: &Conv
         .iter()
         .zip(&report.layers)
     {
-        let toc = &layer["annotations"]["containerd.io/snapshot/stargz/toc.digest"];
-        assert_eq!(*toc, converted.toc_digest.to_string());
+        for (key, value) in &converted.annotations {
+            assert_eq!(layer["annotations"][key], **value);
+        }
     }
     let back = tempfile::tempdir().unwrap();
     let back = format!("dir:{}", text(&back.path().join("image")));
@@ -364,6 +427,116 @@ fn check_registry(registry: &Registry, layout: &Layout, tag: &str, report: &Conv
             &to,
             &back,
         ],
+    );
+}
+
+/// A tmpfs of a given size, unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(dir: PathBuf, kib: u32) -> Self {
+        std::fs::create_dir_all(&dir).unwrap();
+        let size = format!("size={kib}k");
+        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", text(&dir)]);
+        Self(dir)
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // A thread that has not yet seen that it is not wanted may have a file open.
+        run("umount", &["-l", text(&self.0)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_full_disk_ends_a_conversion_and_leaves_nothing() {
+    if !ready("privileged_a_full_disk_ends_a_conversion_and_leaves_nothing") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let layout = Layout(scratch.path().join("layout"));
+    run(
+        peers().join("make-image.sh"),
+        &[text(&layout.0), text(scratch.path())],
+    );
+    let mut failed = 0;
+    // From no room at all to room for everything: unpacking and writing run out in turn.
+    for (number, kib) in (64..20_000).step_by(1500).enumerate() {
+        let spool = Tmpfs::mount(scratch.path().join("spool"), kib);
+        let mut options = ConvertOptions::new(&spool.0);
+        options.write = Options::new(Format::ZstdChunked(Flavour::ContainersStorage));
+        options.hot = (number % 2 == 0).then(|| HotFiles::whole(["/usr/lib/noise".to_owned()]));
+        options.platform = Platform::new("linux", "amd64", None);
+        let converter = Converter {
+            source: &layout,
+            sink: &layout,
+            options,
+            progress: &|_| {},
+        };
+        let to = format!("full-{kib}");
+        let outcome = converter.convert(&reference("src"), &reference(&to)).await;
+        assert_eq!(std::fs::read_dir(&spool.0).unwrap().count(), 0);
+        let tagged = layout.index().to_string().contains(&to);
+        assert_eq!(tagged, outcome.is_ok(), "{kib}");
+        if let Err(error) = outcome {
+            assert!(matches!(error, Error::NoSpace { .. }), "{kib}: {error}");
+            failed += 1;
+        } else {
+            break;
+        }
+    }
+    assert!((3..13).contains(&failed), "{failed} sizes were too small");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_killed_conversion_leaves_nothing() {
+    if !ready("privileged_a_killed_conversion_leaves_nothing") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let layout = Layout(scratch.path().join("layout"));
+    run(
+        peers().join("make-image.sh"),
+        &[text(&layout.0), text(scratch.path())],
+    );
+    let registry = Registry::start(scratch.path());
+    let from = format!("oci:{}:src", text(&layout.0));
+    let src = format!("{}/image:src", registry.address);
+    run(
+        "skopeo",
+        &[
+            "--insecure-policy",
+            "copy",
+            "--dest-tls-verify=false",
+            &from,
+            &format!("docker://{src}"),
+        ],
+    );
+    let root = scratch.path().join("root");
+    // Killed when it says its first, second, ... line; it says seven.
+    for lines in 1..=7 {
+        let dst = format!("{}/image:killed-{lines}", registry.address);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_laz"))
+            .args(["--root", text(&root), "image", "convert"])
+            .args(["--to", "zstd-chunked", &src, &dst])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+        let said: Vec<String> = said.take(lines).map(std::result::Result::unwrap).collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(said.len(), lines, "{said:?}");
+        let left = std::fs::read_dir(root.join("ingest")).unwrap().count();
+        assert_eq!(left, 0, "after {said:?}");
+    }
+    let dst = format!("{}/image:whole", registry.address);
+    let args = ["image", "convert", "--to", "zstd-chunked", &src, &dst];
+    run(
+        env!("CARGO_BIN_EXE_laz"),
+        &[&["--root", text(&root)], &args[..]].concat(),
     );
 }
 
@@ -392,7 +565,7 @@ fn speed_and_size_by_chunk_size() {
         };
         let started = Instant::now();
         let mut input = tar.try_clone().unwrap();
-        let written = write_estargz("tar", &mut input, &mut std::io::sink(), &options).unwrap();
+        let written = write_layer("tar", &mut input, &mut std::io::sink(), &options).unwrap();
         assert!(written.uncompressed_size >= written.toc_size);
         println!(
             "chunks of {chunk_kib} KiB: {:.0} MB/s, {:.4} of gzip, TOC {} bytes",

@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use lazarette_fetcher::Error;
-use lazarette_fetcher::index::estargz::write::{Options, write_estargz};
+use lazarette_fetcher::index::write::{Flavour, Format, Options, write_layer};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest};
 use lazarette_fetcher::source::{BlobRef, BlobSource};
@@ -98,20 +98,23 @@ fn blobs(content: &Content) -> Vec<Blob> {
         diff_id: Digest::sha256(&tar),
         toc_digest: None,
     };
-    let mut estargz = Vec::new();
-    let options = Options {
-        chunk_bytes: 64 << 10,
-        ..Options::default()
-    };
-    let mut input = std::io::Cursor::new(&tar);
-    let written = write_estargz("layer", &mut input, &mut estargz, &options).unwrap();
-    vec![
+    let written = |name, format| {
+        let options = Options {
+            chunk_bytes: 64 << 10,
+            ..Options::new(format)
+        };
+        let (mut input, mut bytes) = (std::io::Cursor::new(&tar), Vec::new());
+        let written = write_layer("layer", &mut input, &mut bytes, &options).unwrap();
         Blob {
-            name: "estargz",
-            bytes: estargz.into(),
+            name,
+            bytes: bytes.into(),
             diff_id: written.diff_id,
-            toc_digest: Some(written.toc_digest),
-        },
+            toc_digest: written.toc_digest,
+        }
+    };
+    vec![
+        written("estargz", Format::Estargz),
+        written("zstd", Format::ZstdChunked(Flavour::ContainersStorage)),
         plain("gzip", pipe("gzip", &["-6"], tar.clone())),
         plain("tar", tar.clone()),
     ]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the conversion is checked with and is not there yet: skopeo, umoci,
-# docker-registry and attr from Debian, and estargz-verify, which reads a blob with
-# stargz-snapshotter's own Go package. Go programs go to the cache, not into the clone.
+# docker-registry, attr and zstd from Debian, and estargz-verify, which reads a blob with
+# stargz-snapshotter's and tar-split's own Go packages. Go programs go to the cache, not into the clone.
 # Prints the cache directory on its last line. Run again, it does nothing. Exits with 3 where
 # there is no Go: Debian 12 has none that is new enough.
 set -eu
@@ -11,7 +11,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/lazarette/peers
 mkdir -p "$cache"
 
 missing=
-for pair in skopeo:skopeo umoci:umoci docker-registry:docker-registry getfattr:attr; do
+for pair in skopeo:skopeo umoci:umoci docker-registry:docker-registry getfattr:attr zstd:zstd; do
     command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 if [ -n "$missing" ]; then
@@ -28,7 +28,8 @@ if ! command -v go >/dev/null; then
     echo "estargz-verify needs go 1.24 or newer in PATH or /usr/local/go/bin" >&2
     exit 3
 fi
-if [ ! -x "$cache/estargz-verify" ] || [ "$here/estargz-verify/main.go" -nt "$cache/estargz-verify" ]; then
+if [ ! -x "$cache/estargz-verify" ] ||
+    [ -n "$(find "$here/estargz-verify" -type f -newer "$cache/estargz-verify")" ]; then
     echo "building estargz-verify" >&2
     (cd "$here/estargz-verify" && go build -o "$cache/estargz-verify.new" .)
     mv "$cache/estargz-verify.new" "$cache/estargz-verify"

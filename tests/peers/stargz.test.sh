@@ -73,10 +73,12 @@ use_fresh_store "$SCRATCH/laz"
 printf 'usr/bin/bash\nusr/bin/cat\n' >"$SCRATCH/first"
 laz image convert --to estargz "$REGISTRY/debian:gzip" "$REGISTRY/debian:esgz" 2>/dev/null
 laz image convert --to estargz --prioritize "$SCRATCH/first" "$REGISTRY/debian:gzip" "$REGISTRY/debian:first" 2>/dev/null
+laz image convert --to zstd-chunked --zstd-flavour stargz --prioritize "$SCRATCH/first" \
+  "$REGISTRY/debian:esgz" "$REGISTRY/debian:zstd" 2>/dev/null
 digest() { skopeo inspect --raw --tls-verify=false "docker://$REGISTRY/$1" | sha256sum; }
 if [ "$(digest debian:esgz)" != "$(digest debian:first)" ]; then ok '--prioritize changes the image'
 else bad '--prioritize changes the image' 'both are the same manifest'; fi
 start_stargz
-for tag in esgz first; do check debian "$tag"; done
+for tag in esgz first zstd; do check debian "$tag"; done
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

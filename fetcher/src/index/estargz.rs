@@ -10,7 +10,6 @@
 mod footer;
 mod time;
 mod toc;
-pub mod write;
 
 pub use footer::{Footer, FooterKind, check_toc_len, read_footer, tail_len};
 

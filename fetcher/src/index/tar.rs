@@ -24,5 +24,30 @@ pub(super) fn simple_header(block: &[u8; BLOCK_LEN]) -> Result<(Vec<u8>, u64), S
     Ok((header.name, header.size))
 }
 
+/// A numeric header field: octal, or GNU's base 256.
+pub(super) fn number(field: &[u8]) -> Option<i64> {
+    numeric::field(field)
+}
+
+/// A time of a PAX record.
+pub(super) fn pax_time(text: &[u8]) -> Option<super::Timestamp> {
+    numeric::time(text)
+}
+
+/// Key and value of the first PAX record, and what follows it.
+pub(super) fn pax_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    pax::record(records)
+}
+
+/// Name and prefix fields of a header, joined.
+pub(super) fn name(block: &[u8; BLOCK_LEN]) -> Vec<u8> {
+    header::name(block)
+}
+
+/// Checks the checksum of a header; `Err` says what is wrong.
+pub(super) fn check_sum(block: &[u8; BLOCK_LEN]) -> Result<(), String> {
+    header::check_sum(block)
+}
+
 #[cfg(test)]
 mod tests;

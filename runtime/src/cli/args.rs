@@ -7,6 +7,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use lazarette_fetcher::index::write::{Flavour, Format};
 use lazarette_fetcher::types::Reference;
 
 use crate::spec::{Network, Volume};
@@ -200,7 +201,10 @@ pub struct ConvertArgs {
     /// Target format
     #[arg(long, value_enum)]
     pub to: ConvertFormat,
-    /// Put the files listed in FILE, one path a line, first
+    /// Whose zstd:chunked: each reads the other's as plain zstd
+    #[arg(long, value_enum, default_value_t = ZstdFlavour::ContainersStorage)]
+    pub zstd_flavour: ZstdFlavour,
+    /// Put the files listed in FILE, one path a line, first, and cut all others coarsely
     #[arg(long, value_name = "FILE")]
     pub prioritize: Option<PathBuf>,
     /// Image to read
@@ -214,6 +218,35 @@ pub struct ConvertArgs {
 pub enum ConvertFormat {
     /// eStargz: gzip that every runtime reads, lazily loadable.
     Estargz,
+    /// zstd:chunked: smaller and faster to decode, lazily loadable.
+    ZstdChunked,
+    /// Plain gzip layers, without anything that lazy loading adds.
+    Oci,
+}
+
+/// The two kinds of zstd:chunked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ZstdFlavour {
+    /// Podman's, buildah's and CRI-O's.
+    ContainersStorage,
+    /// stargz-snapshotter's.
+    Stargz,
+}
+
+impl ConvertArgs {
+    /// What the layers become.
+    pub fn format(&self) -> Format {
+        match (self.to, self.zstd_flavour) {
+            (ConvertFormat::Estargz, _) => Format::Estargz,
+            (ConvertFormat::Oci, _) => Format::Gzip,
+            (ConvertFormat::ZstdChunked, ZstdFlavour::ContainersStorage) => {
+                Format::ZstdChunked(Flavour::ContainersStorage)
+            }
+            (ConvertFormat::ZstdChunked, ZstdFlavour::Stargz) => {
+                Format::ZstdChunked(Flavour::Stargz)
+            }
+        }
+    }
 }
 
 /// `512m` is 512 MiB, as docker has it.

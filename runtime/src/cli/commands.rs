@@ -6,9 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use lazarette_fetcher::index::write::HotFiles;
+
 use super::OutputFormat;
 use super::args::{
-    ConvertArgs, ConvertFormat, ImageArgs, ImageCommand, PullArgs, RmiArgs, StoreArgs, StoreCommand,
+    ConvertArgs, ImageArgs, ImageCommand, PullArgs, RmiArgs, StoreArgs, StoreCommand,
 };
 use super::output::{emit, print_json, print_rows};
 use super::progress::Display;
@@ -132,17 +134,16 @@ pub(super) async fn image(
 }
 
 async fn convert(engine: &Arc<Engine>, args: ConvertArgs, format: OutputFormat) -> Result<u8> {
-    let ConvertFormat::Estargz = args.to;
-    let prioritized = match &args.prioritize {
-        Some(file) => read_list(file)?,
-        None => Vec::new(),
+    let hot = match &args.prioritize {
+        Some(file) => Some(HotFiles::whole(read_list(file)?)),
+        None => None,
     };
     let report = engine
-        .convert(&args.src, &args.dst, prioritized, &say)
+        .convert(&args.src, &args.dst, (args.format(), hot), &say)
         .await?;
     if !report.missing_prioritized.is_empty() {
         eprintln!(
-            "laz: no layer has these prioritized files: {}",
+            "laz: the image does not have these prioritized files: {}",
             report.missing_prioritized.join(", ")
         );
     }

@@ -1,37 +1,49 @@
-//! Makes a lazily startable copy of an image: every layer as eStargz.
+//! Makes a copy of an image with every layer in another format: lazily startable ones
+//! (eStargz, zstd:chunked), or the plain gzip that everything reads.
 //!
 //! Invariant: what is read is verified (manifest, config, each blob and diff_id) before
 //! anything made of it is pushed, and the manifest is pushed last: an interrupted
 //! conversion leaves no image. Layer order, history and every field of the documents that
-//! a conversion does not change are kept. Memory is bounded for layers of any size; a
-//! layer being converted takes its uncompressed and its new size in spool files, which
-//! have no name and vanish with the process.
+//! a conversion does not change are kept. Memory is bounded for layers of any size: a few
+//! are under way at a time, of which one is being compressed, on all cores, while the
+//! others are fetched or pushed. A layer being converted takes its uncompressed and its new
+//! size in spool files, which have no name and vanish with the process. With hot files all
+//! layers are unpacked before the first is written, because paths lead from layer to layer.
 //!
 //! Of an image for several platforms the one for [`ConvertOptions::platform`] is converted.
 
 mod document;
+mod jobs;
 mod layer;
 mod prioritize;
+mod retry;
 mod sink;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
-use lazarette_fetcher::index::estargz::write::Options;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use lazarette_fetcher::index::write::{HotFiles, Options, Survey, resolve};
 use lazarette_fetcher::source::{BlobRef, BlobSource, Document};
 use lazarette_fetcher::types::{Descriptor, Digest, Platform, Reference};
 use lazarette_fetcher::{Error, Result};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use self::document::{Config, Manifest};
-
-use self::layer::Spooled;
+use self::jobs::{Job, Jobs};
+use self::layer::{Spooled, Staged, joined};
 pub use self::prioritize::parse_prioritized;
+use self::retry::retried;
 pub use self::sink::{BlobSink, file_stream};
 use super::IndexDocument;
 
+/// Layers under way: enough that fetching, compressing and pushing overlap.
+const LAYERS_AT_ONCE: usize = 3;
+/// Default of [`ConvertOptions::push_pause`]: a registry that restarts is back in 15 s.
+const PUSH_PAUSE_DEFAULT: Duration = Duration::from_secs(1);
 /// Largest image config in bytes that is read; real ones are below 100 KiB.
 const CONFIG_BYTES_MAX: u64 = 8 << 20;
 /// Default of [`ConvertOptions::layer_bytes_max`].
@@ -40,15 +52,21 @@ const LAYER_BYTES_MAX_DEFAULT: u64 = 256 << 30;
 /// How to convert.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
-    /// How to write each layer, the prioritised paths included.
+    /// How to write each layer.
     pub write: Options,
+    /// What starts need, with paths as in a container: it goes first, and is cut into
+    /// smaller chunks than the rest. None means that nothing is known.
+    pub hot: Option<HotFiles>,
     /// Which platform's image to take from an index.
     pub platform: Platform,
-    /// Directory for spool files. Needs room for the largest layer, uncompressed and
-    /// compressed.
+    /// Directory for spool files. Needs room for the largest layers, uncompressed and
+    /// compressed; with hot files for all layers uncompressed.
     pub spool_dir: PathBuf,
     /// Most bytes a layer may decompress to: stops decompression bombs.
     pub layer_bytes_max: u64,
+    /// How long to wait before the second try of a push. Each further pause is twice as
+    /// long as the one before.
+    pub push_pause: Duration,
 }
 
 impl ConvertOptions {
@@ -56,9 +74,11 @@ impl ConvertOptions {
     pub fn new(spool_dir: impl Into<PathBuf>) -> Self {
         Self {
             write: Options::default(),
+            hot: None,
             platform: Platform::host(),
             spool_dir: spool_dir.into(),
             layer_bytes_max: LAYER_BYTES_MAX_DEFAULT,
+            push_pause: PUSH_PAUSE_DEFAULT,
         }
     }
 }
@@ -101,21 +121,20 @@ pub enum ConvertEvent<'a> {
 pub struct ConvertedLayer {
     /// The layer as it was.
     pub from: Descriptor,
-    /// Digest of the eStargz blob.
+    /// Digest of the new blob.
     pub blob_digest: Digest,
-    /// Size of the eStargz blob in bytes.
+    /// Size of the new blob in bytes.
     pub blob_size: u64,
     /// Its new diff_id.
     pub diff_id: Digest,
-    /// Digest of its TOC.
-    pub toc_digest: Digest,
-    /// Length of its TOC's JSON in bytes.
+    /// Digest of its TOC's JSON, of a format with a TOC.
+    pub toc_digest: Option<Digest>,
+    /// Length of its TOC's JSON in bytes; 0 of a format without.
     pub toc_size: u64,
     /// Length of what the blob decompresses to in bytes.
     pub uncompressed_size: u64,
-    /// Prioritised paths that are not in this layer.
-    #[serde(skip)]
-    missing: Vec<String>,
+    /// What its descriptor says of it.
+    pub annotations: BTreeMap<&'static str, String>,
 }
 
 /// What a conversion made.
@@ -125,7 +144,7 @@ pub struct ConvertReport {
     pub manifest: Descriptor,
     /// The layers in the order of the manifest.
     pub layers: Vec<ConvertedLayer>,
-    /// Prioritised paths that no layer has, sorted; worth a warning.
+    /// Hot files that the image does not have; worth a warning.
     pub missing_prioritized: Vec<String>,
 }
 
@@ -142,9 +161,10 @@ pub struct Converter<'a> {
 }
 
 impl Converter<'_> {
-    /// Writes an eStargz copy of `src` as `dst`, which must name a tag.
+    /// Writes a copy of `src` as `dst`, which must name a tag.
     ///
-    /// Dropping the future stops before the next layer; blobs that were pushed stay.
+    /// Dropping the future stops before the next step of a layer; blobs that were pushed
+    /// stay.
     pub async fn convert(&self, src: &Reference, dst: &Reference) -> Result<ConvertReport> {
         self.options.write.check()?;
         if dst.tag().is_none() || dst.digest().is_some() {
@@ -162,33 +182,61 @@ impl Converter<'_> {
             layers: sources.len(),
             bytes: sources.iter().map(|(layer, _)| layer.size).sum(),
         });
-        let mut done: HashMap<(Digest, Digest), ConvertedLayer> = HashMap::new();
-        let mut layers = Vec::with_capacity(sources.len());
-        for (index, (from, diff_id)) in sources.into_iter().enumerate() {
-            let key = (from.digest, diff_id);
-            let converted = match done.get(&key) {
-                Some(same) => ConvertedLayer {
-                    from,
-                    ..same.clone()
-                },
-                None => self.layer((src, dst), index, (from, diff_id)).await?,
-            };
-            (self.progress)(ConvertEvent::Pushed {
-                layer: index,
-                to: &converted,
-            });
-            done.insert(key, converted.clone());
-            layers.push(converted);
-        }
+        let jobs = Jobs::new(sources);
+        let run = Run {
+            src,
+            dst,
+            compressing: Semaphore::new(1),
+        };
+        let (converted, missing) = match &self.options.hot {
+            None => (self.convert_each(&jobs, &run).await?, Vec::new()),
+            Some(hot) => self.convert_hot(&jobs, hot, &run).await?,
+        };
+        let layers = jobs.in_order(&converted);
         config.set_diff_ids(layers.iter().map(|layer| layer.diff_id));
         let config = self.push_config(dst, config.to_bytes()?).await?;
-        manifest.replace(config, &layers);
+        manifest.replace(config, &layers, self.options.write.format);
         let manifest = self.push_manifest(dst, &manifest).await?;
         Ok(ConvertReport {
             manifest,
-            missing_prioritized: missing_everywhere(&layers),
+            missing_prioritized: missing,
             layers,
         })
+    }
+
+    /// Converts layers that need nothing of one another.
+    async fn convert_each(&self, jobs: &Jobs, run: &Run<'_>) -> Result<Vec<ConvertedLayer>> {
+        let each = jobs.distinct.iter().map(|job| async move {
+            let staged = self.stage(run.src, job).await?;
+            self.write(run, job, (staged, None)).await
+        });
+        stream::iter(each)
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    /// Converts layers with what is hot in each; yields what is hot and nowhere, too.
+    async fn convert_hot(
+        &self,
+        jobs: &Jobs,
+        hot: &HotFiles,
+        run: &Run<'_>,
+    ) -> Result<(Vec<ConvertedLayer>, Vec<String>)> {
+        let each = jobs.distinct.iter().map(|job| self.stage(run.src, job));
+        let staged = stream::iter(each).buffered(LAYERS_AT_ONCE);
+        let staged: Vec<Staged> = staged.try_collect().await?;
+        let (hot, order) = (hot.clone(), jobs.order.clone());
+        let look_up = move || {
+            let (hot, missing) = distribute(&staged, &order, &hot);
+            Ok((staged, hot, missing))
+        };
+        let (staged, hot, missing) = joined(tokio::task::spawn_blocking(look_up).await)?;
+        let parts = staged.into_iter().zip(hot.into_iter().map(Some));
+        let each = jobs.distinct.iter().zip(parts);
+        let each = each.map(|(job, part)| self.write(run, job, part));
+        let converted = stream::iter(each).buffered(LAYERS_AT_ONCE);
+        Ok((converted.try_collect().await?, missing))
     }
 
     async fn resolve_manifest(&self, src: &Reference) -> Result<Document> {
@@ -229,55 +277,63 @@ impl Converter<'_> {
         Ok(bytes)
     }
 
-    /// Fetches, converts and pushes one layer.
-    async fn layer(
-        &self,
-        (src, dst): (&Reference, &Reference),
-        index: usize,
-        (from, diff_id): (Descriptor, Digest),
-    ) -> Result<ConvertedLayer> {
-        document::check_layer_type(&from)?;
+    /// Fetches, verifies and unpacks a layer.
+    async fn stage(&self, src: &Reference, job: &Job) -> Result<Staged> {
+        document::check_layer_type(&job.from)?;
         (self.progress)(ConvertEvent::Fetching {
-            layer: index,
-            from: &from,
+            layer: job.layer,
+            from: &job.from,
         });
-        let body = self.source.read_all(&blob(src, &from)).await?;
-        let tar = layer::spool(body, &from, &diff_id, &self.options).await?;
+        let body = self.source.read_all(&blob(src, &job.from)).await?;
+        layer::spool(body, &job.from, &job.diff_id, &self.options).await
+    }
+
+    /// Writes a layer anew and pushes it.
+    async fn write(
+        &self,
+        run: &Run<'_>,
+        job: &Job,
+        (staged, hot): (Staged, Option<HotFiles>),
+    ) -> Result<ConvertedLayer> {
+        // Never closed; one that were would let everyone through.
+        let turn = run.compressing.acquire().await.ok();
         (self.progress)(ConvertEvent::Compressing {
-            layer: index,
-            uncompressed_size: tar.len,
+            layer: job.layer,
+            uncompressed_size: staged.tar.len,
         });
-        let (file, written) = layer::compress(tar, &from, &self.options).await?;
-        let (blob_digest, blob_size) = (written.blob_digest, written.blob_size);
-        self.push(
-            dst,
-            &blob_digest,
-            Spooled {
-                file,
-                len: blob_size,
-            },
-        )
-        .await?;
-        Ok(ConvertedLayer {
-            from,
-            blob_digest,
-            blob_size,
+        let (spooled, written) = layer::compress(staged, &job.from, hot, &self.options).await?;
+        drop(turn);
+        self.push(run.dst, &written.blob_digest, spooled).await?;
+        let converted = ConvertedLayer {
+            from: job.from.clone(),
+            blob_digest: written.blob_digest,
+            blob_size: written.blob_size,
             diff_id: written.diff_id,
             toc_digest: written.toc_digest,
             toc_size: written.toc_size,
             uncompressed_size: written.uncompressed_size,
-            missing: written.missing,
-        })
+            annotations: written.annotations,
+        };
+        (self.progress)(ConvertEvent::Pushed {
+            layer: job.layer,
+            to: &converted,
+        });
+        Ok(converted)
     }
 
     async fn push(&self, dst: &Reference, digest: &Digest, blob: Spooled) -> Result<()> {
         let repository = dst.repository();
-        if self.sink.blob_exists(repository, digest).await? {
-            return Ok(());
-        }
-        self.sink
-            .push_blob(repository, digest, blob.len, blob.file)
-            .await
+        retried(self.options.push_pause, async || {
+            if self.sink.blob_exists(repository, digest).await? {
+                return Ok(());
+            }
+            let file = blob.file.try_clone();
+            let file = file.map_err(|error| Error::io("read back", "a converted blob", error))?;
+            self.sink
+                .push_blob(repository, digest, blob.len, file)
+                .await
+        })
+        .await
     }
 
     async fn push_config(&self, dst: &Reference, bytes: Vec<u8>) -> Result<(Digest, u64)> {
@@ -292,9 +348,33 @@ impl Converter<'_> {
         let bytes = Bytes::from(manifest.to_bytes()?);
         let size = bytes.len() as u64;
         let media_type = &manifest.media_type;
-        let digest = self.sink.push_manifest(dst, media_type, bytes).await?;
+        let put = || self.sink.push_manifest(dst, media_type, bytes.clone());
+        let digest = retried(self.options.push_pause, put).await?;
         Ok(Descriptor::new(media_type.clone(), digest, size))
     }
+}
+
+/// One conversion.
+struct Run<'a> {
+    src: &'a Reference,
+    dst: &'a Reference,
+    /// Whose turn it is: a compressor has tens of megabytes of tables on each core.
+    compressing: Semaphore,
+}
+
+/// What is hot in each of the `staged` layers, and what is nowhere. `order` lists them
+/// as the image stacks them.
+fn distribute(staged: &[Staged], order: &[usize], hot: &HotFiles) -> (Vec<HotFiles>, Vec<String>) {
+    let stacked = order.iter().filter_map(|place| staged.get(*place));
+    let surveys: Vec<&Survey> = stacked.map(|staged| &staged.survey).collect();
+    let resolved = resolve(&surveys, hot);
+    let mut out = vec![HotFiles::default(); staged.len()];
+    for (place, part) in order.iter().zip(resolved.layers) {
+        if let Some(hot) = out.get_mut(*place) {
+            hot.files.extend(part.files);
+        }
+    }
+    (out, resolved.missing)
 }
 
 fn blob(src: &Reference, descriptor: &Descriptor) -> BlobRef {
@@ -303,17 +383,6 @@ fn blob(src: &Reference, descriptor: &Descriptor) -> BlobRef {
         digest: descriptor.digest,
         size: descriptor.size,
     }
-}
-
-/// The paths that every layer misses. An image without layers misses none: there was
-/// nothing to look in.
-fn missing_everywhere(layers: &[ConvertedLayer]) -> Vec<String> {
-    let mut sets = layers
-        .iter()
-        .map(|layer| layer.missing.iter().cloned().collect::<BTreeSet<_>>());
-    let first = sets.next().unwrap_or_default();
-    let everywhere = sets.fold(first, |missing, layer| &missing & &layer);
-    everywhere.into_iter().collect()
 }
 
 #[cfg(test)]

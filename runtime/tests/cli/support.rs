@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use lazarette_fetcher::index::estargz::write::{Options, write_estargz};
+use lazarette_fetcher::index::write::{Options, write_layer};
 use lazarette_fetcher::test_util::FakeRegistry;
 use lazarette_fetcher::types::{Digest, MediaType};
 use serde_json::{Value, json};
@@ -157,11 +157,11 @@ pub(crate) fn estargz(tar: Vec<u8>) -> Layer {
         chunk_bytes: 64 << 10,
         ..Options::default()
     };
-    let written = write_estargz("test layer", &mut Cursor::new(tar), &mut blob, &options).unwrap();
+    let written = write_layer("test layer", &mut Cursor::new(tar), &mut blob, &options).unwrap();
     Layer {
         blob,
         diff_id: written.diff_id,
-        toc_digest: Some(written.toc_digest),
+        toc_digest: written.toc_digest,
     }
 }
 

@@ -1,8 +1,14 @@
-// Reads an eStargz blob with the reference implementation: opens it, checks its TOC
-// against a digest, reads every file by its chunks, checks every chunk, and prints
-// "<sha256> <size> <path>" for each regular file, sorted by path.
+// Reads a lazily loadable blob with the reference implementations.
 //
 // usage: estargz-verify BLOB TOC-DIGEST
+//
+// eStargz, or stargz-snapshotter's zstd:chunked: opens it, checks its TOC against a digest,
+// reads every file by its chunks, checks every chunk, and prints "<sha256> <size> <path>"
+// for each regular file, sorted by path.
+//
+// usage: estargz-verify BLOB MANIFEST-CHECKSUM MANIFEST-POSITION TARSPLIT-POSITION DIFF-ID
+//
+// containers/storage's zstd:chunked, see storage.go.
 package main
 
 import (
@@ -14,15 +20,21 @@ import (
 	"sort"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
 	"github.com/opencontainers/go-digest"
 )
 
 func main() {
-	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: estargz-verify BLOB TOC-DIGEST")
-		os.Exit(2)
+	var err error
+	switch len(os.Args) {
+	case 3:
+		err = verify(os.Args[1], digest.Digest(os.Args[2]))
+	case 6:
+		err = verifyStorage(os.Args[1], os.Args[2:])
+	default:
+		err = fmt.Errorf("wrong number of arguments, see main.go")
 	}
-	if err := verify(os.Args[1], digest.Digest(os.Args[2])); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "estargz-verify:", err)
 		os.Exit(1)
 	}
@@ -38,7 +50,8 @@ func verify(blob string, toc digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	reader, err := estargz.Open(io.NewSectionReader(file, 0, info.Size()))
+	section := io.NewSectionReader(file, 0, info.Size())
+	reader, err := estargz.Open(section, estargz.WithDecompressors(new(zstdchunked.Decompressor)))
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}

@@ -5,7 +5,8 @@ use std::io::Write as _;
 use super::*;
 use crate::codec::pieces::Pieces;
 use crate::index::details::SpanDetails;
-use crate::index::{Chunk, DATA_ALIGN, Encoding};
+use crate::index::{Chunk, DATA_ALIGN, Encoding, Span};
+use crate::types::ByteRange;
 
 /// A data file in memory that insists on the order it was promised.
 #[derive(Debug, Default, PartialEq)]
@@ -71,17 +72,25 @@ fn ingest(plan: IngestPlan, blob: &[u8], piece: usize) -> Result<Ingested<Memory
 
 /// Digests of the chunks, which gzip has among the details of its spans.
 fn digests(ingested: &Ingested<Memory>) -> Vec<[u8; 32]> {
-    let (index, details) = (&ingested.index, &ingested.details);
+    let index = &ingested.index;
     let digest = |(id, chunk): (usize, &Chunk)| match chunk.encoding {
         Encoding::GzipSpan { span, .. } => {
-            let span = &index.spans[span as usize];
-            let place = span.details.start() as usize..span.details.end() as usize;
-            let details = SpanDetails::parse(span, details.slice(place)).unwrap();
+            let (span, details) = details(ingested, span);
             details.digest(id - span.first_chunk as usize).unwrap()
         }
         _ => chunk.chunk_digest.unwrap(),
     };
     index.chunks.iter().enumerate().map(digest).collect()
+}
+
+fn slice(range: ByteRange) -> std::ops::Range<usize> {
+    usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap()
+}
+
+fn details(ingested: &Ingested<Memory>, number: u32) -> (&Span, SpanDetails) {
+    let span = &ingested.index.spans[number as usize];
+    let bytes = ingested.details.slice(slice(span.details));
+    (span, SpanDetails::parse(span, bytes).unwrap())
 }
 
 /// Every chunk, fetched and decoded alone, has its digest.
@@ -91,12 +100,10 @@ fn assert_chunks_stand_alone(ingested: &Ingested<Memory>, blob: &[u8]) {
         let Some(range) = chunk.encoding.blob() else {
             continue;
         };
-        let encoded = &blob[range.start() as usize..range.end() as usize];
+        let encoded = &blob[slice(range)];
         let mut pieces = match chunk.encoding {
             Encoding::GzipSpan { span, .. } => {
-                let span = &index.spans[span as usize];
-                let place = span.details.start() as usize..span.details.end() as usize;
-                let details = SpanDetails::parse(span, ingested.details.slice(place)).unwrap();
+                let (span, details) = details(ingested, span);
                 Pieces::span(encoded, span.bits, &details.window).unwrap()
             }
             Encoding::ZstdFrame { .. } => Pieces::zstd(encoded).unwrap(),

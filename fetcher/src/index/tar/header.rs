@@ -74,7 +74,7 @@ fn fit<T: TryFrom<i64>>(value: i64, what: &str) -> Result<T, String> {
     T::try_from(value).map_err(|_| format!("its {what} is {value}"))
 }
 
-fn name(block: &[u8; BLOCK_LEN]) -> Vec<u8> {
+pub(super) fn name(block: &[u8; BLOCK_LEN]) -> Vec<u8> {
     let name = text(block, 0, 100);
     let prefix = match (bytes(block, 257, 6), bytes(block, 508, 4)) {
         (b"ustar\0", b"tar\0") => text(block, 345, 131),
@@ -89,7 +89,7 @@ fn name(block: &[u8; BLOCK_LEN]) -> Vec<u8> {
 }
 
 /// The sum of all bytes with the checksum taken as spaces; old tars summed signed bytes.
-fn check_sum(block: &[u8; BLOCK_LEN]) -> Result<(), String> {
+pub(super) fn check_sum(block: &[u8; BLOCK_LEN]) -> Result<(), String> {
     let stored = number(block, "checksum", 148, 8)?;
     let (mut unsigned, mut signed) = (0_i64, 0_i64);
     for (at, byte) in block.iter().enumerate() {

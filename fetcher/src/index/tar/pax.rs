@@ -111,7 +111,7 @@ fn value_of<T>(
 }
 
 /// Key and value of the first record, and what follows it.
-fn record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+pub(super) fn record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let digits = records.iter().take(10).position(|byte| *byte == b' ')?;
     let len: usize = numeric::decimal(records.get(..digits)?)?;
     let body = records.get(digits + 1..len)?.strip_suffix(b"\n")?;

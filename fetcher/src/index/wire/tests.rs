@@ -7,10 +7,9 @@ use super::*;
 /// Bytes of version 3, committed: a change of the format must not pass unseen.
 const GOLDEN: &[u8] = include_bytes!("../../../tests/fixtures/index-v3.bin");
 
-fn sample(format: LayerFormat, sizes: &[u32]) -> LayerIndex {
-    let mut tables = Tables::new("layer".to_owned());
-    let entry = |path: Vec<u8>, kind| FileEntry {
-        path,
+fn entry(path: String, kind: FileKind) -> FileEntry {
+    FileEntry {
+        path: path.into_bytes(),
         kind,
         mode: 0o4755,
         uid: 1000,
@@ -23,7 +22,11 @@ fn sample(format: LayerFormat, sizes: &[u32]) -> LayerIndex {
             (b"user.a".to_vec(), vec![0, 255]),
             (b"user.b".to_vec(), Vec::new()),
         ],
-    };
+    }
+}
+
+/// One file of each kind that has no data.
+fn other_files() -> Vec<FileEntry> {
     let kinds = [
         FileKind::Directory,
         FileKind::Symlink {
@@ -36,53 +39,38 @@ fn sample(format: LayerFormat, sizes: &[u32]) -> LayerIndex {
         FileKind::BlockDevice { major: 8, minor: 0 },
         FileKind::Fifo,
     ];
-    tables.file(entry(Vec::new(), FileKind::Directory)).unwrap();
-    tables
-        .file(entry(b"usr/lib/1".to_vec(), FileKind::Fifo))
-        .unwrap();
-    for (number, kind) in kinds.into_iter().enumerate() {
-        tables
-            .file(entry(format!("usr/lib/x{number}").into_bytes(), kind))
-            .unwrap();
-    }
-    let mut in_span = 0;
-    for (number, size) in sizes.iter().enumerate() {
-        let kind = FileKind::Regular {
-            size: u64::from(*size),
-            data_offset: 0,
-        };
-        tables
-            .file(entry(format!("usr/share/{number}").into_bytes(), kind))
-            .unwrap();
-        let mut left = *size;
-        while left > 0 {
-            let len = left.min(5000);
-            let start = u64::from(left) * 31 % 100_000;
-            let blob = ByteRange::at(start, 1 + start % 7).unwrap();
-            let encoding = match format {
-                LayerFormat::Estargz => Encoding::GzipMember { blob, skip: start },
-                LayerFormat::ZstdChunked => Encoding::ZstdFrame { blob, skip: start },
-                LayerFormat::Tar => Encoding::Stored {
-                    blob: ByteRange::at(start, u64::from(len)).unwrap(),
-                },
-                // The first ones in the first span, then in the second, the rest in none.
-                LayerFormat::Gzip if number * 3 < sizes.len() * 2 => {
-                    in_span += 1;
-                    let span = u32::from(in_span > 3);
-                    Encoding::GzipSpan {
-                        blob: ByteRange::at(u64::from(span) * 50_000, in_span * 9).unwrap(),
-                        skip: in_span * 5000,
-                        span,
-                    }
-                }
-                LayerFormat::Gzip | LayerFormat::Zstd => Encoding::Stream,
-            };
-            let digest = Some([left.to_le_bytes()[0]; 32]);
-            let digest = digest.filter(|_| !matches!(encoding, Encoding::GzipSpan { .. }));
-            tables.chunk_of_span(encoding, len, digest);
-            left -= len;
+    let first = [
+        entry(String::new(), FileKind::Directory),
+        entry("usr/lib/1".to_owned(), FileKind::Fifo),
+    ];
+    let numbered = kinds.into_iter().enumerate();
+    let others = numbered.map(|(number, kind)| entry(format!("usr/lib/x{number}"), kind));
+    first.into_iter().chain(others).collect()
+}
+
+/// Some encoding of `format`; of gzip, `in_span` counts the chunks that are in a span.
+fn encoding(format: LayerFormat, start: u64, len: u32, in_span: Option<u64>) -> Encoding {
+    let blob = ByteRange::at(start, 1 + start % 7).unwrap();
+    match (format, in_span) {
+        (LayerFormat::Estargz, _) => Encoding::GzipMember { blob, skip: start },
+        (LayerFormat::ZstdChunked, _) => Encoding::ZstdFrame { blob, skip: start },
+        (LayerFormat::Tar, _) => Encoding::Stored {
+            blob: ByteRange::at(start, u64::from(len)).unwrap(),
+        },
+        (LayerFormat::Gzip, Some(number)) => {
+            let span = u32::from(number > 3);
+            Encoding::GzipSpan {
+                blob: ByteRange::at(u64::from(span) * 50_000, number * 9).unwrap(),
+                skip: number * 5000,
+                span,
+            }
         }
+        (LayerFormat::Gzip | LayerFormat::Zstd, _) => Encoding::Stream,
     }
+}
+
+/// The two spans of a gzip sample.
+fn two_spans() -> Vec<Span> {
     let span = |start, bits, details| Span {
         start,
         bits,
@@ -91,9 +79,40 @@ fn sample(format: LayerFormat, sizes: &[u32]) -> LayerIndex {
         details: ByteRange::at(details, 2000).unwrap(),
         details_digest: [7; 32],
     };
-    let spans = match format {
-        LayerFormat::Gzip => vec![span(0, 0, 0), span(50_000, 3, 2000)],
-        _ => Vec::new(),
+    vec![span(0, 0, 0), span(50_000, 3, 2000)]
+}
+
+fn sample(format: LayerFormat, sizes: &[u32]) -> LayerIndex {
+    let mut tables = Tables::new("layer".to_owned());
+    for file in other_files() {
+        tables.file(file).unwrap();
+    }
+    let mut in_span = 0;
+    for (number, size) in sizes.iter().enumerate() {
+        let kind = FileKind::Regular {
+            size: u64::from(*size),
+            data_offset: 0,
+        };
+        tables
+            .file(entry(format!("usr/share/{number}"), kind))
+            .unwrap();
+        // The first files in the first span, then in the second, the rest in none.
+        let spanned = format == LayerFormat::Gzip && number * 3 < sizes.len() * 2;
+        let mut left = *size;
+        while left > 0 {
+            let len = left.min(5000);
+            in_span += u64::from(spanned);
+            let start = u64::from(left) * 31 % 100_000;
+            let encoding = encoding(format, start, len, spanned.then_some(in_span));
+            let digest = (!spanned).then_some([left.to_le_bytes()[0]; 32]);
+            tables.chunk_of_span(encoding, len, digest);
+            left -= len;
+        }
+    }
+    let spans = if format == LayerFormat::Gzip {
+        two_spans()
+    } else {
+        Vec::new()
     };
     let blob = LayerBlob {
         digest: Digest::sha256(b"blob"),

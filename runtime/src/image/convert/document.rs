@@ -3,6 +3,7 @@
 //! Invariant: a document is kept as a JSON value and only what a conversion changes is
 //! touched, so fields that nobody here knows survive.
 
+use lazarette_fetcher::index::write::Format;
 use lazarette_fetcher::source::Document;
 use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference};
 use lazarette_fetcher::{Error, Result};
@@ -13,13 +14,12 @@ use super::ConvertedLayer;
 /// Most layers of an image; overlayfs takes 500 lower directories.
 const LAYERS_MAX: usize = 500;
 
-const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
-const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
-
-/// Annotations that tell where things are in the bytes of the old blobs.
-const STALE_PREFIXES: [&str; 4] = [
+/// Annotations that tell what is in the bytes of the old blobs.
+const STALE_PREFIXES: [&str; 6] = [
     "io.github.containers.zstd-chunked.",
     "io.containers.zstd-chunked.",
+    "io.containers.estargz.",
+    "containerd.io/uncompressed",
     "com.amazon.soci.",
     "containerd.io/snapshot/stargz/",
 ];
@@ -81,19 +81,37 @@ impl Manifest {
     }
 
     /// Points the manifest at the new config (digest, size in bytes) and layers.
-    pub(super) fn replace(&mut self, config: (Digest, u64), layers: &[ConvertedLayer]) {
+    ///
+    /// A docker manifest stays one where docker has a type for the layers; the two kinds
+    /// of manifest differ in nothing but their types.
+    pub(super) fn replace(
+        &mut self,
+        config: (Digest, u64),
+        layers: &[ConvertedLayer],
+        format: Format,
+    ) {
+        let layer_type = match (format, &self.media_type) {
+            (Format::Estargz, MediaType::DockerManifest) => MediaType::DockerLayerGzip,
+            (Format::Estargz | Format::Gzip, _) => MediaType::OciLayerGzip,
+            (Format::ZstdChunked(_), _) => MediaType::OciLayerZstd,
+        };
+        let becomes_oci = self.media_type == MediaType::DockerManifest
+            && layer_type != MediaType::DockerLayerGzip;
+        if becomes_oci {
+            self.media_type = MediaType::OciManifest;
+            put_type(&mut self.document, &MediaType::OciManifest);
+        }
         if let Some(Value::Object(old)) = self.document.get_mut("config") {
             point(old, config);
+            if becomes_oci {
+                put_type(old, &MediaType::OciConfig);
+            }
         }
-        let layer_type = match self.media_type {
-            MediaType::DockerManifest => MediaType::DockerLayerGzip,
-            _ => MediaType::OciLayerGzip,
-        };
         if let Some(Value::Array(old)) = self.document.get_mut("layers") {
             for (old, new) in old.iter_mut().zip(layers) {
                 let Value::Object(old) = old else { continue };
                 point(old, (new.blob_digest, new.blob_size));
-                old.insert("mediaType".to_owned(), json!(layer_type.as_str()));
+                put_type(old, &layer_type);
                 annotate(old, new);
             }
         }
@@ -105,6 +123,10 @@ impl Manifest {
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
         serialize("converted manifest", &self.document)
     }
+}
+
+fn put_type(document: &mut Map<String, Value>, media_type: &MediaType) {
+    document.insert("mediaType".to_owned(), json!(media_type.as_str()));
 }
 
 /// Makes a descriptor name another blob.
@@ -122,10 +144,12 @@ fn annotate(descriptor: &mut Map<String, Value>, layer: &ConvertedLayer) {
         _ => Map::new(),
     };
     drop_stale(&mut annotations);
-    let size = layer.uncompressed_size.to_string();
-    annotations.insert(TOC_DIGEST.to_owned(), json!(layer.toc_digest.to_string()));
-    annotations.insert(UNCOMPRESSED_SIZE.to_owned(), json!(size));
-    descriptor.insert("annotations".to_owned(), Value::Object(annotations));
+    for (key, value) in &layer.annotations {
+        annotations.insert((*key).to_owned(), json!(value));
+    }
+    if !annotations.is_empty() {
+        descriptor.insert("annotations".to_owned(), Value::Object(annotations));
+    }
 }
 
 fn drop_stale(annotations: &mut Map<String, Value>) {

@@ -5,13 +5,14 @@
 //! on a blocking thread; a short queue of pieces connects it with the network.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek as _, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::StreamExt as _;
 use lazarette_fetcher::codec::unpack::decoder;
-use lazarette_fetcher::index::estargz::write::{Options, Written, write_estargz};
+use lazarette_fetcher::index::write::{HotFiles, Survey, Written, write_surveyed};
 use lazarette_fetcher::source::Body;
 use lazarette_fetcher::types::{Descriptor, Digest, Hasher};
 use lazarette_fetcher::{Error, Result};
@@ -26,20 +27,28 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Bytes collected before a write to the spool file.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// A nameless file, positioned at its start, and its length in bytes.
+/// A nameless file, and its length in bytes.
 #[derive(Debug)]
 pub(super) struct Spooled {
     pub(super) file: File,
     pub(super) len: u64,
 }
 
-/// Decodes the blob that `body` yields into a spool file and verifies both digests.
+/// A verified layer, unpacked and looked through.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) tar: Spooled,
+    pub(super) survey: Survey,
+}
+
+/// Decodes the blob that `body` yields into a spool file, verifies both digests, and
+/// reads the headers.
 pub(super) async fn spool(
     mut body: Body,
     layer: &Descriptor,
     diff_id: &Digest,
     options: &ConvertOptions,
-) -> Result<Spooled> {
+) -> Result<Staged> {
     let (pieces, queue) = mpsc::channel(QUEUE_PIECES);
     let job = SpoolJob {
         what: format!("layer {}", layer.digest),
@@ -73,16 +82,55 @@ pub(super) async fn spool(
     }
 }
 
-/// Writes a spooled tar as eStargz into another spool file.
+/// Writes a staged layer anew into another spool file.
 pub(super) async fn compress(
-    tar: Spooled,
+    mut staged: Staged,
     layer: &Descriptor,
+    hot: Option<HotFiles>,
     options: &ConvertOptions,
-) -> Result<(File, Written)> {
+) -> Result<(Spooled, Written)> {
     let what = format!("layer {}", layer.digest);
     let (write, dir) = (options.write.clone(), options.spool_dir.clone());
-    let work = move || compress_blocking(&what, tar, &write, &dir);
-    joined(tokio::task::spawn_blocking(work).await)
+    // Dropped with this future.
+    let wanted = Arc::new(());
+    let still_wanted = Arc::downgrade(&wanted);
+    let work = move || {
+        let output = Wanted {
+            file: create(&dir)?,
+            still_wanted,
+        };
+        let mut output = BufWriter::with_capacity(WRITE_BYTES, output);
+        let ends = (&mut staged.tar.file, &mut output);
+        let written = write_surveyed(&what, &staged.survey, hot.as_ref(), ends, &write)?;
+        let file = output
+            .into_inner()
+            .map_err(|error| full(&dir, error.into_error()))?
+            .file;
+        let len = written.blob_size;
+        Ok((Spooled { file, len }, written))
+    };
+    let done = joined(tokio::task::spawn_blocking(work).await);
+    drop(wanted);
+    done
+}
+
+/// A file that takes no more bytes once nobody waits for them: threads cannot be dropped.
+struct Wanted {
+    file: File,
+    still_wanted: Weak<()>,
+}
+
+impl Write for Wanted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.still_wanted.strong_count() == 0 {
+            return Err(io::Error::other("the conversion was given up"));
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// Puts bytes that are in memory where blobs come from.
@@ -92,25 +140,11 @@ pub(super) async fn spool_bytes(bytes: Vec<u8>, options: &ConvertOptions) -> Res
         let mut file = create(&dir)?;
         file.write_all(&bytes).map_err(|error| full(&dir, error))?;
         Ok(Spooled {
-            file: rewound(file, &dir)?,
+            file,
             len: bytes.len() as u64,
         })
     };
     joined(tokio::task::spawn_blocking(work).await)
-}
-
-fn compress_blocking(
-    what: &str,
-    mut tar: Spooled,
-    options: &Options,
-    dir: &Path,
-) -> Result<(File, Written)> {
-    let mut output = BufWriter::with_capacity(WRITE_BYTES, create(dir)?);
-    let written = write_estargz(what, &mut tar.file, &mut output, options)?;
-    let file = output
-        .into_inner()
-        .map_err(|error| full(dir, error.into_error()))?;
-    Ok((rewound(file, dir)?, written))
 }
 
 /// What decoding one blob needs to know.
@@ -123,7 +157,7 @@ struct SpoolJob {
 }
 
 impl SpoolJob {
-    fn run(&self, mut pieces: Pieces) -> Result<Spooled> {
+    fn run(&self, mut pieces: Pieces) -> Result<Staged> {
         let file = create(&self.dir)?;
         let decoded = self.decode(&mut pieces, file);
         // Wrong bytes are the reason for whatever the decoder says of them.
@@ -134,12 +168,13 @@ impl SpoolJob {
                 return Err(self.corrupt("", self.blob_digest, actual));
             }
         }
-        let (file, len, actual) = decoded?;
+        let (mut file, len, actual) = decoded?;
         if actual != self.diff_id {
             return Err(self.corrupt(" (uncompressed)", self.diff_id, actual));
         }
-        let file = rewound(file, &self.dir)?;
-        Ok(Spooled { file, len })
+        let survey = Survey::take(&self.what, &mut file)?;
+        let tar = Spooled { file, len };
+        Ok(Staged { tar, survey })
     }
 
     fn decode(&self, pieces: &mut Pieces, file: File) -> Result<(File, u64, Digest)> {
@@ -239,14 +274,10 @@ fn full(dir: &Path, error: io::Error) -> Error {
     Error::io("write to a spool file in", dir, error)
 }
 
-fn rewound(mut file: File, dir: &Path) -> Result<File> {
-    file.seek(SeekFrom::Start(0))
-        .map_err(|error| Error::io("rewind a spool file in", dir, error))?;
-    Ok(file)
-}
-
 /// The result of a blocking task; its panic goes on here.
-fn joined<T>(outcome: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
+pub(super) fn joined<T>(
+    outcome: std::result::Result<Result<T>, tokio::task::JoinError>,
+) -> Result<T> {
     match outcome {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {

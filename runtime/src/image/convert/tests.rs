@@ -7,6 +7,7 @@ use std::io::Read as _;
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use lazarette_fetcher::codec::deflate::MemberCompressor;
+use lazarette_fetcher::index::write::{Flavour, Format};
 use lazarette_fetcher::source::Body;
 use lazarette_fetcher::types::{ByteRange, MediaType, Repository};
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ struct Registry {
     blobs: Mutex<HashMap<Digest, Bytes>>,
     manifests: Mutex<HashMap<String, (MediaType, Bytes)>>,
     pushes: Mutex<Vec<Digest>>,
+    /// How many more pushes fail for now.
+    outages: Mutex<u32>,
     reads: Mutex<Vec<Digest>>,
 }
 
@@ -44,6 +47,20 @@ impl Registry {
     async fn document(&self, reference: &Reference) -> Value {
         let manifests = self.manifests.lock().await;
         serde_json::from_slice(&manifests[&reference.to_string()].1).unwrap()
+    }
+
+    /// One of the failures that are left.
+    async fn outage(&self) -> Result<()> {
+        let mut left = self.outages.lock().await;
+        if *left == 0 {
+            return Ok(());
+        }
+        *left -= 1;
+        Err(Error::Unavailable {
+            what: "x".to_owned(),
+            host: "y".to_owned(),
+            detail: "restarting".to_owned(),
+        })
     }
 
     async fn blob(&self, descriptor: &Value) -> Bytes {
@@ -109,6 +126,7 @@ impl BlobSink for Registry {
         size: u64,
         file: File,
     ) -> Result<()> {
+        self.outage().await?;
         let pieces: Vec<Bytes> = file_stream(file).try_collect().await?;
         let bytes = pieces.concat();
         assert_eq!(
@@ -126,6 +144,7 @@ impl BlobSink for Registry {
         media_type: &MediaType,
         bytes: Bytes,
     ) -> Result<Digest> {
+        self.outage().await?;
         let document: Value = serde_json::from_slice(&bytes).unwrap();
         Ok(self.tag(reference, media_type.clone(), &document).await)
     }
@@ -144,6 +163,17 @@ fn tar(name: &str, bytes: &[u8]) -> Vec<u8> {
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let mut out = [&block[..], bytes].concat();
     out.resize(out.len().next_multiple_of(512) + 1024, 0);
+    out
+}
+
+/// A tar of one symlink.
+fn link_tar(name: &str, target: &str) -> Vec<u8> {
+    let mut out = tar(name, b"");
+    out[156] = b'2';
+    out[157..157 + target.len()].copy_from_slice(target.as_bytes());
+    out[148..156].fill(b' ');
+    let sum: u64 = out[..512].iter().map(|b| u64::from(*b)).sum();
+    out[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     out
 }
 
@@ -191,10 +221,21 @@ async fn image(registry: &Registry, media_type: MediaType, tars: &[Vec<u8>]) -> 
 }
 
 async fn convert(registry: &Registry, prioritized: &[&str]) -> Result<ConvertReport> {
+    convert_to(registry, prioritized, Format::Estargz).await
+}
+
+async fn convert_to(
+    registry: &Registry,
+    prioritized: &[&str],
+    format: Format,
+) -> Result<ConvertReport> {
     let dir = tempfile::tempdir().unwrap();
     let mut options = ConvertOptions::new(dir.path());
-    options.write.prioritized = prioritized.iter().map(|path| (*path).to_owned()).collect();
+    options.write = Options::new(format);
+    let paths = prioritized.iter().map(|path| (*path).to_owned());
+    options.hot = (!prioritized.is_empty()).then(|| HotFiles::whole(paths));
     options.layer_bytes_max = 1 << 20;
+    options.push_pause = Duration::ZERO;
     options.platform = Platform::new("linux", "amd64", None);
     let converter = Converter {
         source: registry,
@@ -269,6 +310,93 @@ async fn a_repeated_layer_is_converted_once_and_docker_stays_docker() {
     // The same again pushes nothing but the manifest.
     let again = convert(&registry, &[]).await.unwrap();
     assert_eq!((again, registry.pushes.lock().await.len()), (report, 3));
+}
+
+#[tokio::test]
+async fn every_format_becomes_every_other() {
+    let formats = [
+        Format::Estargz,
+        Format::ZstdChunked(Flavour::ContainersStorage),
+        Format::ZstdChunked(Flavour::Stargz),
+        Format::Gzip,
+    ];
+    let tars = [tar("a", b"1"), tar("b", &[2; 50_000])];
+    for first in formats {
+        for second in formats {
+            let registry = Registry::default();
+            image(&registry, MediaType::DockerManifest, &tars).await;
+            convert_to(&registry, &["b"], first).await.unwrap();
+            let (media_type, bytes) = {
+                let manifests = registry.manifests.lock().await;
+                manifests[&dst().to_string()].clone()
+            };
+            let document = serde_json::from_slice(&bytes).unwrap();
+            registry.tag(&src(), media_type, &document).await;
+            let report = convert_to(&registry, &["b"], second).await.unwrap();
+            assert_eq!(report.missing_prioritized, [""; 0]);
+            check_format(&registry, second, &report, first).await;
+        }
+    }
+}
+
+/// Media types and annotations are those of `format`, and none are left of another.
+async fn check_format(registry: &Registry, format: Format, report: &ConvertReport, was: Format) {
+    let docker = format == Format::Estargz && was == Format::Estargz;
+    let (manifest, layer) = match format {
+        _ if docker => (MediaType::DockerManifest, MediaType::DockerLayerGzip),
+        Format::Estargz | Format::Gzip => (MediaType::OciManifest, MediaType::OciLayerGzip),
+        Format::ZstdChunked(_) => (MediaType::OciManifest, MediaType::OciLayerZstd),
+    };
+    let document = registry.document(&dst()).await;
+    assert_eq!(report.manifest.media_type, manifest);
+    let own_types = "application/vnd.oci.image.config.v1+json";
+    assert_eq!(document["config"]["mediaType"], own_types);
+    for (descriptor, converted) in document["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(&report.layers)
+    {
+        assert_eq!(descriptor["mediaType"], layer.as_str());
+        let mut expected = serde_json::to_value(&converted.annotations).unwrap();
+        expected["mine"] = json!("kept");
+        assert_eq!(descriptor["annotations"], expected, "{format:?}");
+        assert_eq!(converted.annotations.is_empty(), format == Format::Gzip);
+    }
+}
+
+#[tokio::test]
+async fn pushes_outlast_a_registry_that_restarts() {
+    let registry = Registry::default();
+    image(&registry, MediaType::OciManifest, &[tar("a", b"1")]).await;
+    *registry.outages.lock().await = 4;
+    convert(&registry, &[]).await.unwrap();
+    let registry = Registry::default();
+    image(&registry, MediaType::OciManifest, &[tar("a", b"1")]).await;
+    *registry.outages.lock().await = 100;
+    let error = convert(&registry, &[]).await.unwrap_err();
+    assert!(error.to_string().contains("restarting"), "{error}");
+    assert_eq!(*registry.outages.lock().await, 95, "five tries");
+}
+
+#[tokio::test]
+async fn hot_paths_lead_from_layer_to_layer() {
+    let registry = Registry::default();
+    let tars = [tar("usr/x", b"1"), link_tar("bin", "usr"), tar("z", b"3")];
+    image(&registry, MediaType::OciManifest, &tars).await;
+    let report = convert(&registry, &["/bin/x", "/bin/y"]).await.unwrap();
+    assert_eq!(report.missing_prioritized, ["/bin/y"]);
+    let mut first = Vec::new();
+    for layer in &report.layers {
+        let blob = registry.blobs.lock().await[&layer.blob_digest].clone();
+        let mut plain = Vec::new();
+        lazarette_fetcher::codec::unpack::decoder(&blob[..])
+            .and_then(|mut decoder| decoder.read_to_end(&mut plain))
+            .unwrap();
+        let name = plain.split(|byte| *byte == 0).next().unwrap();
+        first.push(String::from_utf8(name.to_vec()).unwrap());
+    }
+    assert_eq!(first, ["usr/x", "bin", ".no.prefetch.landmark"]);
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! Reads the headers of a tar, skipping the payloads.
 //!
 //! Invariant: every span that is returned lies within the input. Entries that an earlier
-//! conversion added (TOC, landmarks) are left out.
+//! conversion added (TOC, landmarks) and comments between entries are left out.
 
 use std::io::{Read, Seek, SeekFrom};
 
-use super::entry::{BLOCK, Block, Meta, entry_meta, peek};
+use super::entry::{BLOCK, Block, Meta, check_global, entry_meta, peek};
 use super::{Fault, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
+use crate::Result as LayerResult;
 
 /// Most entries of a layer. A TOC with more would be hundreds of megabytes.
 const ENTRIES_MAX: usize = 1_000_000;
@@ -30,8 +31,22 @@ impl Scanned {
     }
 }
 
+/// What the headers of a layer's tar say.
+#[derive(Debug)]
+pub struct Survey {
+    pub(super) entries: Vec<Scanned>,
+}
+
+impl Survey {
+    /// Reads the headers of `input` from its start. `what` names it in errors. Blocks.
+    pub fn take(what: &str, input: &mut (impl Read + Seek)) -> LayerResult<Self> {
+        let entries = scan(input).map_err(|fault| fault.into_error(what))?;
+        Ok(Self { entries })
+    }
+}
+
 /// The entries of the tar `input`, in order.
-pub(super) fn scan(input: &mut (impl Read + Seek)) -> Result<Vec<Scanned>, Fault> {
+fn scan(input: &mut (impl Read + Seek)) -> Result<Vec<Scanned>, Fault> {
     let end = input.seek(SeekFrom::End(0)).map_err(Fault::read)?;
     let mut entries = Vec::new();
     let mut at = 0;
@@ -65,6 +80,7 @@ fn next(input: &mut (impl Read + Seek), at: u64, end: u64) -> Result<Option<Scan
     }
     input.seek(SeekFrom::Start(at)).map_err(Fault::read)?;
     let mut head = Vec::new();
+    let mut head_offset = at;
     loop {
         let mut block: Block = [0; BLOCK];
         read(input, &mut block)?;
@@ -87,11 +103,20 @@ fn next(input: &mut (impl Read + Seek), at: u64, end: u64) -> Result<Option<Scan
             })?;
         let start = head.len();
         head.resize(start + len, 0);
-        read(input, head.get_mut(start..).unwrap_or_default())?;
+        let payload = head.get_mut(start..).unwrap_or_default();
+        read(input, payload)?;
+        // A header about all entries stands before an entry's own headers, and what may
+        // be in it means nothing to files.
+        if peek.global && start == BLOCK {
+            let len = usize::try_from(peek.size).unwrap_or(payload.len());
+            check_global(payload.get(..len).unwrap_or_default())?;
+            head_offset += head.len() as u64;
+            head.clear();
+        }
     }
     Ok(Some(Scanned {
         meta: entry_meta(&head)?,
-        head_offset: at,
+        head_offset,
         head_len: head.len(),
     }))
 }

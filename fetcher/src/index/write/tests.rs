@@ -9,6 +9,9 @@ use super::entry::{BLOCK, plain_header};
 use super::*;
 use crate::codec::unpack::decoder;
 
+mod round_trip;
+mod zstd_chunked;
+
 /// One entry of a test tar.
 #[derive(Debug, Clone)]
 struct Item {
@@ -58,18 +61,29 @@ fn tarball(items: &[Item]) -> Vec<u8> {
     tar
 }
 
-fn options(chunk_bytes: u32, workers: usize, prioritized: &[&str]) -> Options {
+fn options(chunk_bytes: u32, workers: usize) -> Options {
     Options {
         chunk_bytes,
         workers,
-        prioritized: prioritized.iter().map(|path| (*path).to_owned()).collect(),
         ..Options::default()
     }
 }
 
 fn convert(tar: &[u8], options: &Options) -> Result<(Vec<u8>, Written)> {
     let mut blob = Vec::new();
-    let written = write_estargz("test layer", &mut Cursor::new(tar), &mut blob, options)?;
+    let written = write_layer("test layer", &mut Cursor::new(tar), &mut blob, options)?;
+    Ok((blob, written))
+}
+
+/// As the layer of an image for which these paths are hot.
+fn convert_hot(tar: &[u8], hot: &[&str], options: &Options) -> Result<(Vec<u8>, Written)> {
+    let mut input = Cursor::new(tar);
+    let survey = Survey::take("test layer", &mut input)?;
+    let hot = HotFiles::whole(hot.iter().map(|path| (*path).to_owned()));
+    let hot = &resolve(&[&survey], &hot).layers[0];
+    let mut blob = Vec::new();
+    let ends = (&mut input, &mut blob);
+    let written = write_surveyed("test layer", &survey, Some(hot), ends, options)?;
     Ok((blob, written))
 }
 
@@ -96,7 +110,7 @@ fn toc(blob: &[u8], written: &Written) -> Vec<Value> {
     let tail = gunzip_at(blob, offset, 1 << 30);
     assert_eq!(tail[..512], plain_header(TOC_NAME, written.toc_size)[..]);
     let json = &tail[512..][..usize::try_from(written.toc_size).unwrap()];
-    assert_eq!(Digest::sha256(json), written.toc_digest);
+    assert_eq!(Some(Digest::sha256(json)), written.toc_digest);
     let toc: Value = serde_json::from_slice(json).unwrap();
     assert_eq!(toc["version"], 1);
     toc["entries"].as_array().unwrap().clone()
@@ -169,7 +183,7 @@ fn headers_and_order_are_kept() {
         item(b'2', "./bin", "usr/bin", b""),
         item(b'6', "./pipe", "", b""),
     ];
-    let (blob, written) = convert(&tarball(&items), &options(4096, 2, &[])).unwrap();
+    let (blob, written) = convert(&tarball(&items), &options(4096, 2)).unwrap();
     check(&blob, &written, 4096);
     let plain = gunzip(&blob);
     // All headers are as they were, one member after another.
@@ -195,19 +209,70 @@ fn headers_and_order_are_kept() {
     assert_eq!(entries.iter().filter(|e| e["type"] == "chunk").count(), 19);
 }
 
+const FORMATS: [Format; 4] = [
+    Format::Estargz,
+    Format::ZstdChunked(Flavour::ContainersStorage),
+    Format::ZstdChunked(Flavour::Stargz),
+    Format::Gzip,
+];
+
 #[test]
 fn output_does_not_depend_on_threads() {
     let items: Vec<Item> = (0..300u32)
         .map(|i| file(&format!("f{i}"), &vec![b'x'; (i * 97) as usize]))
         .collect();
     let tar = tarball(&items);
-    let one = convert(&tar, &options(4096, 1, &[])).unwrap();
-    for workers in [0, 2, 5, 99] {
-        assert!(
-            convert(&tar, &options(4096, workers, &[])).unwrap() == one,
-            "{workers}"
-        );
+    for format in FORMATS {
+        let with = |workers| Options {
+            chunk_bytes: 4096,
+            workers,
+            ..Options::new(format)
+        };
+        let one = convert(&tar, &with(1)).unwrap();
+        for workers in [0, 2, 5, 99] {
+            let same = convert(&tar, &with(workers)).unwrap() == one;
+            assert!(same, "{workers} {format:?}");
+        }
     }
+}
+
+#[test]
+fn plain_gzip_is_the_tar_that_extracting_leaves() {
+    let noise: Vec<u8> = (0..1_500_000u32)
+        .flat_map(|i| i.wrapping_mul(i).to_le_bytes())
+        .collect();
+    let items = [
+        dir("./d"),
+        file("./d/noise", &noise),
+        file("x", b"x"),
+        hard("y", "x"),
+    ];
+    let (esgz, _) = convert(&tarball(&items), &options(4096, 2)).unwrap();
+    let (blob, written) = convert(&gunzip(&esgz), &Options::new(Format::Gzip)).unwrap();
+    assert!(gunzip(&blob) == tarball(&items));
+    assert_eq!(written.diff_id, Digest::sha256(&tarball(&items)));
+    assert_eq!(
+        (written.blob_size, written.blob_digest),
+        (blob.len() as u64, Digest::sha256(&blob))
+    );
+    assert_eq!((written.toc_digest, written.toc_size), (None, 0));
+    assert!(written.annotations.is_empty());
+}
+
+#[test]
+fn comments_between_entries_are_left_out_and_other_globals_refused() {
+    let global = |record: &[u8]| item(b'g', "pax_global_header", "", record);
+    let items = [global(b"20 comment=abcdefgh\n"), file("a", b"1")];
+    let (blob, _) = convert(&tarball(&items), &Options::new(Format::Gzip)).unwrap();
+    assert!(gunzip(&blob) == tarball(&items[1..]));
+    let items = [global(b"8 uid=1\n"), file("a", b"1")];
+    let refused = convert(&tarball(&items), &options(4096, 1)).unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("global extended header sets \"uid\""),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -223,9 +288,8 @@ fn prioritised_files_come_first_with_what_they_need() {
         file("c", b"c"),
     ];
     let wanted = ["/c", "./b/zz", "gone", "a/y", "..", "c"];
-    let (blob, written) = convert(&tarball(&items), &options(4096, 2, &wanted)).unwrap();
+    let (blob, written) = convert_hot(&tarball(&items), &wanted, &options(4096, 2)).unwrap();
     check(&blob, &written, 4096);
-    assert_eq!(written.missing, ["gone", ".."]);
     assert_eq!(
         names(&toc(&blob, &written)),
         [
@@ -240,7 +304,7 @@ fn prioritised_files_come_first_with_what_they_need() {
             "a/x"
         ]
     );
-    let (blob, written) = convert(&tarball(&items), &options(4096, 2, &["gone"])).unwrap();
+    let (blob, written) = convert_hot(&tarball(&items), &["gone"], &options(4096, 2)).unwrap();
     assert_eq!(names(&toc(&blob, &written))[0], NO_PREFETCH_LANDMARK);
 }
 
@@ -258,7 +322,7 @@ fn the_last_of_two_entries_counts() {
         dir("d/"),
         hard("g", "f"),
     ];
-    let (blob, written) = convert(&tarball(&items), &options(4096, 1, &[])).unwrap();
+    let (blob, written) = convert(&tarball(&items), &options(4096, 1)).unwrap();
     check(&blob, &written, 4096);
     let entries = toc(&blob, &written);
     assert_eq!(
@@ -270,9 +334,9 @@ fn the_last_of_two_entries_counts() {
 #[test]
 fn a_converted_layer_can_be_converted_again() {
     let items = [dir("a/"), file("a/b", &[7; 9000]), file("c", b"c")];
-    let (plain, _) = convert(&tarball(&items), &options(8192, 1, &[])).unwrap();
-    let (sorted, _) = convert(&gunzip(&plain), &options(4096, 1, &["c"])).unwrap();
-    let (again, written) = convert(&gunzip(&sorted), &options(8192, 1, &["a/b"])).unwrap();
+    let (plain, _) = convert(&tarball(&items), &options(8192, 1)).unwrap();
+    let (sorted, _) = convert_hot(&gunzip(&plain), &["c"], &options(4096, 1)).unwrap();
+    let (again, written) = convert_hot(&gunzip(&sorted), &["a/b"], &options(8192, 1)).unwrap();
     check(&again, &written, 8192);
     assert_eq!(
         names(&toc(&again, &written)),
@@ -285,7 +349,7 @@ fn long_runs_of_headers_get_members_of_their_own() {
     let mut items = vec![file("f", b"x")];
     items.extend((0..1000).map(|i| file(&format!("empty-{i}"), b"")));
     items.push(file("g", b"y"));
-    let (blob, written) = convert(&tarball(&items), &options(4096, 2, &[])).unwrap();
+    let (blob, written) = convert(&tarball(&items), &options(4096, 2)).unwrap();
     check(&blob, &written, 4096);
     let first_member_ends = flate_member_len(&blob, &toc(&blob, &written));
     assert!(
@@ -323,9 +387,7 @@ fn refusals_name_the_layer_and_the_entry() {
         (vec![b'x'; 1024], "checksum"),
     ];
     for (tar, part) in table {
-        let message = convert(&tar, &options(4096, 2, &[]))
-            .unwrap_err()
-            .to_string();
+        let message = convert(&tar, &options(4096, 2)).unwrap_err().to_string();
         assert!(
             message.contains(part) && message.contains("test layer"),
             "{message}"
@@ -359,10 +421,19 @@ fn an_output_that_fails_ends_the_write() {
     let items: Vec<Item> = (0..100)
         .map(|i| file(&format!("f{i}"), &[1; 600]))
         .collect();
-    for room in [0, 100, 4000] {
+    for room in [0, 100, 700] {
         let mut input = Cursor::new(tarball(&items));
-        let written = write_estargz("l", &mut input, &mut Full(room), &options(4096, 2, &[]));
-        assert!(matches!(written, Err(Error::NoSpace { .. })), "{room}");
+        for format in FORMATS {
+            let options = Options {
+                chunk_bytes: 4096,
+                ..Options::new(format)
+            };
+            let written = write_layer("l", &mut input, &mut Full(room), &options);
+            assert!(
+                matches!(written, Err(Error::NoSpace { .. })),
+                "{room} {format:?}"
+            );
+        }
     }
 }
 
@@ -396,7 +467,7 @@ proptest! {
 
     #[test]
     fn nothing_is_lost_or_moved(items in items(), chunk_bytes in 4096u32..30_000, workers in 1usize..4) {
-        let (blob, written) = convert(&tarball(&items), &options(chunk_bytes, workers, &[])).unwrap();
+        let (blob, written) = convert(&tarball(&items), &options(chunk_bytes, workers)).unwrap();
         check(&blob, &written, u64::from(chunk_bytes));
         let mut expected = encode(&no_landmark());
         expected.extend(items.iter().flat_map(encode));
@@ -412,8 +483,9 @@ proptest! {
         let mut tar = tarball(&items);
         let at = at.index(tar.len());
         tar[at] = byte;
-        if let Ok((blob, written)) = convert(&tar, &options(4096, 1, &["f0"])) {
-            check(&blob, &written, 4096);
+        if let Ok((blob, written)) = convert_hot(&tar, &["f0"], &options(4096, 1)) {
+            // Nothing else is hot.
+            check(&blob, &written, 1 << 20);
         }
     }
 }

@@ -1,14 +1,22 @@
 //! Tar headers to what a TOC says of an entry.
 //!
+//! Numbers, times, checksums and records are read as the layer parser in `index/tar` reads
+//! them. What is ours is that all header blocks are seen at once, and that what they say
+//! is kept as it is spelt.
+//!
 //! Invariant: pure. [`entry_meta`] sees the header blocks of one entry exactly as they
 //! are in the tar and decides everything the TOC needs from them: PAX over GNU over
 //! ustar. What a TOC cannot express (sparse files, names that are not UTF-8, `..`) is
 //! refused, never approximated.
 
+mod raw;
+
 use std::collections::BTreeMap;
 
+pub(super) use self::raw::Raw;
+use self::raw::raw;
 use super::Fault;
-use crate::index::Timestamp;
+use crate::index::{Timestamp, tar};
 
 /// Size of a tar block in bytes.
 pub(super) const BLOCK: usize = 512;
@@ -42,7 +50,6 @@ pub(super) struct Meta {
     pub(super) kind: Kind,
     /// Payload in bytes; 0 unless regular.
     pub(super) size: u64,
-    pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) user: String,
@@ -53,6 +60,33 @@ pub(super) struct Meta {
     pub(super) major: u32,
     pub(super) minor: u32,
     pub(super) xattrs: BTreeMap<String, Vec<u8>>,
+    pub(super) raw: Raw,
+}
+
+impl Meta {
+    /// A file of our own, with the header that [`plain_header`] makes.
+    pub(super) fn of_our_own(name: &str, size: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: Kind::Regular,
+            size,
+            uid: 0,
+            gid: 0,
+            user: String::new(),
+            group: String::new(),
+            mtime: Timestamp::default(),
+            link: String::new(),
+            major: 0,
+            minor: 0,
+            xattrs: BTreeMap::new(),
+            raw: Raw {
+                name: name.to_owned(),
+                mode: 0o444,
+                size,
+                ..Raw::default()
+            },
+        }
+    }
 }
 
 /// What the walker must know of a header block.
@@ -62,16 +96,31 @@ pub(super) struct Peek {
     pub(super) size: u64,
     /// Whether the block describes the entry after it (PAX, GNU long names).
     pub(super) extension: bool,
+    /// Whether it describes all entries after it.
+    pub(super) global: bool,
 }
 
 /// Checks a header block's sum and reads its size and role.
 pub(super) fn peek(block: &Block) -> Result<Peek, Fault> {
-    check_sum(block)?;
+    tar::check_sum(block).map_err(Fault::Malformed)?;
     let size = number(&block[124..136], "size")?;
     Ok(Peek {
         size,
         extension: matches!(block[156], b'x' | b'g' | b'L' | b'K' | b'X'),
+        global: block[156] == b'g',
     })
+}
+
+/// Refuses global records that would change the entries after them. What is left is
+/// comments.
+pub(super) fn check_global(payload: &[u8]) -> Result<(), Fault> {
+    let records = pax_records(payload)?;
+    match records.keys().find(|key| *key != "comment") {
+        Some(key) => Err(Fault::unsupported(format!(
+            "a global extended header sets {key:?}; write the tar without --pax-option"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Decodes `blocks`: the header block of one entry with all extension headers and their
@@ -109,14 +158,7 @@ impl Overrides {
         match kind {
             b'L' => self.long_name = Some(until_nul(payload).to_vec()),
             b'K' => self.long_link = Some(until_nul(payload).to_vec()),
-            b'g' => {
-                let records = pax_records(payload)?;
-                if let Some(key) = records.keys().find(|key| *key != "comment") {
-                    return Err(Fault::unsupported(format!(
-                        "a global extended header sets {key:?}; write the tar without --pax-option"
-                    )));
-                }
-            }
+            b'g' => check_global(payload)?,
             _ => self.pax = pax_records(payload)?,
         }
         Ok(())
@@ -157,7 +199,7 @@ impl Overrides {
 }
 
 fn decode(block: &Block, overrides: Overrides) -> Result<Meta, Fault> {
-    let raw_name = overrides.text("path", overrides.long_name.as_ref(), name_field(block))?;
+    let raw_name = overrides.text("path", overrides.long_name.as_ref(), tar::name(block))?;
     let about = |fault: Fault| fault.about(&raw_name);
     if let Some(key) = overrides.pax.keys().find(|k| k.starts_with("GNU.sparse")) {
         return Err(about(sparse(key)));
@@ -167,6 +209,8 @@ fn decode(block: &Block, overrides: Overrides) -> Result<Meta, Fault> {
     let link = overrides
         .text("linkpath", overrides.long_link.as_ref(), own_link)
         .map_err(about)?;
+    let size = overrides.number("size", &block[124..136])?;
+    let raw = raw(block, &overrides.pax, (&raw_name, &link, size)).map_err(about)?;
     let id = |key: &'static str, field: &[u8]| {
         let value = overrides.number(key, field)?;
         u32::try_from(value).map_err(|_| {
@@ -182,10 +226,9 @@ fn decode(block: &Block, overrides: Overrides) -> Result<Meta, Fault> {
         name: clean(&raw_name)?,
         kind,
         size: match kind {
-            Kind::Regular => overrides.number("size", &block[124..136])?,
+            Kind::Regular => size,
             _ => 0,
         },
-        mode: u32::try_from(number(&block[100..108], "mode")? & 0o7777).unwrap_or(0),
         uid: id("uid", &block[108..116])?,
         gid: id("gid", &block[116..124])?,
         user: overrides.text("uname", None, until_nul(&block[265..297]).to_vec())?,
@@ -199,6 +242,7 @@ fn decode(block: &Block, overrides: Overrides) -> Result<Meta, Fault> {
         major: device(&block[329..337], "device major")?,
         minor: device(&block[337..345], "device minor")?,
         xattrs: xattrs(overrides.pax),
+        raw,
     })
 }
 
@@ -237,44 +281,12 @@ pub(super) fn clean(raw: &str) -> Result<String, Fault> {
     Ok(parts.collect::<Vec<_>>().join("/"))
 }
 
-fn name_field(block: &Block) -> Vec<u8> {
-    let name = until_nul(&block[..100]);
-    let prefix = until_nul(&block[345..500]);
-    // GNU's magic ("ustar  ") keeps times where POSIX keeps the prefix.
-    if &block[257..263] != b"ustar\0" || prefix.is_empty() {
-        return name.to_vec();
-    }
-    [prefix, b"/", name].concat()
-}
-
 fn mtime(overrides: &Overrides, block: &Block) -> Result<Timestamp, Fault> {
-    let bad = || Fault::malformed("its modification time is not a number");
-    let Some(value) = overrides.pax.get("mtime").filter(|value| !value.is_empty()) else {
-        let secs = signed_number(&block[136..148]).ok_or_else(bad)?;
-        return Ok(Timestamp { secs, nanos: 0 });
+    let time = match overrides.pax.get("mtime").filter(|value| !value.is_empty()) {
+        Some(value) => tar::pax_time(value),
+        None => tar::number(&block[136..148]).map(|secs| Timestamp { secs, nanos: 0 }),
     };
-    let text = std::str::from_utf8(value).map_err(|_| bad())?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let secs: i64 = whole.parse().map_err(|_| bad())?;
-    if !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
-        return Err(bad());
-    }
-    let digits: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
-    let nanos: u32 = digits.parse().map_err(|_| bad())?;
-    // "-1.5" is half a second before -1.
-    let negative = whole.starts_with('-') && nanos > 0;
-    Ok(match (negative, secs.checked_sub(1)) {
-        (true, Some(secs)) => Timestamp {
-            secs,
-            nanos: 1_000_000_000 - nanos,
-        },
-        (true, None) => return Err(bad()),
-        (false, _) => Timestamp { secs, nanos },
-    })
+    time.ok_or_else(|| Fault::malformed("its modification time is not a number"))
 }
 
 fn xattrs(pax: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
@@ -283,72 +295,25 @@ fn xattrs(pax: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// Records `"<length> <key>=<value>\n"`, where the length counts the whole record. Values
-/// may hold any byte, newlines too.
-fn pax_records(payload: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, Fault> {
+/// Records of an extended header. Values may hold any byte, newlines too.
+fn pax_records(mut payload: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, Fault> {
     let bad = || Fault::malformed("a PAX header has a broken record");
     let mut records = BTreeMap::new();
-    let mut rest = payload;
-    while !rest.is_empty() {
-        let space = rest.iter().position(|b| *b == b' ').ok_or_else(bad)?;
-        let len: usize = std::str::from_utf8(&rest[..space])
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .ok_or_else(bad)?;
-        let record = rest.get(space + 1..len).ok_or_else(bad)?;
-        let record = record.strip_suffix(b"\n").ok_or_else(bad)?;
-        let equals = record.iter().position(|b| *b == b'=').ok_or_else(bad)?;
-        let key = std::str::from_utf8(&record[..equals]).map_err(|_| bad())?;
-        records.insert(key.to_owned(), record[equals + 1..].to_vec());
-        rest = &rest[len..];
+    // Some writers pad the last block into the header.
+    while payload.iter().any(|byte| *byte != 0) {
+        let (key, value, rest) = tar::pax_record(payload).ok_or_else(bad)?;
+        let key = std::str::from_utf8(key).map_err(|_| bad())?;
+        records.insert(key.to_owned(), value.to_vec());
+        payload = rest;
     }
     Ok(records)
 }
 
 /// A numeric field that may not be negative: octal text, or base-256 by GNU's convention.
 fn number(field: &[u8], what: &str) -> Result<u64, Fault> {
-    signed_number(field)
+    tar::number(field)
         .and_then(|value| u64::try_from(value).ok())
         .ok_or_else(|| Fault::malformed(format!("its {what} field is not a number")))
-}
-
-fn signed_number(field: &[u8]) -> Option<i64> {
-    match field {
-        // Top bit: two's complement, big-endian, the bit itself being a flag.
-        [first, rest @ ..] if first & 0x80 != 0 => {
-            let sign = if first & 0x40 != 0 { -1 } else { 0 };
-            let head = (sign << 6) | i128::from(first & 0x3f);
-            let value = rest.iter().try_fold(head, |value, byte| {
-                Some(value.checked_mul(256)? | i128::from(*byte))
-            })?;
-            i64::try_from(value).ok()
-        }
-        text => {
-            let text = std::str::from_utf8(until_nul(text)).ok()?.trim_matches(' ');
-            if text.is_empty() {
-                return Some(0);
-            }
-            let digits = text.bytes().all(|b| matches!(b, b'0'..=b'7'));
-            i64::from_str_radix(text, 8).ok().filter(|_| digits)
-        }
-    }
-}
-
-fn check_sum(block: &Block) -> Result<(), Fault> {
-    let stored = signed_number(&block[148..156]);
-    let byte = |(at, b): (usize, &u8)| if (148..156).contains(&at) { b' ' } else { *b };
-    let unsigned: i64 = block.iter().enumerate().map(|x| i64::from(byte(x))).sum();
-    // Some old writers summed signed bytes.
-    let signed: i64 = block
-        .iter()
-        .enumerate()
-        .map(|x| i64::from(byte(x).cast_signed()))
-        .sum();
-    if stored == Some(unsigned) || stored == Some(signed) {
-        Ok(())
-    } else {
-        Err(Fault::malformed("a tar header has a wrong checksum"))
-    }
 }
 
 fn until_nul(bytes: &[u8]) -> &[u8] {

@@ -98,7 +98,7 @@ fn numbers_are_octal_or_base_256() {
         (b"\x80\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
     ];
     for (field, value) in table {
-        assert_eq!(signed_number(field), value, "{field:?}");
+        assert_eq!(tar::number(field), value, "{field:?}");
     }
 }
 

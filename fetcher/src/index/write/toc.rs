@@ -1,7 +1,12 @@
 //! The TOC as JSON.
 //!
-//! Invariant: field names, units and omissions are those that eStargz readers expect: a
-//! file's first chunk is its `reg` entry, further ones are `chunk` entries right after it.
+//! Invariant: field names, units and omissions are those that readers of the format expect.
+//! A file's first chunk is its `reg` entry, further ones are `chunk` entries right after it.
+//!
+//! eStargz's readers (and stargz's of zstd:chunked) take clean names, names of users and a
+//! digest of every chunk. containers/storage compares each entry with what Go's tar reader
+//! makes of its header, so its entries are spelt as the header spells them; they say where
+//! a file ends, and have chunk digests only where there are several chunks.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +14,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Serialize, Serializer};
 
-use super::Fault;
 use super::entry::{Kind, Meta};
+use super::members::Placed;
+use super::pieces::Piece;
+use super::{Fault, Flavour, Format};
 use crate::index::Timestamp;
 use crate::types::Digest;
 
@@ -20,17 +27,21 @@ pub(super) const TOC_BYTES_MAX: usize = 128 << 20;
 /// One entry, with names as in the JSON.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct TocEntry {
+struct TocEntry {
     name: String,
     r#type: &'static str,
     #[serde(skip_serializing_if = "is_default")]
     size: u64,
     #[serde(skip_serializing_if = "is_default")]
     modtime: String,
+    #[serde(skip_serializing_if = "is_default", rename = "accesstime")]
+    access_time: String,
+    #[serde(skip_serializing_if = "is_default", rename = "changetime")]
+    change_time: String,
     #[serde(skip_serializing_if = "is_default")]
     link_name: String,
     #[serde(skip_serializing_if = "is_default")]
-    mode: u32,
+    mode: i64,
     #[serde(skip_serializing_if = "is_default")]
     uid: u32,
     #[serde(skip_serializing_if = "is_default")]
@@ -39,9 +50,12 @@ pub(super) struct TocEntry {
     user_name: String,
     #[serde(skip_serializing_if = "is_default")]
     group_name: String,
-    /// Where the gzip member with the chunk starts in the blob.
+    /// Where the member with the chunk starts in the blob.
     #[serde(skip_serializing_if = "is_default")]
-    pub(super) offset: u64,
+    offset: u64,
+    /// Where the member with the file's last chunk ends in the blob.
+    #[serde(skip_serializing_if = "is_default")]
+    end_offset: u64,
     #[serde(skip_serializing_if = "is_default")]
     dev_major: u32,
     #[serde(skip_serializing_if = "is_default")]
@@ -50,65 +64,87 @@ pub(super) struct TocEntry {
     xattrs: BTreeMap<String, Vec<u8>>,
     /// Of the whole file.
     #[serde(skip_serializing_if = "is_default")]
-    pub(super) digest: Option<Digest>,
+    digest: Option<Digest>,
     #[serde(skip_serializing_if = "is_default")]
     chunk_offset: u64,
     /// 0 means to the end of the file.
     #[serde(skip_serializing_if = "is_default")]
     chunk_size: u64,
     #[serde(skip_serializing_if = "is_default")]
-    pub(super) chunk_digest: Option<Digest>,
+    chunk_digest: Option<Digest>,
 }
 
 impl TocEntry {
     /// Whether its one chunk is the whole of a regular file.
-    pub(super) fn is_whole_file(&self) -> bool {
+    fn is_whole_file(&self) -> bool {
         self.r#type == "reg" && self.chunk_size == 0
     }
 }
 
-/// Where a chunk is in its file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Piece {
-    pub(super) file_offset: u64,
-    pub(super) len: u64,
-}
-
 /// A TOC being collected.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Toc {
-    pub(super) entries: Vec<TocEntry>,
+    entries: Vec<TocEntry>,
+    style: Style,
+    /// Position of the file whose chunks are being placed.
+    placing: usize,
     users: BTreeMap<u32, String>,
     groups: BTreeMap<u32, String>,
 }
 
+/// Whose entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Stargz,
+    ContainersStorage,
+}
+
 impl Toc {
+    /// Without entries, for a format that has a TOC.
+    pub(super) fn new(format: Format) -> Self {
+        Self {
+            entries: Vec::new(),
+            style: match format {
+                Format::ZstdChunked(Flavour::ContainersStorage) => Style::ContainersStorage,
+                Format::Estargz | Format::Gzip | Format::ZstdChunked(Flavour::Stargz) => {
+                    Style::Stargz
+                }
+            },
+            placing: 0,
+            users: BTreeMap::new(),
+            groups: BTreeMap::new(),
+        }
+    }
+
     /// Adds an entry and yields its position.
     pub(super) fn push(&mut self, meta: &Meta) -> usize {
+        let entry = match self.style {
+            Style::Stargz => self.stargz(meta),
+            Style::ContainersStorage => containers_storage(meta),
+        };
+        self.entries.push(entry);
+        self.entries.len() - 1
+    }
+
+    fn stargz(&mut self, meta: &Meta) -> TocEntry {
         let name = match meta.kind {
             Kind::Directory if meta.name.is_empty() => "./".to_owned(),
             Kind::Directory => format!("{}/", meta.name),
             _ => meta.name.clone(),
         };
-        self.entries.push(TocEntry {
+        TocEntry {
             name,
-            r#type: type_name(meta.kind),
             size: meta.size,
-            modtime: rfc3339(meta.mtime).unwrap_or_default(),
             link_name: meta.link.clone(),
-            mode: meta.mode,
-            uid: meta.uid,
-            gid: meta.gid,
+            mode: meta.raw.mode & 0o7777,
             user_name: if_changed(&mut self.users, meta.uid, &meta.user),
             group_name: if_changed(&mut self.groups, meta.gid, &meta.group),
             dev_major: meta.major,
             dev_minor: meta.minor,
-            xattrs: meta.xattrs.clone(),
             // No file has no bytes; the digest says so.
             digest: (meta.kind == Kind::Regular && meta.size == 0).then(|| Digest::sha256(b"")),
-            ..TocEntry::default()
-        });
-        self.entries.len() - 1
+            ..common(meta)
+        }
     }
 
     /// Adds one chunk of the file whose entry is at `regular`, and yields the position of
@@ -134,21 +170,61 @@ impl Toc {
         self.entries.len() - 1
     }
 
-    /// The JSON, indented by tabs.
-    pub(super) fn to_json(&self) -> Result<Vec<u8>, Fault> {
+    /// Notes the digest of the whole file whose entry is at `regular`.
+    pub(super) fn set_digest(&mut self, regular: usize, digest: Digest) {
+        if let Some(entry) = self.entries.get_mut(regular) {
+            entry.digest = Some(digest);
+        }
+    }
+
+    /// Notes where a chunk is. Chunks come in the order in which they were added.
+    pub(super) fn place(&mut self, placed: Placed) {
+        let Some(entry) = self.entries.get_mut(placed.entry) else {
+            return;
+        };
+        entry.offset = placed.blob_offset;
+        entry.chunk_digest = Some(placed.chunk_digest);
+        // A file of one chunk was hashed with it.
+        if entry.is_whole_file() {
+            entry.digest = Some(placed.chunk_digest);
+        }
+        if self.style == Style::ContainersStorage {
+            if entry.is_whole_file() {
+                entry.chunk_digest = None;
+            }
+            if entry.r#type == "reg" {
+                self.placing = placed.entry;
+            }
+            if let Some(regular) = self.entries.get_mut(self.placing) {
+                regular.end_offset = placed.blob_end;
+            }
+        }
+    }
+
+    /// The JSON; `split` is the digest of the tar-split, if there is one.
+    pub(super) fn to_json(&self, split: Option<Digest>) -> Result<Vec<u8>, Fault> {
         #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
         struct Document<'a> {
             version: u32,
             entries: &'a [TocEntry],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            tar_split_digest: Option<Digest>,
         }
-        let mut json = Vec::new();
-        let indent = serde_json::ser::PrettyFormatter::with_indent(b"\t");
-        let mut serializer = serde_json::Serializer::with_formatter(&mut json, indent);
-        Document {
+        let document = Document {
             version: 1,
             entries: &self.entries,
+            tar_split_digest: split,
+        };
+        let mut json = Vec::new();
+        match self.style {
+            Style::ContainersStorage => serde_json::to_writer(&mut json, &document),
+            Style::Stargz => {
+                let indent = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+                let mut serializer = serde_json::Serializer::with_formatter(&mut json, indent);
+                document.serialize(&mut serializer)
+            }
         }
-        .serialize(&mut serializer)
         .map_err(|error| Fault::Io("write the TOC of", error.into()))?;
         if json.len() > TOC_BYTES_MAX {
             return Err(Fault::Limit(format!(
@@ -157,6 +233,34 @@ impl Toc {
             )));
         }
         Ok(json)
+    }
+}
+
+fn containers_storage(meta: &Meta) -> TocEntry {
+    let raw = &meta.raw;
+    let time = |time: Option<Timestamp>| time.and_then(rfc3339).unwrap_or_default();
+    TocEntry {
+        name: raw.name.clone(),
+        access_time: time(raw.access_time),
+        change_time: time(raw.change_time),
+        link_name: raw.link.clone(),
+        mode: raw.mode,
+        size: raw.size,
+        dev_major: raw.major,
+        dev_minor: raw.minor,
+        ..common(meta)
+    }
+}
+
+/// What all styles say alike.
+fn common(meta: &Meta) -> TocEntry {
+    TocEntry {
+        r#type: type_name(meta.kind),
+        modtime: rfc3339(meta.mtime).unwrap_or_default(),
+        uid: meta.uid,
+        gid: meta.gid,
+        xattrs: meta.xattrs.clone(),
+        ..TocEntry::default()
     }
 }
 

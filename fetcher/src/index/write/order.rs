@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 
 use super::Fault;
-use super::entry::{Kind, clean};
+use super::entry::Kind;
+use super::hot::HotFiles;
 use super::scan::Scanned;
 
 /// What to write. Numbers are positions in the scanned entries.
@@ -17,12 +18,10 @@ pub(super) struct Plan {
     pub(super) front: Vec<usize>,
     /// After it.
     pub(super) rest: Vec<usize>,
-    /// Prioritised paths that are not there, as the caller spelt them.
-    pub(super) missing: Vec<String>,
 }
 
-/// Plans the order of `entries` with the prioritised paths first.
-pub(super) fn order(entries: &[Scanned], prioritized: &[String]) -> Result<Plan, Fault> {
+/// Plans the order of `entries` with the hot files first, as far as they are there.
+pub(super) fn order(entries: &[Scanned], hot: Option<&HotFiles>) -> Result<Plan, Fault> {
     let live = Live::new(entries);
     let targets = link_targets(entries, &live)?;
     let mut placer = Placer {
@@ -32,11 +31,9 @@ pub(super) fn order(entries: &[Scanned], prioritized: &[String]) -> Result<Plan,
         placed: vec![false; entries.len()],
         front: Vec::new(),
     };
-    let mut missing = Vec::new();
-    for path in prioritized {
-        match clean(path).ok().and_then(|name| live.find(&name)) {
-            Some(index) => placer.place(index),
-            None => missing.push(path.clone()),
+    for file in hot.iter().flat_map(|hot| &hot.files) {
+        if let Some(index) = live.find(&file.path) {
+            placer.place(index);
         }
     }
     let Placer { placed, front, .. } = placer;
@@ -46,11 +43,7 @@ pub(super) fn order(entries: &[Scanned], prioritized: &[String]) -> Result<Plan,
         .filter(|(index, placed)| !**placed && !live.is_dropped(*index))
         .map(|(index, _)| index)
         .collect();
-    Ok(Plan {
-        front,
-        rest,
-        missing,
-    })
+    Ok(Plan { front, rest })
 }
 
 /// Which entries are left when the whole tar has been extracted.
@@ -178,7 +171,7 @@ fn links_to_itself(entry: &Scanned) -> bool {
 }
 
 /// The directories above `name`, the root (`""`) first; none for the root itself.
-fn parents(name: &str) -> impl Iterator<Item = &str> {
+pub(super) fn parents(name: &str) -> impl Iterator<Item = &str> {
     let root = (!name.is_empty()).then_some("");
     let rest = name.match_indices('/').filter_map(|(at, _)| name.get(..at));
     root.into_iter().chain(rest)
