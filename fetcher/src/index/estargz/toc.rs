@@ -5,13 +5,14 @@
 //! it is met. Chunks of a file follow it directly, in order, and cover it exactly once.
 //! Names that the format uses itself never reach the file table.
 
+mod document;
+
 use std::borrow::Cow;
-use std::fmt;
 
 use base64::Engine as _;
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::DeserializeSeed;
 
+use self::document::{Document, Entry};
 use super::{TocLayer, time};
 use crate::codec::ChunkHasher;
 use crate::index::limits::{CHUNK_LEN_MAX, SKIP_MAX};
@@ -24,43 +25,6 @@ use crate::{Error, Result};
 const HOLE_PIECE_LEN: u32 = 4 << 20;
 /// Bytes of holes that are hashed for one TOC, apart from whole pieces.
 const HOLE_HASHED_MAX: u64 = 1 << 30;
-
-/// One entry as it is written; numbers are signed so that a lie gets a message of ours.
-#[derive(Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-#[derive(Default)]
-struct Entry<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    #[serde(borrow, rename = "type")]
-    kind: Cow<'a, str>,
-    size: i64,
-    #[serde(borrow)]
-    modtime: Cow<'a, str>,
-    #[serde(borrow)]
-    link_name: Cow<'a, str>,
-    mode: i64,
-    uid: i64,
-    gid: i64,
-    offset: i64,
-    inner_offset: i64,
-    dev_major: i64,
-    dev_minor: i64,
-    #[serde(borrow)]
-    xattrs: Option<Xattrs<'a>>,
-    chunk_offset: i64,
-    chunk_size: i64,
-    #[serde(borrow)]
-    chunk_digest: Cow<'a, str>,
-    /// Only zstd:chunked: where the file's last frame ends.
-    end_offset: i64,
-    /// Only zstd:chunked: empty, or "zeros" for a hole.
-    #[serde(borrow)]
-    chunk_type: Cow<'a, str>,
-    /// Of the whole file.
-    #[serde(borrow)]
-    digest: Cow<'a, str>,
-}
 
 /// Reads verified TOC JSON of `blob`, whose chunks all end at or before `toc_offset`.
 pub(in crate::index) fn parse(blob: &LayerBlob, toc_offset: u64, json: &[u8]) -> Result<TocLayer> {
@@ -487,103 +451,3 @@ fn zeros(len: u32) -> [u8; 32] {
 fn short(text: &str) -> String {
     text.chars().take(100).collect()
 }
-
-/// The outermost object.
-struct Document<'a>(&'a mut Reader);
-
-impl<'de> DeserializeSeed<'de> for Document<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Document<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a TOC")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let (mut version, mut entries) = (None, false);
-        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
-            match &*key {
-                "version" => version = Some(map.next_value::<i64>()?),
-                "entries" if !std::mem::replace(&mut entries, true) => {
-                    map.next_value_seed(Entries(self.0))?;
-                }
-                "entries" => return Err(serde::de::Error::duplicate_field("entries")),
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        match version {
-            Some(1) if entries => Ok(()),
-            Some(1) => Err(serde::de::Error::missing_field("entries")),
-            Some(other) => Err(serde::de::Error::custom(format!("unknown version {other}"))),
-            None => Err(serde::de::Error::missing_field("version")),
-        }
-    }
-}
-
-/// The array of entries.
-struct Entries<'a>(&'a mut Reader);
-
-impl<'de> DeserializeSeed<'de> for Entries<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Entries<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of TOC entries")
-    }
-
-    /// Go writes an empty list as `null`.
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while let Some(entry) = seq.next_element::<Entry<'_>>()? {
-            if let Err(refused) = self.0.entry(&entry) {
-                self.0.refused = Some(refused);
-                return Err(serde::de::Error::custom("refused"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Extended attributes: name and base64 of the value, in the order of the document.
-struct Xattrs<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Xattrs<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Map;
-        impl<'de> Visitor<'de> for Map {
-            type Value = Xattrs<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of extended attributes")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Xattrs<'de>, A::Error> {
-                let mut xattrs = Vec::new();
-                while let Some((Text(name), Text(value))) = map.next_entry()? {
-                    xattrs.push((name, value));
-                }
-                Ok(Xattrs(xattrs))
-            }
-        }
-        deserializer.deserialize_map(Map)
-    }
-}
-
-/// A string borrowed from the document where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
