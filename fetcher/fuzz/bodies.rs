@@ -13,9 +13,9 @@ use lazarette_fetcher::codec::unpack::decoder;
 use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
 use lazarette_fetcher::index::tar::{Parser, Step};
 use lazarette_fetcher::index::write::{Flavour, Format, Options, write_layer};
-use lazarette_fetcher::index::{estargz, wire};
+use lazarette_fetcher::index::{estargz, wire, zstdchunked};
 use lazarette_fetcher::source::BlobRef;
-use lazarette_fetcher::types::{Digest, Reference};
+use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference};
 
 /// Decoded bytes a target accepts: enough to leave every state, little enough to be quick.
 const OUT_MAX: u64 = 1 << 22;
@@ -79,6 +79,46 @@ pub(crate) fn fuzz_write(data: &[u8]) {
             .expect("what was encoded");
         assert_eq!(written.diff_id, Digest::sha256(&plain));
         assert_eq!(written.uncompressed_size, plain.len() as u64);
+    }
+}
+
+/// A blob's last bytes, and a descriptor's annotations, of zstd:chunked:
+/// [`zstdchunked::read_footer`], [`zstdchunked::promise`].
+pub(crate) fn fuzz_zstdchunked_place(data: &[u8]) {
+    for blob_size in [data.len() as u64, 0, 1 << 40, u64::MAX] {
+        if let Ok(Some(position)) = zstdchunked::read_footer(data, blob_size) {
+            assert!(position.blob.end() <= blob_size && !position.blob.is_empty());
+        }
+    }
+    let Ok(annotations) = serde_json::from_slice(data) else {
+        return;
+    };
+    let mut layer = Descriptor::new(MediaType::OciLayerZstd, Digest::sha256(b"blob"), 20_000);
+    layer.annotations = annotations;
+    if let Ok(Some(promise)) = zstdchunked::promise(&layer) {
+        assert!(promise.position.blob.end() <= layer.size);
+    }
+}
+
+/// TOC JSON behind a right digest: [`zstdchunked::parse_toc`].
+pub(crate) fn fuzz_zstdchunked_toc(json: &[u8]) {
+    let toc = stored_frame(json);
+    let blob = BlobRef {
+        repository: Reference::parse("example.com/a:b")
+            .expect("it is one")
+            .repository()
+            .clone(),
+        digest: Digest::sha256(b"blob"),
+        size: 40_000 + toc.len() as u64,
+    };
+    let position = zstdchunked::Position {
+        blob: ByteRange::at(40_000, toc.len() as u64).expect("it is short"),
+        json_len: json.len() as u64,
+    };
+    let proof = zstdchunked::Proof::Compressed(Digest::sha256(&toc));
+    if let Ok(layer) = zstdchunked::parse_toc(&blob, &position, &toc, &proof) {
+        let bytes = wire::encode(&layer.index, &[]).expect("memory");
+        assert_eq!(wire::decode(&bytes).expect("what was encoded"), layer.index);
     }
 }
 
@@ -172,6 +212,20 @@ pub(crate) fn fuzz_ingest(data: &[u8]) {
         let encoded = wire::encode(&index, &ingested.details).expect("memory");
         assert_eq!(wire::decode(&encoded).expect("what was encoded"), index);
     }
+}
+
+/// A zstd frame of stored blocks, so that the fuzzer's bytes stay readable.
+fn stored_frame(bytes: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+    let len = u32::try_from(bytes.len()).expect("a fuzzer's input is short");
+    frame.extend_from_slice(&len.to_le_bytes());
+    for block in bytes.chunks(1024) {
+        let header = u32::try_from(block.len()).expect("a block is short") << 3;
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.extend_from_slice(block);
+    }
+    frame.extend_from_slice(&[1, 0, 0]);
+    frame
 }
 
 /// A gzip member (stored, so that the fuzzer's bytes stay readable) and a footer.

@@ -21,6 +21,7 @@ pub mod tar;
 mod validate;
 pub mod wire;
 pub mod write;
+pub mod zstdchunked;
 
 pub use limits::{CHUNK_LEN_MAX, DATA_LEN_MAX, ENTRIES_MAX, METADATA_LEN_MAX, PATH_LEN_MAX};
 

@@ -11,6 +11,16 @@ mod bodies;
 
 const PLAIN: &[u8] = include_bytes!("fixtures/estargz/plain.esgz");
 const PACKED: &[u8] = include_bytes!("fixtures/estargz/packed.esgz");
+const CHUNKED: [(&[u8], &str); 2] = [
+    (
+        include_bytes!("fixtures/zstdchunked/storage.zst"),
+        include_str!("fixtures/zstdchunked/storage.zst.json"),
+    ),
+    (
+        include_bytes!("fixtures/zstdchunked/stargz.zst"),
+        include_str!("fixtures/zstdchunked/stargz.zst.json"),
+    ),
+];
 const INDEX: &[u8] = include_bytes!("fixtures/index-v3.bin");
 /// Mutations per seed; all targets together take a few seconds.
 const ROUNDS: u32 = 3000;
@@ -120,6 +130,37 @@ fn footer() {
 #[test]
 fn toc_json() {
     smoke(bodies::fuzz_toc, &[&toc(PLAIN), &toc(PACKED)]);
+}
+
+#[test]
+fn zstdchunked_place() {
+    let [(storage, storage_notes), (stargz, stargz_notes)] = CHUNKED;
+    smoke(
+        bodies::fuzz_zstdchunked_place,
+        &[
+            &storage[storage.len() - 64..],
+            &stargz[stargz.len() - 40..],
+            storage_notes.as_bytes(),
+            stargz_notes.as_bytes(),
+        ],
+    );
+}
+
+#[test]
+fn zstdchunked_toc() {
+    let toc = |blob: &[u8]| {
+        let position = lazarette_fetcher::index::zstdchunked::read_footer(blob, blob.len() as u64)
+            .expect("a footer")
+            .expect("a footer");
+        let place = |at| usize::try_from(at).expect("it is in memory");
+        let toc = &blob[place(position.blob.start())..place(position.blob.end())];
+        zstd::decode_all(toc).expect("a TOC")
+    };
+    let tocs = CHUNKED.map(|(blob, _)| toc(blob));
+    smoke(
+        bodies::fuzz_zstdchunked_toc,
+        &tocs.each_ref().map(Vec::as_slice),
+    );
 }
 
 #[test]

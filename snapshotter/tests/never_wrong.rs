@@ -18,10 +18,10 @@ use lazarette_fetcher::Error;
 use lazarette_fetcher::index::write::{Flavour, Format, Options, write_layer};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest};
-use lazarette_fetcher::source::{BlobRef, BlobSource};
+use lazarette_fetcher::source::BlobSource;
 use lazarette_fetcher::store::Store;
 use lazarette_fetcher::test_util::{FaultySource, MemorySource};
-use lazarette_fetcher::types::{Digest, Reference};
+use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference};
 use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts};
 use lazarette_snapshotter::tree::Tree;
 use rand::rngs::StdRng;
@@ -86,7 +86,7 @@ struct Blob {
     name: &'static str,
     bytes: Bytes,
     diff_id: Digest,
-    toc_digest: Option<Digest>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// One layer in every format.
@@ -96,7 +96,7 @@ fn blobs(content: &Content) -> Vec<Blob> {
         name,
         bytes: bytes.into(),
         diff_id: Digest::sha256(&tar),
-        toc_digest: None,
+        annotations: BTreeMap::new(),
     };
     let written = |name, format| {
         let options = Options {
@@ -109,12 +109,28 @@ fn blobs(content: &Content) -> Vec<Blob> {
             name,
             bytes: bytes.into(),
             diff_id: written.diff_id,
-            toc_digest: written.toc_digest,
+            annotations: (written.annotations.into_iter())
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
         }
     };
+    // Frames that nobody says anything about.
+    let frames = Blob {
+        name: "zstd",
+        annotations: BTreeMap::new(),
+        ..written("", Format::ZstdChunked(Flavour::Stargz))
+    };
     vec![
+        frames,
         written("estargz", Format::Estargz),
-        written("zstd", Format::ZstdChunked(Flavour::ContainersStorage)),
+        written(
+            "podman's zstd:chunked",
+            Format::ZstdChunked(Flavour::ContainersStorage),
+        ),
+        written(
+            "stargz's zstd:chunked",
+            Format::ZstdChunked(Flavour::Stargz),
+        ),
         plain("gzip", pipe("gzip", &["-6"], tar.clone())),
         plain("tar", tar.clone()),
     ]
@@ -136,15 +152,10 @@ impl Node {
 
     fn request(blob: &Blob) -> LayerRequest {
         let reference = Reference::parse("example.com/a:b").unwrap();
-        LayerRequest {
-            blob: BlobRef {
-                repository: reference.repository().clone(),
-                digest: Digest::sha256(&blob.bytes),
-                size: blob.bytes.len() as u64,
-            },
-            diff_id: blob.diff_id,
-            toc_digest: blob.toc_digest,
-        }
+        let (digest, size) = (Digest::sha256(&blob.bytes), blob.bytes.len() as u64);
+        let mut descriptor = Descriptor::new(MediaType::OciLayerGzip, digest, size);
+        descriptor.annotations.clone_from(&blob.annotations);
+        LayerRequest::new(reference.repository().clone(), &descriptor, blob.diff_id).unwrap()
     }
 
     /// Opens the layer as often as it takes; every failure must be one that says so.

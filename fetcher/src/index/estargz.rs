@@ -5,11 +5,13 @@
 //! says, bytes are never taken from it unverified. The blob is untrusted throughout.
 //!
 //! Reading one: fetch the last [`tail_len`] bytes, [`read_footer`], fetch what is missing
-//! from [`Footer::toc_offset`] on (within [`check_toc_len`]), [`parse_toc`].
+//! from [`Footer::toc_offset`] on (within [`check_toc_len`]), [`parse_toc`]. Where the
+//! footer says that the TOC is external, it is a layer of the image that
+//! [`external_toc_tag`] names: [`parse_external_toc`].
 
 mod footer;
 mod time;
-mod toc;
+pub(super) mod toc;
 
 pub use footer::{Footer, FooterKind, check_toc_len, read_footer, tail_len};
 
@@ -22,6 +24,8 @@ use crate::{Error, Result};
 
 /// Annotation of a layer descriptor that holds the digest of its TOC.
 pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// Annotation of a layer of a TOC image that says which layer's TOC it holds.
+pub const LAYER_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/layer.digest";
 /// Name of the tar entry that holds the TOC.
 pub const TOC_NAME: &str = "stargz.index.json";
 /// Largest TOC that is decoded, in bytes of JSON: what other readers accept.
@@ -31,7 +35,7 @@ const TAR_BLOCK_LEN: usize = 512;
 
 /// What a TOC says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EstargzLayer {
+pub struct TocLayer {
     /// File table and chunk table.
     pub index: LayerIndex,
     /// Bytes of the blob that whoever built it wants fetched first.
@@ -45,29 +49,58 @@ pub fn parse_toc(
     footer: &Footer,
     tail: &[u8],
     toc_digest: &Digest,
-) -> Result<EstargzLayer> {
-    footer.check_lazy(&blob.digest)?;
+) -> Result<TocLayer> {
+    footer.check_inside(&blob.digest)?;
+    let what = || format!("TOC of layer {}", blob.digest);
+    let len = footer.toc_len();
+    check_toc_len(len)?;
+    let member = usize::try_from(len).ok().and_then(|len| tail.get(..len));
+    let member = member.ok_or_else(|| {
+        let rule = format!("only {} of its {len} bytes are there", tail.len());
+        Error::malformed(what(), rule)
+    })?;
+    parse_member(blob, footer, member, toc_digest)
+}
+
+/// Reads the TOC of `blob`, whose footer says that it is external. `member` is the blob
+/// that holds it; `toc_digest` is what the manifest of `blob` promises, so `member` may
+/// come from anywhere.
+pub fn parse_external_toc(
+    blob: &BlobRef,
+    footer: &Footer,
+    member: &[u8],
+    toc_digest: &Digest,
+) -> Result<TocLayer> {
+    check_toc_len(member.len() as u64)?;
+    parse_member(blob, footer, member, toc_digest)
+}
+
+/// The tag of the image that holds the external TOCs of the image tagged `tag`.
+pub fn external_toc_tag(tag: &str) -> String {
+    format!("{tag}-esgztoc")
+}
+
+fn parse_member(
+    blob: &BlobRef,
+    footer: &Footer,
+    member: &[u8],
+    toc_digest: &Digest,
+) -> Result<TocLayer> {
     let blob = LayerBlob {
         digest: blob.digest,
         size: blob.size,
         format: LayerFormat::Estargz,
     };
-    let json = toc_json(&blob, footer, tail)?;
+    let json = toc_json(&blob, member)?;
     let what = || format!("TOC of layer {}", blob.digest);
     let json = codec::verify(what, toc_digest, json)?;
     toc::parse(&blob, footer.toc_offset(), &json)
 }
 
-/// Decodes the gzip member at the TOC offset: one tar header and the JSON.
-fn toc_json(blob: &LayerBlob, footer: &Footer, tail: &[u8]) -> Result<Vec<u8>> {
+/// Decodes the gzip member of a TOC: one tar header and the JSON.
+fn toc_json(blob: &LayerBlob, member: &[u8]) -> Result<Vec<u8>> {
     let malformed =
         |detail: String| Error::malformed(format!("TOC of layer {}", blob.digest), detail);
-    let len = footer.toc_len();
-    check_toc_len(len)?;
-    let member = usize::try_from(len)
-        .ok()
-        .and_then(|len| tail.get(..len))
-        .ok_or_else(|| malformed(format!("only {} of its {len} bytes are there", tail.len())))?;
     let in_toc = |error: Error| malformed(error.to_string());
     let header = gzip::decode_member(member, 0, 512).map_err(in_toc)?;
     let header: &[u8; TAR_BLOCK_LEN] = header

@@ -1,68 +1,40 @@
 //! From a layer's descriptor to a [`Layer`] that can be read.
 //!
-//! Three ways, tried in this order: the store already has it; its blob carries a TOC that
-//! the manifest vouches for, so an index is read and the data comes later; otherwise the
+//! Three ways, tried in this order: the store already has it; there is a TOC that the
+//! manifest vouches for, so an index is read and the data comes later; otherwise the
 //! blob is streamed in full, its digest and diff_id checked, and the index made on the
-//! way. Invariant: a layer is in the store only with an index that one of the three
-//! chains of trust reaches. Never decides whether a whole image is pulled: callers do.
+//! way. A way that cannot be gone ([`Error::Unsupported`]) leads to the next one and a
+//! line in the log; one that leads to wrong bytes is the end.
+//!
+//! Invariant: a layer is in the store only with an index that one of the three chains of
+//! trust reaches. Never decides whether a whole image is pulled: callers do.
+
+mod request;
+mod toc;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::Layer;
-use crate::index::estargz;
+use crate::index::estargz::TocLayer;
 use crate::index::ingest::{Ingest, IngestPlan};
-use crate::source::{BlobRef, BlobSource};
+use crate::source::BlobSource;
 use crate::store::{LayerFile, LayerIngest, Store};
 use crate::task::blocking;
-use crate::types::{ByteRange, Descriptor, Digest, Repository};
+use crate::types::Digest;
 use crate::{Error, Result};
+
+pub use request::{LayerRequest, TocPromise};
 
 /// Pieces of a body that may wait for the decoder. Bodies come in pieces of at most some
 /// hundred KiB, so this bounds a streaming pull's memory to a few MiB.
 const PIECES_WAITING_MAX: usize = 16;
-
-/// What a manifest and a config say about one layer.
-#[derive(Debug, Clone)]
-pub struct LayerRequest {
-    /// The blob.
-    pub blob: BlobRef,
-    /// Digest of the uncompressed tar; checked when the layer is streamed in full.
-    pub diff_id: Digest,
-    /// Digest of the eStargz TOC, where the manifest carries one.
-    pub toc_digest: Option<Digest>,
-}
-
-impl LayerRequest {
-    /// Reads what concerns layers out of a manifest's descriptor.
-    pub fn new(repository: Repository, descriptor: &Descriptor, diff_id: Digest) -> Result<Self> {
-        let toc_digest = match descriptor.annotations.get(estargz::TOC_DIGEST_ANNOTATION) {
-            Some(text) => Some(Digest::parse(text).map_err(|e| {
-                Error::malformed(
-                    format!("layer {}", descriptor.digest),
-                    format!("its TOC annotation: {e}"),
-                )
-            })?),
-            None => None,
-        };
-        let blob = BlobRef {
-            repository,
-            digest: descriptor.digest,
-            size: descriptor.size,
-        };
-        Ok(Self {
-            blob,
-            diff_id,
-            toc_digest,
-        })
-    }
-}
 
 /// How a layer became readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,21 +91,8 @@ impl LayerOpener {
             }
             Err(error) => return Err(error),
         }
-        if let Some(toc_digest) = &request.toc_digest {
-            match self.by_toc(request, toc_digest).await {
-                Ok(Some((file, landmark))) => {
-                    let layer = self.layer(file, request);
-                    if let Some(landmark) = landmark {
-                        layer.prefetch(landmark.end());
-                    }
-                    return Ok((layer, OpenedBy::Toc));
-                }
-                Ok(None) => {}
-                Err(error @ Error::Unsupported { .. }) => {
-                    tracing::warn!(digest = %digest, %error, "layer cannot be read lazily, pulling it whole");
-                }
-                Err(error) => return Err(error),
-            }
+        if let Some(layer) = self.by_index(request).await? {
+            return Ok((layer, OpenedBy::Toc));
         }
         let file = self.by_stream(request, received).await?;
         Ok((self.layer(file, request), OpenedBy::Stream))
@@ -154,55 +113,30 @@ impl LayerOpener {
         Layer::new(file, Arc::clone(&self.source), request.blob.clone())
     }
 
-    /// Reads footer and TOC from the blob's tail. `None` where the blob has no footer
-    /// that allows lazy verification, whatever its annotation says. With the layer comes the
-    /// part of the blob that whoever built it wants fetched first.
-    async fn by_toc(
-        &self,
-        request: &LayerRequest,
-        toc_digest: &Digest,
-    ) -> Result<Option<(Arc<LayerFile>, Option<ByteRange>)>> {
-        let blob = &request.blob;
-        let tail_start = blob.size.saturating_sub(estargz::tail_len(blob.size));
-        let mut tail = self.read(blob, tail_start, blob.size).await?;
-        let Some(footer) = estargz::read_footer(&tail, blob.size)? else {
-            tracing::warn!(digest = %blob.digest, "layer has a TOC digest but no eStargz footer, pulling it whole");
-            return Ok(None);
-        };
-        if footer.toc_offset() < tail_start {
-            let mut joined = BytesMut::from(
-                self.read(blob, footer.toc_offset(), tail_start)
-                    .await?
-                    .as_ref(),
-            );
-            joined.extend_from_slice(&tail);
-            tail = joined.freeze();
-        } else {
-            let skip = usize::try_from(footer.toc_offset() - tail_start).unwrap_or(usize::MAX);
-            tail = tail.slice(skip.min(tail.len())..);
+    /// Makes the layer readable by a table somebody else made, if there is one to trust.
+    /// Each kind of table is one arm here, the likeliest first.
+    async fn by_index(&self, request: &LayerRequest) -> Result<Option<Arc<Layer>>> {
+        match toc::read_toc(self.source.as_ref(), request).await {
+            Ok(Some(toc)) => self.lazily(request, toc).await.map(Some),
+            Ok(None) => Ok(None),
+            Err(error @ Error::Unsupported { .. }) => {
+                let digest = &request.blob.digest;
+                tracing::warn!(%digest, %error, "layer cannot be read lazily, pulling it whole");
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        let (blob, toc_digest, store) = (blob.clone(), *toc_digest, Arc::clone(&self.store));
-        blocking(move || {
-            let parsed = estargz::parse_toc(&blob, &footer, &tail, &toc_digest)?;
-            Ok(Some((store.create_layer(parsed.index)?, parsed.prefetch)))
-        })
-        .await
     }
 
-    async fn read(&self, blob: &BlobRef, start: u64, end: u64) -> Result<Bytes> {
-        let range = ByteRange::new(start, end).ok_or_else(|| {
-            Error::malformed(
-                format!("layer {}", blob.digest),
-                "its TOC starts after its end",
-            )
-        })?;
-        estargz::check_toc_len(range.len())?;
-        let mut body = self.source.read_range(blob, range).await?;
-        let mut bytes = BytesMut::new();
-        while let Some(piece) = body.next().await {
-            bytes.extend_from_slice(&piece?);
+    /// Puts the index into the store, and begins with what its builder wants fetched first.
+    async fn lazily(&self, request: &LayerRequest, toc: TocLayer) -> Result<Arc<Layer>> {
+        let store = Arc::clone(&self.store);
+        let file = blocking(move || store.create_layer(toc.index)).await?;
+        let layer = self.layer(file, request);
+        if let Some(landmark) = toc.prefetch {
+            layer.prefetch(landmark.end());
         }
-        Ok(bytes.freeze())
+        Ok(layer)
     }
 
     /// Streams the whole blob through the decoder into the store.

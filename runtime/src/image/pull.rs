@@ -133,7 +133,8 @@ impl Puller {
     ) -> Result<Arc<Layer>> {
         let progress = self.progress.begin(layer);
         let repository = image.reference.repository().clone();
-        let request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?;
+        let request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?
+            .of_image(&image.reference);
         let span = self.trace.start("index", Some(number));
         let (opened, by) = self.opener.open(&request, &progress.streamed).await?;
         span.end();

@@ -42,7 +42,7 @@ pub enum FooterKind {
     Estargz,
     /// 47 bytes, of the format's first draft: it has no digests and must be pulled whole.
     Legacy,
-    /// 46 bytes: the TOC is in another image; must be pulled whole.
+    /// 46 bytes: the TOC is in another image; the manifest's annotation verifies it.
     External,
 }
 
@@ -71,8 +71,8 @@ impl Footer {
         self.toc_end - self.toc_offset
     }
 
-    /// Refuses the kinds whose data cannot be verified piece by piece.
-    pub(super) fn check_lazy(&self, blob_digest: &Digest) -> Result<()> {
+    /// Refuses the kinds that have no verifiable TOC in the blob itself.
+    pub(super) fn check_inside(&self, blob_digest: &Digest) -> Result<()> {
         let why = match self.kind {
             FooterKind::Estargz => return Ok(()),
             FooterKind::Legacy => "it is legacy stargz, which has no digests",
@@ -215,7 +215,7 @@ mod tests {
             };
             assert_eq!((found.kind(), found.toc_offset()), (kind, toc_offset));
             assert_eq!(found.toc_len(), 5000 - len as u64 - toc_offset);
-            let lazy = found.check_lazy(&Digest::sha256(b""));
+            let lazy = found.check_inside(&Digest::sha256(b""));
             assert_eq!(lazy.is_ok(), kind == FooterKind::Estargz);
         }
     }

@@ -27,7 +27,7 @@ fn blob_ref(bytes: &[u8]) -> BlobRef {
     }
 }
 
-fn open(bytes: &[u8], toc_digest: &str) -> Result<EstargzLayer> {
+fn open(bytes: &[u8], toc_digest: &str) -> Result<TocLayer> {
     let footer = read_footer(bytes, bytes.len() as u64)?.expect("it has a footer");
     let start = usize::try_from(footer.toc_offset()).unwrap();
     let digest = Digest::parse(toc_digest).unwrap();
@@ -215,11 +215,11 @@ fn blob_of(json: &[u8], name: &str) -> Vec<u8> {
     blob
 }
 
-fn parse_json(json: &[u8]) -> Result<EstargzLayer> {
+fn parse_json(json: &[u8]) -> Result<TocLayer> {
     open(&blob_of(json, TOC_NAME), &Digest::sha256(json).to_string())
 }
 
-fn parse_entries(entries: Value) -> Result<EstargzLayer> {
+fn parse_entries(entries: Value) -> Result<TocLayer> {
     parse_json(
         json!({"version": 1, "entries": entries})
             .to_string()
@@ -511,7 +511,7 @@ fn every_lie_has_its_error() {
 fn documents_that_are_no_toc() {
     for (json, text) in [
         (&b""[..], "EOF"),
-        (b"[]", "expected an eStargz TOC"),
+        (b"[]", "expected a TOC"),
         (b"{}", "missing field `version`"),
         (br#"{"version":1}"#, "missing field `entries`"),
         (br#"{"version":2,"entries":[]}"#, "unknown version 2"),

@@ -1,54 +1,33 @@
-//! The TOC's JSON, one entry at a time, into the tables.
+//! The TOC's JSON, one entry at a time, into the tables: of eStargz and of zstd:chunked,
+//! which writes the same entries with a few more fields.
 //!
 //! Invariant: entries are never all held at once; what the limits refuse is refused when
 //! it is met. Chunks of a file follow it directly, in order, and cover it exactly once.
 //! Names that the format uses itself never reach the file table.
 
+mod document;
+
 use std::borrow::Cow;
-use std::fmt;
 
 use base64::Engine as _;
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::DeserializeSeed;
 
-use super::{EstargzLayer, time};
+use self::document::{Document, Entry};
+use super::{TocLayer, time};
+use crate::codec::ChunkHasher;
 use crate::index::limits::{CHUNK_LEN_MAX, SKIP_MAX};
 use crate::index::tables::Tables;
-use crate::index::{Encoding, FileEntry, FileKind, LayerBlob, path};
+use crate::index::{Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, path};
 use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
 
-/// One entry as it is written; numbers are signed so that a lie gets a message of ours.
-#[derive(Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-#[derive(Default)]
-struct Entry<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    #[serde(borrow, rename = "type")]
-    kind: Cow<'a, str>,
-    size: i64,
-    #[serde(borrow)]
-    modtime: Cow<'a, str>,
-    #[serde(borrow)]
-    link_name: Cow<'a, str>,
-    mode: i64,
-    uid: i64,
-    gid: i64,
-    offset: i64,
-    inner_offset: i64,
-    dev_major: i64,
-    dev_minor: i64,
-    #[serde(borrow)]
-    xattrs: Option<Xattrs<'a>>,
-    chunk_offset: i64,
-    chunk_size: i64,
-    #[serde(borrow)]
-    chunk_digest: Cow<'a, str>,
-}
+/// Length of the pieces that a hole is cut into where the TOC's own digest is of no use.
+const HOLE_PIECE_LEN: u32 = 4 << 20;
+/// Bytes of holes that are hashed for one TOC, apart from whole pieces.
+const HOLE_HASHED_MAX: u64 = 1 << 30;
 
-/// Reads verified TOC JSON of `blob`, whose TOC starts at `toc_offset`.
-pub(super) fn parse(blob: &LayerBlob, toc_offset: u64, json: &[u8]) -> Result<EstargzLayer> {
+/// Reads verified TOC JSON of `blob`, whose chunks all end at or before `toc_offset`.
+pub(in crate::index) fn parse(blob: &LayerBlob, toc_offset: u64, json: &[u8]) -> Result<TocLayer> {
     let mut reader = Reader::new(blob, toc_offset);
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let outcome = Document(&mut reader)
@@ -73,10 +52,12 @@ struct Current {
 
 struct Reader {
     tables: Tables,
+    format: LayerFormat,
     toc_offset: u64,
     current: Option<Current>,
-    /// Where gzip members with data start.
+    /// Where members or frames with data start, or where the last one of a file ends.
     starts: Vec<u64>,
+    holes: Holes,
     prefetch: Option<ByteRange>,
     /// The error of ours that made the JSON parser stop.
     refused: Option<Error>,
@@ -86,9 +67,11 @@ impl Reader {
     fn new(blob: &LayerBlob, toc_offset: u64) -> Self {
         Self {
             tables: Tables::new(format!("TOC of layer {}", blob.digest)),
+            format: blob.format,
             toc_offset,
             current: None,
             starts: Vec::new(),
+            holes: Holes::default(),
             prefetch: None,
             refused: None,
         }
@@ -261,24 +244,75 @@ impl Reader {
             );
             return Err(self.tables.malformed(path, rule));
         }
+        let encoding = self.member(entry, path)?;
+        current.covered += len;
+        if self.format == LayerFormat::ZstdChunked {
+            self.end_of_file(entry, path)?;
+            if self.is_hole(entry, path)?
+                && (len > u64::from(CHUNK_LEN_MAX) || entry.chunk_digest.is_empty())
+            {
+                self.hole(&encoding, len, path)?;
+                self.current = Some(current);
+                return Ok(());
+            }
+        }
+        let digest = self.chunk_digest(entry, &current, len)?;
         let len = u32::try_from(len)
             .ok()
             .filter(|len| *len <= CHUNK_LEN_MAX)
             .ok_or_else(|| {
+                let path = &current.path;
                 self.too_large(
                     path,
                     &format!("a chunk of {len} bytes, of at most {CHUNK_LEN_MAX}"),
                 )
             })?;
-        let digest = self.chunk_digest(entry, path)?;
-        let encoding = self.member(entry, path)?;
         self.tables.chunk(encoding, len, digest);
-        current.covered += u64::from(len);
         self.current = Some(current);
         Ok(())
     }
 
-    /// The chunk's gzip member, for now up to the TOC: its end is the next start.
+    /// Whether the chunk is a hole. Its frame decodes to its zeros like any other.
+    fn is_hole(&self, entry: &Entry<'_>, path: &[u8]) -> Result<bool> {
+        match &*entry.chunk_type {
+            "" => Ok(false),
+            "zeros" => Ok(true),
+            other => {
+                let rule = format!("its chunkType is {:?}", short(other));
+                Err(self.tables.malformed(path, rule))
+            }
+        }
+    }
+
+    /// Takes a hole whose digest is missing or covers too much to be decoded at once. Its
+    /// bytes are known, so each piece has a digest of ours; and as any part of the frame
+    /// is as good as another, each is read from its start.
+    fn hole(&mut self, encoding: &Encoding, len: u64, path: &[u8]) -> Result<()> {
+        let mut left = len;
+        while left > 0 {
+            let piece = u32::try_from(left).map_or(HOLE_PIECE_LEN, |l| l.min(HOLE_PIECE_LEN));
+            let Some(digest) = self.holes.digest(piece) else {
+                return Err(self.too_large(path, "holes without digests beyond any use"));
+            };
+            self.tables.chunk(*encoding, piece, digest);
+            left -= u64::from(piece);
+        }
+        Ok(())
+    }
+
+    /// Notes where the file's last frame ends, so that no more than it is fetched.
+    fn end_of_file(&mut self, entry: &Entry<'_>, path: &[u8]) -> Result<()> {
+        match self.unsigned(path, "endOffset", entry.end_offset)? {
+            0 => Ok(()),
+            end if end > self.toc_offset => Err(self.outside(path, end)),
+            end => {
+                self.starts.push(end);
+                Ok(())
+            }
+        }
+    }
+
+    /// The chunk's member or frame, for now up to the TOC: its end is the next start.
     fn member(&mut self, entry: &Entry<'_>, path: &[u8]) -> Result<Encoding> {
         let offset = self.unsigned(path, "offset", entry.offset)?;
         let skip = self.unsigned(path, "innerOffset", entry.inner_offset)?;
@@ -295,23 +329,34 @@ impl Reader {
         if self.starts.last() != Some(&offset) {
             self.starts.push(offset);
         }
-        Ok(Encoding::GzipMember { blob, skip })
+        Ok(match self.format {
+            LayerFormat::ZstdChunked => Encoding::ZstdFrame { blob, skip },
+            LayerFormat::Estargz | LayerFormat::Tar | LayerFormat::Gzip | LayerFormat::Zstd => {
+                Encoding::GzipMember { blob, skip }
+            }
+        })
     }
 
-    fn chunk_digest(&self, entry: &Entry<'_>, path: &[u8]) -> Result<[u8; 32]> {
-        if entry.chunk_digest.is_empty() {
-            return Err(self.tables.malformed(
-                path,
-                "a chunk of it has no chunkDigest, so it cannot be verified",
-            ));
+    /// The digest of the chunk. zstd:chunked gives a file of one chunk only its own.
+    fn chunk_digest(&self, entry: &Entry<'_>, file: &Current, len: u64) -> Result<[u8; 32]> {
+        let path = &file.path;
+        let whole = self.format == LayerFormat::ZstdChunked && len == file.size;
+        let (field, text) = if entry.chunk_digest.is_empty() && whole {
+            ("digest", &entry.digest)
+        } else {
+            ("chunkDigest", &entry.chunk_digest)
+        };
+        if text.is_empty() {
+            let rule = format!("a chunk of it has no {field}, so it cannot be verified");
+            return Err(self.tables.malformed(path, rule));
         }
-        match Digest::parse(&entry.chunk_digest) {
+        match Digest::parse(text) {
             Ok(Digest::Sha256(digest)) => Ok(digest),
             Ok(Digest::Sha512(_)) => Err(Error::Unsupported {
                 what: format!("{}, file {}", self.tables.what(), path::show(path)),
-                detail: "its chunkDigest is not sha256; the layer must be pulled whole".to_owned(),
+                detail: format!("its {field} is not sha256; the layer must be pulled whole"),
             }),
-            Err(e) => Err(self.tables.malformed(path, format!("its chunkDigest: {e}"))),
+            Err(e) => Err(self.tables.malformed(path, format!("its {field}: {e}"))),
         }
     }
 
@@ -326,12 +371,14 @@ impl Reader {
         }
     }
 
-    fn finish(mut self, blob: &LayerBlob) -> Result<EstargzLayer> {
+    fn finish(mut self, blob: &LayerBlob) -> Result<TocLayer> {
         self.end_file()?;
         self.starts.sort_unstable();
         self.starts.dedup();
         for chunk in self.tables.chunks_mut() {
-            if let Encoding::GzipMember { blob, .. } = &mut chunk.encoding {
+            if let Encoding::GzipMember { blob, .. } | Encoding::ZstdFrame { blob, .. } =
+                &mut chunk.encoding
+            {
                 let next = self.starts.partition_point(|start| *start <= blob.start());
                 let end = self
                     .starts
@@ -342,7 +389,7 @@ impl Reader {
                 }
             }
         }
-        Ok(EstargzLayer {
+        Ok(TocLayer {
             index: self.tables.finish(*blob)?,
             prefetch: self.prefetch,
         })
@@ -371,106 +418,36 @@ impl Reader {
     }
 }
 
+/// Digests of runs of zeros.
+#[derive(Default)]
+struct Holes {
+    whole_piece: Option<[u8; 32]>,
+    hashed: u64,
+}
+
+impl Holes {
+    /// SHA-256 of `len` zeros; `None` once a TOC has asked for too many.
+    fn digest(&mut self, len: u32) -> Option<[u8; 32]> {
+        if len == HOLE_PIECE_LEN {
+            return Some(*self.whole_piece.get_or_insert_with(|| zeros(len)));
+        }
+        self.hashed += u64::from(len);
+        (self.hashed <= HOLE_HASHED_MAX).then(|| zeros(len))
+    }
+}
+
+fn zeros(len: u32) -> [u8; 32] {
+    let block = [0; 4096];
+    let mut hasher = ChunkHasher::new();
+    let mut left = usize::try_from(len).unwrap_or_default();
+    while left > 0 {
+        let take = left.min(block.len());
+        hasher.update(block.get(..take).unwrap_or_default());
+        left -= take;
+    }
+    hasher.finish()
+}
+
 fn short(text: &str) -> String {
     text.chars().take(100).collect()
 }
-
-/// The outermost object.
-struct Document<'a>(&'a mut Reader);
-
-impl<'de> DeserializeSeed<'de> for Document<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Document<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an eStargz TOC")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let (mut version, mut entries) = (None, false);
-        while let Some(key) = map.next_key::<Cow<'_, str>>()? {
-            match &*key {
-                "version" => version = Some(map.next_value::<i64>()?),
-                "entries" if !std::mem::replace(&mut entries, true) => {
-                    map.next_value_seed(Entries(self.0))?;
-                }
-                "entries" => return Err(serde::de::Error::duplicate_field("entries")),
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        match version {
-            Some(1) if entries => Ok(()),
-            Some(1) => Err(serde::de::Error::missing_field("entries")),
-            Some(other) => Err(serde::de::Error::custom(format!("unknown version {other}"))),
-            None => Err(serde::de::Error::missing_field("version")),
-        }
-    }
-}
-
-/// The array of entries.
-struct Entries<'a>(&'a mut Reader);
-
-impl<'de> DeserializeSeed<'de> for Entries<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Entries<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of TOC entries")
-    }
-
-    /// Go writes an empty list as `null`.
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while let Some(entry) = seq.next_element::<Entry<'_>>()? {
-            if let Err(refused) = self.0.entry(&entry) {
-                self.0.refused = Some(refused);
-                return Err(serde::de::Error::custom("refused"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Extended attributes: name and base64 of the value, in the order of the document.
-struct Xattrs<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Xattrs<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Map;
-        impl<'de> Visitor<'de> for Map {
-            type Value = Xattrs<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of extended attributes")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Xattrs<'de>, A::Error> {
-                let mut xattrs = Vec::new();
-                while let Some((Text(name), Text(value))) = map.next_entry()? {
-                    xattrs.push((name, value));
-                }
-                Ok(Xattrs(xattrs))
-            }
-        }
-        deserializer.deserialize_map(Map)
-    }
-}
-
-/// A string borrowed from the document where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

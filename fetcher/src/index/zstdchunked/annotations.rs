@@ -1,0 +1,130 @@
+//! What a layer's descriptor says of its zstd:chunked TOC.
+//!
+//! Invariant: a [`Promise`] holds at least one digest of the TOC and a position inside the
+//! blob. The descriptor is trusted, for it is part of a verified manifest, but may be
+//! nonsense.
+
+use std::collections::BTreeMap;
+
+use super::{Numbers, Position, Proof};
+use crate::index::estargz::TOC_DIGEST_ANNOTATION;
+use crate::types::{Descriptor, Digest};
+use crate::{Error, Result};
+
+/// Annotations of containers/storage.
+const STORAGE_PREFIX: &str = "io.github.containers.zstd-chunked.";
+/// Annotations of stargz, and of containers/storage at first.
+const STARGZ_PREFIX: &str = "io.containers.zstd-chunked.";
+const CHECKSUM: &str = "manifest-checksum";
+const POSITION: &str = "manifest-position";
+
+/// Where a TOC is and what it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promise {
+    /// Where to look.
+    pub position: Position,
+    /// What must be there.
+    pub proof: Proof,
+}
+
+/// Reads the annotations of a layer's descriptor. `None` where there are none of
+/// zstd:chunked, or no position among them. Promises of both tools at once are
+/// [`Error::Unsupported`]: the layer must be pulled whole.
+pub fn promise(descriptor: &Descriptor) -> Result<Option<Promise>> {
+    let notes = Notes {
+        what: format!("layer {}", descriptor.digest),
+        map: &descriptor.annotations,
+    };
+    let json = notes.digest(TOC_DIGEST_ANNOTATION)?;
+    let storage = notes.flavour(STORAGE_PREFIX, descriptor.size)?;
+    let stargz = notes.flavour(STARGZ_PREFIX, descriptor.size)?;
+    let conflict = |detail: &str| {
+        Err(Error::Unsupported {
+            what: format!("reading {} lazily", notes.what),
+            detail: detail.to_owned(),
+        })
+    };
+    match (storage, stargz, json) {
+        (Some(_), _, Some(_)) => conflict(
+            "its manifest promises a TOC of containers/storage and one of stargz, \
+             which need not be the same",
+        ),
+        (Some(_), Some(_), None) => {
+            conflict("its manifest has zstd:chunked annotations of two kinds")
+        }
+        (Some(found), None, None) | (None, Some(found), None) => Ok(found.promised()),
+        (None, Some(found), Some(json)) => Ok(found.position.map(|position| Promise {
+            position,
+            proof: Proof::Json {
+                json,
+                compressed: found.checksum,
+            },
+        })),
+        (None, None, _) => Ok(None),
+    }
+}
+
+/// Annotations of one prefix.
+struct Found {
+    checksum: Option<Digest>,
+    position: Option<Position>,
+}
+
+impl Found {
+    /// The promise of a compressed TOC.
+    fn promised(self) -> Option<Promise> {
+        let (checksum, position) = self.checksum.zip(self.position)?;
+        let proof = Proof::Compressed(checksum);
+        Some(Promise { position, proof })
+    }
+}
+
+struct Notes<'a> {
+    what: String,
+    map: &'a BTreeMap<String, String>,
+}
+
+impl Notes<'_> {
+    fn digest(&self, name: &str) -> Result<Option<Digest>> {
+        let parse = |text: &String| {
+            Digest::parse(text)
+                .map_err(|e| Error::malformed(&*self.what, format!("its annotation {name}: {e}")))
+        };
+        self.map.get(name).map(parse).transpose()
+    }
+
+    fn flavour(&self, prefix: &str, blob_size: u64) -> Result<Option<Found>> {
+        let checksum = self.digest(&format!("{prefix}{CHECKSUM}"))?;
+        let name = format!("{prefix}{POSITION}");
+        let position = match self.map.get(&name) {
+            Some(text) => Some(self.position(&name, text, blob_size)?),
+            None => None,
+        };
+        let found = Found { checksum, position };
+        let any = found.checksum.is_some() || found.position.is_some();
+        Ok(any.then_some(found))
+    }
+
+    fn position(&self, name: &str, text: &str, blob_size: u64) -> Result<Position> {
+        let what = format!("annotation {name} of {}", self.what);
+        match numbers(text) {
+            Some(numbers) => Position::new(&what, numbers, blob_size),
+            None => Err(Error::malformed(what, "it is not four numbers")),
+        }
+    }
+}
+
+/// `offset:length:decoded length:type`, each in decimal.
+fn numbers(text: &str) -> Option<Numbers> {
+    let mut parts = text.split(':').map(|part| {
+        let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| part.parse::<u64>().ok()).flatten()
+    });
+    let numbers = Numbers {
+        offset: parts.next()??,
+        len: parts.next()??,
+        json_len: parts.next()??,
+        toc_type: parts.next()??,
+    };
+    parts.next().is_none().then_some(numbers)
+}

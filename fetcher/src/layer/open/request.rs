@@ -1,0 +1,75 @@
+//! What a manifest and a config say about one layer.
+//!
+//! Invariant: everything here comes from verified documents, so a digest in it may be
+//! trusted; where things are is only a hint.
+
+use crate::index::{estargz, zstdchunked};
+use crate::source::BlobRef;
+use crate::types::{Descriptor, Digest, Reference, Repository};
+use crate::{Error, Result};
+
+/// A layer that is to be made readable.
+#[derive(Debug, Clone)]
+pub struct LayerRequest {
+    /// The blob.
+    pub blob: BlobRef,
+    /// Digest of the uncompressed tar; checked when the layer is streamed in full.
+    pub diff_id: Digest,
+    /// What the manifest says of a table of contents.
+    pub toc: TocPromise,
+    /// How the image was named, where that is known: eStargz finds external TOCs by it.
+    pub reference: Option<Reference>,
+}
+
+/// What a manifest says of a layer's table of contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TocPromise {
+    /// Nothing.
+    None,
+    /// The digest of its JSON. The blob's footer says where it is, and in which format.
+    Json(Digest),
+    /// Where it is and what it must be, of zstd:chunked.
+    ZstdChunked(zstdchunked::Promise),
+    /// Things that contradict one another: the reason to pull the layer whole.
+    Contradiction(String),
+}
+
+impl LayerRequest {
+    /// Reads what concerns layers out of a manifest's descriptor.
+    pub fn new(repository: Repository, descriptor: &Descriptor, diff_id: Digest) -> Result<Self> {
+        let blob = BlobRef {
+            repository,
+            digest: descriptor.digest,
+            size: descriptor.size,
+        };
+        Ok(Self {
+            blob,
+            diff_id,
+            toc: toc(descriptor)?,
+            reference: None,
+        })
+    }
+
+    /// The same, of an image that was asked for by `reference`.
+    #[must_use]
+    pub fn of_image(mut self, reference: &Reference) -> Self {
+        self.reference = Some(reference.clone());
+        self
+    }
+}
+
+fn toc(descriptor: &Descriptor) -> Result<TocPromise> {
+    match zstdchunked::promise(descriptor) {
+        Ok(Some(promise)) => return Ok(TocPromise::ZstdChunked(promise)),
+        Ok(None) => {}
+        Err(Error::Unsupported { detail, .. }) => return Ok(TocPromise::Contradiction(detail)),
+        Err(error) => return Err(error),
+    }
+    match descriptor.annotations.get(estargz::TOC_DIGEST_ANNOTATION) {
+        Some(text) => Digest::parse(text).map(TocPromise::Json).map_err(|e| {
+            let what = format!("layer {}", descriptor.digest);
+            Error::malformed(what, format!("its TOC annotation: {e}"))
+        }),
+        None => Ok(TocPromise::None),
+    }
+}

@@ -1,0 +1,191 @@
+//! Layers of real tools through an opener: read lazily where that can be trusted, whole
+//! where it cannot, refused where a digest does not match.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a fixture that cannot be read fails the test"
+)]
+
+use std::io::Read as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use lazarette_fetcher::index::estargz::{LAYER_DIGEST_ANNOTATION, TOC_DIGEST_ANNOTATION};
+use lazarette_fetcher::index::{FileKind, LayerFormat};
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
+use lazarette_fetcher::source::BlobSource;
+use lazarette_fetcher::store::Store;
+use lazarette_fetcher::test_util::MemorySource;
+use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference};
+use lazarette_fetcher::{Error, Result};
+
+const TAR: &[u8] = include_bytes!("fixtures/zstdchunked/layer.tar.gz");
+const STORAGE: &[u8] = include_bytes!("fixtures/zstdchunked/storage.zst");
+const STORAGE_NOTES: &str = include_str!("fixtures/zstdchunked/storage.zst.json");
+const STARGZ: &[u8] = include_bytes!("fixtures/zstdchunked/stargz.zst");
+const STARGZ_NOTES: &str = include_str!("fixtures/zstdchunked/stargz.zst.json");
+const EXTERNAL: &[u8] = include_bytes!("fixtures/zstdchunked/external.esgz");
+const EXTERNAL_NOTES: &str = include_str!("fixtures/zstdchunked/external.esgz.json");
+const EXTERNAL_TOC: &[u8] = include_bytes!("fixtures/zstdchunked/external-toc.tgz");
+
+struct Fixture {
+    source: Arc<MemorySource>,
+    opener: LayerOpener,
+    _dir: tempfile::TempDir,
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let source = Arc::new(MemorySource::new());
+    Fixture {
+        opener: LayerOpener::new(store, Arc::clone(&source) as Arc<dyn BlobSource>),
+        source,
+        _dir: dir,
+    }
+}
+
+fn image() -> Reference {
+    Reference::parse("example.com/a/b:v1").unwrap()
+}
+
+fn descriptor(blob: &[u8], notes: &str) -> Descriptor {
+    let digest = Digest::sha256(blob);
+    let mut d = Descriptor::new(MediaType::OciLayerZstd, digest, blob.len() as u64);
+    d.annotations = serde_json::from_str(notes).unwrap();
+    d
+}
+
+/// The digest of what `blob` decodes to.
+fn diff_id(blob: &[u8]) -> Digest {
+    let mut tar = Vec::new();
+    let mut decoder =
+        lazarette_fetcher::codec::unpack::decoder(std::io::Cursor::new(blob.to_vec())).unwrap();
+    decoder.read_to_end(&mut tar).unwrap();
+    Digest::sha256(&tar)
+}
+
+impl Fixture {
+    async fn open(&self, blob: &[u8], layer: &Descriptor) -> Result<(Arc<Layer>, OpenedBy)> {
+        self.source.add_blob(blob.to_vec());
+        let repository = image().repository().clone();
+        let request = LayerRequest::new(repository, layer, diff_id(blob))?.of_image(&image());
+        self.opener.open(&request, &AtomicU64::new(0)).await
+    }
+
+    /// A TOC image with one layer that says it is of `layer`.
+    fn add_toc_image(&self, layer: &Digest) {
+        let digest = self.source.add_blob(EXTERNAL_TOC);
+        let manifest = serde_json::json!({ "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": digest, "size": EXTERNAL_TOC.len(),
+            "annotations": { LAYER_DIGEST_ANNOTATION: layer },
+        }] });
+        let tag = "v1-esgztoc";
+        self.source
+            .add_manifest("a/b", tag, MediaType::OciManifest, manifest.to_string());
+    }
+}
+
+/// Reads every file through the layer.
+async fn read_all(layer: &Arc<Layer>) -> Vec<u8> {
+    layer.fill_all().await.unwrap();
+    let index = layer.index();
+    let mut all = Vec::new();
+    let mut files: Vec<_> = index.files.iter().collect();
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    for file in files {
+        if let FileKind::Regular { size, data_offset } = file.kind {
+            let mut bytes = vec![0; usize::try_from(size).unwrap()];
+            assert!(layer.file().read_at(data_offset, &mut bytes).unwrap());
+            all.extend_from_slice(&file.path);
+            all.extend_from_slice(&bytes);
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn every_kind_of_toc_shows_the_files_of_the_tar() {
+    let plain = fixture();
+    let (layer, by) = plain.open(TAR, &descriptor(TAR, "{}")).await.unwrap();
+    assert_eq!(by, OpenedBy::Stream);
+    let expected = read_all(&layer).await;
+    let only_json = serde_json::from_str::<serde_json::Value>(STARGZ_NOTES).unwrap();
+    let only_json = serde_json::json!({
+        TOC_DIGEST_ANNOTATION: only_json[TOC_DIGEST_ANNOTATION]
+    });
+    let table = [
+        (STORAGE, STORAGE_NOTES, LayerFormat::ZstdChunked),
+        (STARGZ, STARGZ_NOTES, LayerFormat::ZstdChunked),
+        (STARGZ, &only_json.to_string(), LayerFormat::ZstdChunked),
+        (EXTERNAL, EXTERNAL_NOTES, LayerFormat::Estargz),
+    ];
+    for (blob, notes, format) in table {
+        let fixture = fixture();
+        fixture.add_toc_image(&Digest::sha256(EXTERNAL));
+        let (layer, by) = fixture.open(blob, &descriptor(blob, notes)).await.unwrap();
+        assert_eq!(
+            (by, layer.index().format),
+            (OpenedBy::Toc, format),
+            "{notes}"
+        );
+        assert!(read_all(&layer).await == expected, "{notes}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_trusted_piece_by_piece_is_streamed() {
+    let both = STARGZ_NOTES.replacen(
+        '{',
+        r#"{"io.github.containers.zstd-chunked.manifest-checksum":
+        "sha256:706bdf4f7ce312fbaa6c0033bde1398ef3bae99483d0c5c2935700d68c5ceb2c","#,
+        1,
+    );
+    let no_footer = EXTERNAL_NOTES;
+    let table = [
+        (STARGZ, both.as_str(), "promises of both tools"),
+        (TAR, no_footer, "a TOC digest, but no footer"),
+        (EXTERNAL, EXTERNAL_NOTES, "no TOC image"),
+        (STORAGE, "{}", "no promise"),
+    ];
+    for (blob, notes, case) in table {
+        let (_, by) = fixture()
+            .open(blob, &descriptor(blob, notes))
+            .await
+            .unwrap();
+        assert_eq!(by, OpenedBy::Stream, "{case}");
+    }
+    let other = fixture();
+    other.add_toc_image(&Digest::sha256(b"of another layer"));
+    let layer = descriptor(EXTERNAL, EXTERNAL_NOTES);
+    let (_, by) = other.open(EXTERNAL, &layer).await.unwrap();
+    assert_eq!(by, OpenedBy::Stream, "a TOC image without this layer's");
+}
+
+#[tokio::test]
+async fn a_toc_that_is_not_the_promised_one_fails_the_layer() {
+    let wrong = |notes: &str| {
+        let mut notes: serde_json::Value = serde_json::from_str(notes).unwrap();
+        for (name, value) in notes.as_object_mut().unwrap() {
+            if name.ends_with("checksum") || name.ends_with("toc.digest") {
+                *value = serde_json::json!(Digest::sha256(b"another"));
+            }
+        }
+        notes.to_string()
+    };
+    for (blob, notes) in [
+        (STORAGE, STORAGE_NOTES),
+        (STARGZ, STARGZ_NOTES),
+        (EXTERNAL, EXTERNAL_NOTES),
+        // The place of one blob's TOC in another.
+        (STORAGE, STARGZ_NOTES),
+    ] {
+        let fixture = fixture();
+        fixture.add_toc_image(&Digest::sha256(EXTERNAL));
+        let opened = fixture.open(blob, &descriptor(blob, &wrong(notes))).await;
+        let error = opened.map(|(_, by)| by).unwrap_err();
+        assert!(matches!(error, Error::Corrupt { .. }), "{notes}: {error}");
+    }
+}
