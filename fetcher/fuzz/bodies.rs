@@ -7,7 +7,7 @@
 use std::io::Read as _;
 
 use lazarette_fetcher::Result;
-use lazarette_fetcher::codec::pack;
+use lazarette_fetcher::codec::Packer;
 use lazarette_fetcher::codec::stream::{Decoder, detect};
 use lazarette_fetcher::codec::unpack::decoder;
 use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
@@ -149,7 +149,9 @@ fn read_tar(data: &[u8], piece: usize) -> Option<(usize, usize)> {
 /// Our own index file, with and without a right checksum: [`wire::decode`].
 pub(crate) fn fuzz_wire(data: &[u8]) {
     check_wire(data);
-    let core = pack(data).expect("memory");
+    let core = Packer::new()
+        .and_then(|mut packer| packer.pack(data))
+        .expect("memory");
     let mut sealed = b"LAZINDEX\x03\0\0\0".to_vec();
     sealed.extend_from_slice(&crc32fast::hash(&core).to_le_bytes());
     for len in [core.len(), data.len(), 0] {

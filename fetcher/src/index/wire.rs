@@ -124,7 +124,7 @@ impl Header {
 /// The binary form of a valid index and the details of its spans.
 pub fn encode(index: &LayerIndex, details: &[u8]) -> Result<Vec<u8>> {
     let body = encode_body(index);
-    let core = codec::pack(&body)?;
+    let core = codec::Packer::new()?.pack(&body)?;
     let mut out = Vec::with_capacity(HEADER_LEN + core.len() + details.len());
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());

@@ -9,6 +9,7 @@
 use bytes::Bytes;
 
 use super::{PIECE_LEN, Position, STREAM_CHUNK_LEN};
+use crate::codec::Packer;
 use crate::codec::stream::{BlockEnd, Compression, Run, Stop};
 use crate::codec::zran::{REACH, sparse_window};
 use crate::index::{Encoding, Span, details};
@@ -102,6 +103,8 @@ impl Locator {
 /// Places in a gzip blob, and what is needed to enter it there.
 #[derive(Default)]
 pub(super) struct Gzip {
+    /// Made for the first window.
+    packer: Option<Packer>,
     entries: Vec<Entry>,
     /// The window of the last entry, until it is known what of it is needed.
     probe: Option<Probe>,
@@ -206,7 +209,11 @@ impl Gzip {
             return Ok(());
         }
         let window = sparse_window(&probe.encoded, entry.bits, &probe.window, &probe.decoded)?;
-        entry.window = crate::codec::pack(&window)?;
+        let packer = match &mut self.packer {
+            Some(packer) => packer,
+            none => none.insert(Packer::new()?),
+        };
+        entry.window = packer.pack(&window)?;
         Ok(())
     }
 

@@ -167,7 +167,7 @@ fn every_cut_and_every_flipped_bit_is_an_error() {
 
 /// What decodes to `body`.
 fn sealed(body: &[u8]) -> Vec<u8> {
-    let core = codec::pack(body).unwrap();
+    let core = codec::Packer::new().unwrap().pack(body).unwrap();
     let crc = crc32fast::hash(&core).to_le_bytes();
     let lens = [core.len(), body.len(), DETAILS.len()];
     let lens: Vec<u8> = lens
