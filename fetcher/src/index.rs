@@ -149,6 +149,13 @@ pub struct Chunk {
     pub chunk_digest: Option<[u8; 32]>,
 }
 
+impl Chunk {
+    /// Whether its bytes can be fetched again without streaming the whole blob.
+    pub fn is_refetchable(&self) -> bool {
+        !matches!(self.encoding, Encoding::Stream)
+    }
+}
+
 /// How to get a chunk's bytes out of the blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {

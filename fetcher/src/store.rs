@@ -7,10 +7,12 @@
 //!
 //! ```text
 //! <root>/store.lock                       held for moments: drafts, publishing, removal
+//! <root>/evictions                        how processes learn of each other's evictions
 //! <root>/content/<algorithm>-<hex>        a small blob (manifest, config), whole
 //! <root>/layers/<algorithm>-<hex>/index   file and chunk tables
 //! <root>/layers/<algorithm>-<hex>/bitmap  which chunks are present
 //! <root>/layers/<algorithm>-<hex>/data    payloads of files, sparse
+//! <root>/layers/<algorithm>-<hex>/touched a hint: which parts were read lately
 //! <root>/ingest/<n>/                      being made; `data` locked by its maker
 //! <root>/trash/<n>/                       being removed
 //! ```
@@ -20,8 +22,11 @@
 
 mod bitmap;
 mod blobs;
+mod check;
 mod details;
 pub mod disk;
+mod evict;
+mod evictions;
 mod file;
 mod ingest;
 pub(crate) mod lock;
@@ -39,12 +44,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use self::disk::{Disk, RealDisk};
+use self::evict::Keeper;
+use self::evictions::Evictions;
 use crate::index::LayerIndex;
 use crate::types::Digest;
 use crate::{Error, Result};
 
 pub use blobs::BLOB_BYTES_MAX;
-pub use file::{FlushPolicy, LayerFile, LayerUsage};
+pub use check::{BlobCheck, StoreCheck};
+pub use evict::{Bounds, Evicted, Space, Trim};
+pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage};
 pub use ingest::LayerIngest;
 
 /// Longest wait for another process that publishes or removes. Those take milliseconds;
@@ -57,8 +66,11 @@ const TREE_DEPTH_MAX: u32 = 4;
 pub struct Store {
     root: PathBuf,
     disk: Arc<dyn Disk>,
+    evictions: Arc<Evictions>,
     next: AtomicU64,
     open: Mutex<HashMap<Digest, Weak<LayerFile>>>,
+    keeper: Keeper,
+    me: Weak<Store>,
 }
 
 impl Store {
@@ -69,11 +81,18 @@ impl Store {
 
     /// [`Store::open`] with another way to change files.
     pub fn open_on(root: impl AsRef<Path>, disk: Arc<dyn Disk>) -> Result<Arc<Self>> {
-        let store = Arc::new(Self {
-            root: root.as_ref().to_path_buf(),
+        let root = root.as_ref().to_path_buf();
+        // The root and its missing parents are made outside the seam: they hold nothing yet.
+        fs::create_dir_all(&root).map_err(|e| Error::io("create", &root, e))?;
+        let evictions = Arc::new(Evictions::open(&root)?);
+        let store = Arc::new_cyclic(|me| Self {
+            root,
             disk,
+            evictions,
             next: AtomicU64::new(0),
             open: Mutex::new(HashMap::new()),
+            keeper: Keeper::default(),
+            me: me.clone(),
         });
         recover::prepare(&store)?;
         Ok(store)
@@ -118,12 +137,7 @@ impl Store {
             let detail = format!("it is of {}; remove the layer", index.blob_digest);
             return Err(Error::malformed(format!("index of layer {digest}"), detail));
         }
-        let opened = Arc::new(LayerFile::open(
-            &dir,
-            index,
-            details,
-            Arc::clone(&self.disk),
-        )?);
+        let opened = Arc::new(LayerFile::open(&dir, index, details, self)?);
         Ok(Some(self.share(digest, opened)))
     }
 

@@ -18,7 +18,7 @@ use lazarette_fetcher::index::ingest::LayerSink as _;
 use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex};
 use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
 use lazarette_fetcher::store::disk::{Disk, RealDisk};
-use lazarette_fetcher::store::{LayerFile, Store};
+use lazarette_fetcher::store::{Bounds, LayerFile, Store};
 use lazarette_fetcher::test_util::disk::{CrashDisk, Fault};
 use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_fetcher::{Error, Result};
@@ -99,6 +99,9 @@ impl Disk for Unsynced {
     }
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
         RealDisk.set_len(file, len)
+    }
+    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        RealDisk.punch(file, offset, len)
     }
     fn sync_data(&self, _: &File) -> io::Result<()> {
         Ok(())
@@ -206,7 +209,26 @@ fn blobs(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     Ok(())
 }
 
-const SCENARIOS: [(&str, Scenario); 6] = [
+fn evict_and_fill_again(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    fill_and_flush(store, acked)?;
+    let file = store.create_layer(index("lazy"))?;
+    acked.chunks.retain(|id| ![1, 3].contains(id));
+    file.evict(&[1, 3])?;
+    for id in [3, 1] {
+        put(&file, id)?;
+    }
+    file.flush()?;
+    acked.chunks.extend([1, 3]);
+    acked.chunks.clear();
+    assert!(file.evict_all()?.chunks <= u64::from(CHUNKS));
+    put(&file, 0)?;
+    file.flush()?;
+    acked.chunks.insert(0);
+    Ok(())
+}
+
+const SCENARIOS: [(&str, Scenario); 7] = [
+    ("evict and fill again", evict_and_fill_again),
     ("fill and flush", fill_and_flush),
     ("ingest", ingest),
     ("ingest over a partial layer", ingest_over_a_partial_layer),
@@ -220,8 +242,9 @@ fn check_layer(file: &LayerFile) -> BTreeSet<ChunkId> {
     let mut present = BTreeSet::new();
     for id in 0..CHUNKS {
         let mut buf = vec![0xee; CHUNK_LEN as usize];
+        let claimed = file.is_present(id);
         let read = file.read_at(u64::from(id) * 4096, &mut buf).unwrap();
-        assert_eq!(read, file.is_present(id));
+        assert_eq!(read, claimed, "chunk {id} is claimed but not right");
         if read {
             assert_eq!(buf, chunk_bytes(id), "chunk {id} is present but wrong");
             present.insert(id);
@@ -353,4 +376,37 @@ fn a_failure_at_any_operation_loses_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn a_fill_on_a_full_disk_evicts_if_it_may() {
+    let full_at = |ops, bounds: Option<Bounds>| {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(CrashDisk::new(dir.path(), Some((ops, Fault::NoSpace))));
+        let store = Store::open_on(dir.path(), Arc::clone(&disk) as Arc<_>).unwrap();
+        if let Some(bounds) = bounds {
+            store.keep_within_bounds(bounds);
+        }
+        fill_and_flush(&store, &mut Acked::default()).unwrap();
+        let file = store.create_layer(index("other")).unwrap();
+        let before = disk.ops();
+        let outcome = put(&file, 2);
+        let lazy = store
+            .open_layer(&index("lazy").blob_digest)
+            .unwrap()
+            .unwrap();
+        (before, outcome, check_layer(&file), check_layer(&lazy))
+    };
+    let unbounded = Bounds {
+        budget: None,
+        free_floor: Some(0),
+    };
+    let (at, outcome, ..) = full_at(u64::MAX, None);
+    outcome.unwrap();
+    let (_, outcome, there, lazy) = full_at(at, None);
+    assert!(matches!(outcome, Err(Error::NoSpace { .. })), "{outcome:?}");
+    assert_eq!((there.len(), lazy.len()), (0, CHUNKS as usize));
+    let (_, outcome, there, lazy) = full_at(at, Some(unbounded));
+    outcome.unwrap();
+    assert_eq!((there, lazy.len()), ([2].into(), 0));
 }

@@ -8,15 +8,18 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
 
 use lazarette_fetcher::codec;
 use lazarette_fetcher::index::ingest::LayerSink as _;
 use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex};
 use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
-use lazarette_fetcher::store::{LayerFile, Store};
+use lazarette_fetcher::store::{Bounds, LayerFile, Store};
 use lazarette_fetcher::test_util::disk::CrashDisk;
 use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_fetcher::{Error, Result};
@@ -94,14 +97,22 @@ fn put(file: &LayerFile, id: ChunkId) -> Result<()> {
 fn check(file: &LayerFile) -> BTreeSet<ChunkId> {
     let mut present = BTreeSet::new();
     for id in 0..CHUNKS {
-        let mut buf = vec![0xee; CHUNK_LEN as usize];
-        let read = file.read_at(u64::from(id) * BLOCK, &mut buf).unwrap();
-        if read {
-            assert_eq!(buf, chunk_bytes(id), "chunk {id} is present but wrong");
+        if read(file, id) {
             present.insert(id);
         }
     }
     present
+}
+
+/// Whether the chunk can be read; then it reads as it should.
+fn read(file: &LayerFile, id: ChunkId) -> bool {
+    let mut buf = vec![0xee; CHUNK_LEN as usize];
+    let read = file.read_at(u64::from(id) * BLOCK, &mut buf).unwrap();
+    assert!(
+        !read || buf == chunk_bytes(id),
+        "chunk {id} is present but wrong"
+    );
+    read
 }
 
 /// What a store opened now finds of a layer.
@@ -222,6 +233,212 @@ fn removal_while_another_handle_flushes() {
         // This process' other store still names the removed layer until nobody holds it.
         assert!(other.open_layer(&digest).unwrap().is_none());
     }
+}
+
+#[test]
+fn a_flush_brings_nothing_back_that_another_evicted() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = [1, 2].map(|_| Store::open(dir.path()).unwrap());
+    fill(&stores[0], "shared", 1, |_| {});
+    let digest = index("shared").blob_digest;
+    let [mine, other] = stores
+        .each_ref()
+        .map(|store| store.open_layer(&digest).unwrap().unwrap());
+    let before = mine.usage().unwrap();
+    let evicted = other.evict(&[5, 7, 100]).unwrap();
+    assert_eq!(
+        (evicted.chunks, evicted.bytes),
+        (3, 3 * u64::from(CHUNK_LEN))
+    );
+    let after = mine.usage().unwrap();
+    assert_eq!(before.allocated - after.allocated, 3 * BLOCK, "{after:?}");
+    // It has not looked; what it reads is right all the same.
+    assert!(mine.is_present(7) && !read(&mine, 7) && !mine.is_present(7));
+    put(&mine, 7).unwrap();
+    mine.flush().unwrap();
+    let mut left = all();
+    left.retain(|id| ![5, 100].contains(id));
+    assert_eq!(found(dir.path(), "shared"), left);
+    left.remove(&7);
+    assert_eq!(check(&other), left, "it has not looked for what came back");
+}
+
+#[test]
+fn what_only_one_process_knows_another_may_punch() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = [1, 2].map(|_| Store::open(dir.path()).unwrap());
+    stores[0].create_layer(index("shared")).unwrap();
+    let digest = index("shared").blob_digest;
+    for reads_first in [true, false] {
+        let [mine, other] = stores
+            .each_ref()
+            .map(|store| store.open_layer(&digest).unwrap().unwrap());
+        for file in [&mine, &other] {
+            put(file, 7).unwrap();
+            put(file, 8).unwrap();
+        }
+        other.flush().unwrap();
+        other.evict(&[7]).unwrap();
+        if reads_first {
+            assert!(!read(&mine, 7) && read(&mine, 8));
+        }
+        mine.flush().unwrap();
+        assert!(!mine.is_present(7) && read(&mine, 8));
+        assert_eq!(found(dir.path(), "shared"), [8].into());
+        other.evict_all().unwrap();
+        assert_eq!(check(&mine), BTreeSet::new());
+        assert_eq!(mine.usage().unwrap().allocated, 0, "nothing is left behind");
+    }
+}
+
+/// Reads, fills and evicts at random until told to stop; every read asserts its bytes.
+fn disturb(file: &LayerFile, seed: u64, stop: &AtomicBool) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    while !stop.load(Ordering::Relaxed) {
+        let id = rng.random_range(0..CHUNKS);
+        if !read(file, id) {
+            put(file, id).unwrap();
+        }
+    }
+}
+
+/// Evicts random chunks, many times, with flushes in between.
+fn evict_at_random(file: &LayerFile, seed: u64, times: u32) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    for _ in 0..times {
+        let ids: Vec<ChunkId> = (0..150).map(|_| rng.random_range(0..CHUNKS)).collect();
+        file.evict(&ids).unwrap();
+        if rng.random_bool(0.3) {
+            file.flush().unwrap();
+        }
+    }
+}
+
+#[test]
+fn no_reader_gets_zeros_while_threads_and_processes_evict() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = [1, 2].map(|_| Store::open(dir.path()).unwrap());
+    fill(&stores[0], "shared", 1, |_| {});
+    let digest = index("shared").blob_digest;
+    let files = stores
+        .each_ref()
+        .map(|store| store.open_layer(&digest).unwrap().unwrap());
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        for (seed, file) in [(1, &files[0]), (2, &files[0]), (3, &files[1])] {
+            let stop = &stop;
+            threads.spawn(move || disturb(file, seed, stop));
+        }
+        let child = Worker::start(dir.path(), "evict", 4);
+        evict_at_random(&files[0], 5, 100);
+        child.finish();
+        stop.store(true, Ordering::Relaxed);
+    });
+    // Whatever was recorded is there; a claim over a hole would be noticed as damage.
+    for file in &files {
+        file.flush().unwrap();
+    }
+    let store = Store::open(dir.path()).unwrap();
+    let file = store.open_layer(&digest).unwrap().unwrap();
+    let found = file.check_all().unwrap();
+    assert_eq!((found.dropped, found.bitmap_lost), (vec![], false));
+    assert!(found.chunks > 0);
+}
+
+#[test]
+fn a_budget_is_kept_and_what_is_read_often_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let budget = 5 << 20;
+    store.keep_within_bounds(Bounds {
+        budget: Some(budget),
+        free_floor: Some(0),
+    });
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let mut kept = Vec::new();
+    for name in names {
+        fill(&store, name, 3, |_| {});
+        let used = store.space().unwrap().used;
+        assert!(used <= budget, "{used} after {name}");
+        let hot = store.open_layer(&index("a").blob_digest).unwrap().unwrap();
+        assert_eq!(check(&hot).len(), CHUNKS as usize, "after {name}");
+        kept.push(store.open_layer(&index(name).blob_digest).unwrap().unwrap());
+    }
+    let gone = kept.iter().filter(|file| !file.is_complete()).count();
+    assert!(gone >= 3, "{gone} gave way");
+    // What was evicted comes back.
+    for name in names {
+        fill(&store, name, 4, |_| {});
+    }
+    assert!(store.space().unwrap().used <= budget);
+}
+
+#[test]
+fn pinned_chunks_yield_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for name in ["a", "b", "c"] {
+        fill(&store, name, 3, |_| {});
+    }
+    let a = store.open_layer(&index("a").blob_digest).unwrap().unwrap();
+    let ids: Vec<ChunkId> = (0..CHUNKS).collect();
+    let soon = Instant::now() + Duration::from_secs(3600);
+    store.pin(&a, &ids, soon);
+    let of_one = a.usage().unwrap().allocated;
+    store.trim(of_one).unwrap();
+    assert!(a.is_complete() && store.space().unwrap().used <= of_one);
+    let trim = store.trim(0).unwrap();
+    assert_eq!(a.present_bytes(), 0);
+    assert!(trim.kept.is_empty() && store.space().unwrap().used == 0);
+}
+
+#[test]
+fn a_check_drops_what_is_not_right_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    fill(&store, "shared", 3, |_| {});
+    let blobs = [&b"a manifest"[..], b"a config"];
+    for blob in blobs {
+        store.put_blob(&Digest::sha256(blob), blob).unwrap();
+    }
+    let digest = index("shared").blob_digest;
+    let path = dir.path().join("layers").join(digest.file_name());
+    let data = std::fs::File::options().write(true).open(path.join("data"));
+    data.unwrap()
+        .write_all_at(&[0xff; 3], 9 * BLOCK + 17)
+        .unwrap();
+    let blob = dir.path().join("content");
+    let blob = blob.join(Digest::sha256(blobs[1]).file_name());
+    std::fs::write(blob, b"a c0nfig").unwrap();
+    let found = store.check().unwrap();
+    let (of, layer) = &found.layers[0];
+    let layer = layer.as_ref().unwrap();
+    assert_eq!((*of, &layer.dropped[..]), (digest, &[9][..]));
+    assert_eq!(layer.chunks, u64::from(CHUNKS));
+    assert_eq!(found.blobs.right, 1);
+    assert_eq!(found.blobs.dropped, [Digest::sha256(blobs[1])]);
+    let again = store.check().unwrap();
+    let layer = again.layers[0].1.as_ref().unwrap();
+    assert!(layer.dropped.is_empty() && again.blobs.dropped.is_empty());
+    assert_eq!(layer.chunks, u64::from(CHUNKS) - 1);
+    // A record that is lost is said to be.
+    drop(store);
+    std::fs::write(path.join("bitmap"), b"LAZ").unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    assert!(
+        store.check().unwrap().layers[0]
+            .1
+            .as_ref()
+            .unwrap()
+            .bitmap_lost
+    );
+    assert!(
+        !store.check().unwrap().layers[0]
+            .1
+            .as_ref()
+            .unwrap()
+            .bitmap_lost
+    );
 }
 
 #[test]
@@ -356,6 +573,16 @@ fn work(root: &Path, work: &str, seed: u64) {
     let say = |batch: &[ChunkId]| eprintln!("flushed {batch:?}");
     match work {
         "fill" => fill(&store, "shared", seed, say),
+        "evict" => {
+            let file = store.open_layer(&index("shared").blob_digest);
+            let file = file.unwrap().unwrap();
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|threads| {
+                threads.spawn(|| disturb(&file, seed + 1, &stop));
+                evict_at_random(&file, seed, 100);
+                stop.store(true, Ordering::Relaxed);
+            });
+        }
         "ingest" => ingest(&store, "whole", || {
             eprintln!("begun");
             // Until the parent says so by closing its end.

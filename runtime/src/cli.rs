@@ -9,6 +9,7 @@ mod commands;
 mod output;
 mod progress;
 mod run;
+mod store;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -65,7 +66,7 @@ async fn dispatch(args: Args, origin: Instant) -> Result<u8, Error> {
         Command::Pull(pull) => commands::pull(&engine, pull, format, origin).await,
         Command::Images => commands::images(&engine, format).await,
         Command::Rmi(rmi) => commands::rmi(&engine, rmi, format).await,
-        Command::Store(store) => commands::store(&engine, store, format).await,
+        Command::Store(args) => store::store(&engine, args, format).await,
         Command::Image(image) => commands::image(&engine, image, format).await,
     }
 }

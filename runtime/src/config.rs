@@ -29,6 +29,20 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// How registries are reached.
     pub source: SourceConfig,
+    /// What the store may take.
+    pub store: StoreConfig,
+}
+
+/// What the store may take. Chunks that can be fetched again are evicted to keep to it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// Most bytes that layers may occupy; without it, as much as the disk has.
+    #[serde(deserialize_with = "crate::size::deserialize")]
+    pub budget: Option<u64>,
+    /// Bytes of the file system that must stay free; without it, 5 % and at most 1 GiB.
+    #[serde(deserialize_with = "crate::size::deserialize")]
+    pub free_floor: Option<u64>,
 }
 
 impl Config {
@@ -90,6 +104,18 @@ mod tests {
             Config::load(Some(&file)).unwrap().root(),
             Path::new("/srv/laz")
         );
+    }
+
+    #[test]
+    fn bounds_of_the_store_are_sizes() {
+        let read = |text: &str| toml::from_str::<Config>(text).map(|config| config.store);
+        let store = read("[store]\nbudget = \"50g\"\nfree_floor = \"0\"\n").unwrap();
+        assert_eq!((store.budget, store.free_floor), (Some(50 << 30), Some(0)));
+        let none = read("").unwrap();
+        assert_eq!((none.budget, none.free_floor), (None, None));
+        for bad in ["budget = \"much\"", "budget = 5", "floor = \"1g\""] {
+            assert!(read(&format!("[store]\n{bad}\n")).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod follow;
 mod inventory;
+mod keep;
 mod run;
 mod stage;
 
@@ -20,13 +21,14 @@ use lazarette_fetcher::index::write::{Format, HotFiles, Options};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::LayerOpener;
 use lazarette_fetcher::source::{Pusher, RegistrySource, stack};
-use lazarette_fetcher::store::Store;
+use lazarette_fetcher::store::{Bounds, Store};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Platform, Reference};
 use lazarette_snapshotter::metastore::{DbMetastore, SnapshotTable};
 use lazarette_snapshotter::overlay::Snapshots;
 
 pub use inventory::{ImageSummary, LayerSummary, Removed};
+pub use keep::{CheckReport, CheckedLayer, EvictReport, EvictWhat, Kept, Pruned, StoreSummary};
 pub use run::RunRequest;
 
 use crate::Result;
@@ -56,6 +58,10 @@ impl Engine {
     pub fn open(config: Config) -> Result<Arc<Self>> {
         let (root, state) = (config.root(), config.state());
         let store = Store::open(&root)?;
+        store.keep_within_bounds(Bounds {
+            budget: config.store.budget,
+            free_floor: config.store.free_floor,
+        });
         let db = Arc::new(Db::open(
             root.join("db"),
             &[ImageTable::NAME, SnapshotTable::NAME],

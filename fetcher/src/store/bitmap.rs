@@ -8,11 +8,11 @@
 //!
 //! ```text
 //!  0  magic     "LAZBITS\0"
-//!  8  version   u32, 1
-//! 12  count     u32, number of chunks
-//! 16  checksum  u32, CRC-32 of bytes 0..16 and of the words
-//! 20  zero      u32
-//! 24  words     u64 each, count / 64 rounded up; bits past count are zero
+//!  8  version     u32, 2
+//! 12  count       u32, number of chunks
+//! 16  checksum    u32, CRC-32 of bytes 0..16 and of all from byte 20 on
+//! 20  generation  u32, another one after each eviction from this layer
+//! 24  words       u64 each, count / 64 rounded up; bits past count are zero
 //! ```
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::index::ChunkId;
 
 const MAGIC: [u8; 8] = *b"LAZBITS\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 24;
 const WORD_BITS: u32 = 64;
 
@@ -111,40 +111,60 @@ impl Bitmap {
     }
 }
 
-/// The file of `words` for `count` chunks.
-pub(super) fn encode(count: u32, words: &[u64]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER_BYTES + words.len() * 8);
+/// What a bitmap file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stored {
+    /// Counts the evictions from this layer, as far as telling two apart.
+    pub(super) generation: u32,
+    /// The bits.
+    pub(super) words: Vec<u64>,
+}
+
+impl Stored {
+    /// Nothing present, nothing ever evicted.
+    pub(super) fn nothing(count: u32) -> Self {
+        Self {
+            generation: 0,
+            words: vec![0; words_for(count)],
+        }
+    }
+}
+
+/// The file of `stored` for `count` chunks.
+pub(super) fn encode(count: u32, stored: &Stored) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_BYTES + stored.words.len() * 8);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&count.to_le_bytes());
-    let body: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut body = stored.generation.to_le_bytes().to_vec();
+    body.extend(stored.words.iter().flat_map(|word| word.to_le_bytes()));
     let sum = checksum(&out, &body);
     out.extend_from_slice(&sum.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&body);
     out
 }
 
-/// The words of a bitmap file of `count` chunks, or `None` if anything about it is off.
-pub(super) fn decode(count: u32, bytes: &[u8]) -> Option<Vec<u64>> {
-    let (head, body) = bytes.split_at_checked(HEADER_BYTES)?;
-    let (named, rest) = head.split_at_checked(16)?;
+/// What a bitmap file of `count` chunks says, or `None` if anything about it is off.
+pub(super) fn decode(count: u32, bytes: &[u8]) -> Option<Stored> {
+    let (named, rest) = bytes.split_at_checked(16)?;
+    let (sum, body) = rest.split_at_checked(4)?;
+    let (generation, words) = body.split_at_checked(4)?;
     let mut expected = MAGIC.to_vec();
     expected.extend_from_slice(&VERSION.to_le_bytes());
     expected.extend_from_slice(&count.to_le_bytes());
-    let mut tail = checksum(named, body).to_le_bytes().to_vec();
-    tail.extend_from_slice(&[0; 4]);
-    if named != expected || rest != tail || body.len() != words_for(count) * 8 {
+    let sum_is_right = sum == checksum(named, body).to_le_bytes();
+    if named != expected || !sum_is_right || words.len() != words_for(count) * 8 {
         return None;
     }
-    let words: Vec<u64> = body
+    let generation = u32::from_le_bytes(generation.try_into().ok()?);
+    let words: Vec<u64> = words
         .chunks_exact(8)
         .map(|word| word.try_into().map(u64::from_le_bytes))
         .collect::<Result<_, _>>()
         .ok()?;
     let used = count % WORD_BITS;
     let stray = used != 0 && words.last().is_some_and(|last| last >> used != 0);
-    (!stray).then_some(words)
+    (!stray).then_some(Stored { generation, words })
 }
 
 /// Size of the bitmap file of `count` chunks.
@@ -178,20 +198,24 @@ mod tests {
 
     #[test]
     fn the_file_is_golden_and_round_trips() {
-        let bytes = encode(3, &[0b101]);
+        let stored = |word| Stored {
+            generation: 9,
+            words: vec![word],
+        };
+        let bytes = encode(3, &stored(0b101));
         let golden = [
             b"LAZBITS\0".as_slice(),
-            &[1, 0, 0, 0, 3, 0, 0, 0],
+            &[2, 0, 0, 0, 3, 0, 0, 0],
             &bytes[16..20],
-            &[0; 4],
+            &[9, 0, 0, 0],
             &[5, 0, 0, 0, 0, 0, 0, 0],
         ];
         assert_eq!(bytes, golden.concat());
         assert_eq!(bytes.len() as u64, file_bytes(3));
-        assert_eq!(decode(3, &bytes), Some(vec![0b101]));
+        assert_eq!(decode(3, &bytes), Some(stored(0b101)));
         assert_eq!(decode(4, &bytes), None, "another layer's bitmap");
         assert_eq!(
-            decode(3, &encode(3, &[0b1101])),
+            decode(3, &encode(3, &stored(0b1101))),
             None,
             "a bit past the count"
         );
@@ -199,7 +223,11 @@ mod tests {
 
     #[test]
     fn any_torn_or_flipped_byte_means_nothing() {
-        let bytes = encode(100, &[u64::MAX, 7]);
+        let stored = Stored {
+            generation: 3,
+            words: vec![u64::MAX, 7],
+        };
+        let bytes = encode(100, &stored);
         for cut in 0..bytes.len() {
             assert_eq!(decode(100, &bytes[..cut]), None, "cut at {cut}");
         }

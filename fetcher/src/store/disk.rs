@@ -25,6 +25,9 @@ pub trait Disk: Send + Sync + 'static {
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Sets the length; what is added reads as zeros and takes no space.
     fn set_len(&self, file: &File, len: u64) -> io::Result<()>;
+    /// Gives `len` bytes from `offset` back to the device: they read as zeros. Whole
+    /// blocks of the file system; the length of the file stays.
+    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()>;
     /// Returns once the bytes and length of the file are on the device.
     fn sync_data(&self, file: &File) -> io::Result<()>;
     /// Returns once the names in the directory are on the device.
@@ -63,6 +66,10 @@ impl Disk for RealDisk {
 
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
         file.set_len(len)
+    }
+
+    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        sys::punch(file, offset, len)
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {

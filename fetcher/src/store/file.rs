@@ -9,42 +9,56 @@
 //! is absent again, and fetched again.
 //!
 //! Several processes may fill one layer: they write the same verified bytes at the same
-//! places, and flushes merge their bits under a lock of the data file.
+//! places, and flushes merge their bits under a lock of the data file. Any of them may
+//! evict chunks meanwhile; how no reader notices is told in `evict`.
 //!
-//! Lock order: `flushing` (held across the syscalls of a flush, which it serialises, and
-//! never taken by readers or writers), then the file lock between processes, then `due`.
+//! Lock order: `flushing` (held across the syscalls of a flush or an eviction, which it
+//! serialises; a reader takes it only after somebody evicted), then the file lock between
+//! processes, then `holes`, then `due`.
+
+mod check;
+mod evict;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
-use super::LOCK_WAIT;
-use super::bitmap::{self, Bitmap};
+use super::bitmap::{self, Bitmap, Stored};
 use super::details::Details;
 use super::disk::Disk;
+use super::evictions::Evictions;
 use super::lock::lock_within;
+use super::{LOCK_WAIT, Store};
 use crate::codec::{ChunkHasher, VerifiedBytes};
 use crate::index::details::SpanDetails;
 use crate::index::{Chunk, ChunkId, Encoding, LayerIndex, Span};
 use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
 
+pub use check::LayerCheck;
+
 /// Names inside a layer's directory.
 pub(super) const DATA: &str = "data";
 pub(super) const INDEX: &str = "index";
 pub(super) const BITMAP: &str = "bitmap";
 const BITMAP_NEW: &str = "bitmap.new";
+pub(super) const TOUCHED: &str = "touched";
 
 /// Bytes read at a time while a chunk is checked.
 const CHECK_BYTES: usize = 128 << 10;
 /// How often a `put` writes again because a sync failed while it was writing.
 const PUT_ATTEMPTS_MAX: u32 = 4;
+/// How often a read begins again because somebody evicted meanwhile. Each time takes
+/// another eviction in the microseconds of a read.
+const READ_ATTEMPTS_MAX: u32 = 100;
+/// What is noted as read together, in bytes of the data file.
+pub(super) const EXTENT_BYTES: u64 = 1 << 20;
 
 /// What a layer takes on this node, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,11 +108,20 @@ pub struct LayerFile {
     removed: AtomicBool,
     flushing: Mutex<Recorded>,
     due: Mutex<Option<Instant>>,
+    /// The store's number of evictions that `bits` has heard of.
+    evictions: Arc<Evictions>,
+    seen: AtomicU64,
+    /// Held shared from before the first byte of a `put` until its bit is set, and whole
+    /// while chunks are found gone or made so.
+    holes: RwLock<()>,
+    /// Extents that were read since the store last asked.
+    touched: Bitmap,
+    store: Weak<Store>,
 }
 
 /// What is known to be on disk.
 struct Recorded {
-    words: Vec<u64>,
+    stored: Stored,
     /// Whether the names of the layer and of its bitmap are on the device. Whoever made
     /// them may have died or failed before its sync. Reading needs no such promise, so
     /// opening a layer syncs nothing; a flush makes the promise, so it syncs them once.
@@ -111,7 +134,7 @@ impl LayerFile {
         dir: &Path,
         index: LayerIndex,
         details: Details,
-        disk: Arc<dyn Disk>,
+        store: &Store,
     ) -> Result<Self> {
         let path = dir.join(DATA);
         let err = |op| move |e| Error::io(op, dir.join(DATA), e);
@@ -127,7 +150,10 @@ impl LayerFile {
             );
             return Err(Error::malformed(path.display().to_string(), detail));
         }
-        let words = read_bitmap(dir, count)?;
+        // In this order: an eviction in between is noticed at the first read.
+        let seen = store.evictions.now()?;
+        let stored = read_bitmap(dir, count)?;
+        let extents = u32::try_from(index.data_len / EXTENT_BYTES).unwrap_or(u32::MAX - 1);
         let file = Self {
             bits: Bitmap::empty(count),
             sound: Bitmap::empty(count),
@@ -136,18 +162,23 @@ impl LayerFile {
             details,
             dir: dir.to_path_buf(),
             data,
-            disk,
+            disk: Arc::clone(&store.disk),
             present_bytes: AtomicU64::new(0),
             dirty_bytes: AtomicU64::new(0),
             failed_syncs: AtomicU64::new(0),
             removed: AtomicBool::new(false),
+            due: Mutex::new(None),
+            evictions: Arc::clone(&store.evictions),
+            seen: AtomicU64::new(seen),
+            holes: RwLock::new(()),
+            touched: Bitmap::empty(extents + 1),
+            store: store.me.clone(),
             flushing: Mutex::new(Recorded {
-                words: words.clone(),
+                stored: stored.clone(),
                 named: false,
             }),
-            due: Mutex::new(None),
         };
-        file.bits.merge(&words);
+        file.bits.merge(&stored.words);
         file.recount();
         Ok(file)
     }
@@ -186,10 +217,19 @@ impl LayerFile {
     }
 
     /// Writes a chunk's bytes and makes it present. Recorded by the next flush. Writing a
-    /// present chunk again is harmless. Blocks on the device.
+    /// present chunk again is harmless. On a full disk the store first makes room, if it
+    /// may. Blocks on the device.
     pub fn put(&self, id: ChunkId, bytes: &VerifiedBytes) -> Result<()> {
         let chunk = self.chunk(id)?;
         self.check_put(id, chunk, bytes)?;
+        match self.store.upgrade() {
+            Some(store) => store.with_room(|| self.put_now(id, chunk, bytes)),
+            None => self.put_now(id, chunk, bytes),
+        }
+    }
+
+    fn put_now(&self, id: ChunkId, chunk: &Chunk, bytes: &VerifiedBytes) -> Result<()> {
+        let _no_holes = self.holes.read();
         for _ in 0..PUT_ATTEMPTS_MAX {
             let failures = self.failed_syncs.load(Ordering::Acquire);
             self.disk
@@ -230,15 +270,39 @@ impl LayerFile {
                 );
                 Error::limit(what, detail)
             })?;
+        for _ in 0..READ_ATTEMPTS_MAX {
+            let seen = self.seen.load(Ordering::Acquire);
+            let read = self.read_present(range, buf)?;
+            if self.evictions.now()? == seen {
+                if read {
+                    self.touch(offset);
+                }
+                return Ok(read);
+            }
+            self.refresh()?;
+        }
+        Ok(false)
+    }
+
+    /// Fills `buf` if every chunk that touches `range` is present and sound: with wrong
+    /// bytes, if one was evicted meanwhile.
+    fn read_present(&self, range: ByteRange, buf: &mut [u8]) -> Result<bool> {
         for id in touching(&self.index.chunks, range) {
             if !self.bits.get(id) || !self.sound.get(id) && !self.check(id)? {
                 return Ok(false);
             }
         }
         self.data
-            .read_exact_at(buf, offset)
+            .read_exact_at(buf, range.start())
             .map_err(|e| Error::io("read from", self.dir.join(DATA), e))?;
         Ok(true)
+    }
+
+    fn touch(&self, offset: u64) {
+        let extent = u32::try_from(offset / EXTENT_BYTES).unwrap_or(u32::MAX);
+        if !self.touched.get(extent) {
+            self.touched.set(extent);
+        }
     }
 
     /// SHA-256 of a chunk's bytes. Blocks on the device where it is among the details of
@@ -283,6 +347,28 @@ impl LayerFile {
     /// Whether the bytes of a present chunk have its digest; if not, it is absent from
     /// now on.
     fn check(&self, id: ChunkId) -> Result<bool> {
+        if self.is_right(id)? {
+            self.sound.set(id);
+            return Ok(true);
+        }
+        // A hole that somebody has just made is no damage; the reader will hear of it.
+        if self.evictions.now()? == self.seen.load(Ordering::Acquire) && self.bits.get(id) {
+            tracing::warn!(digest = %self.index.blob_digest, chunk = id, "stored bytes are damaged, dropping them");
+            self.forget(id)?;
+        }
+        Ok(false)
+    }
+
+    fn forget(&self, id: ChunkId) -> Result<()> {
+        let len = u64::from(self.chunk(id)?.len);
+        if self.bits.clear(id) {
+            self.present_bytes.fetch_sub(len, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Whether what the data file has in the chunk's place has the chunk's digest.
+    fn is_right(&self, id: ChunkId) -> Result<bool> {
         let chunk = self.chunk(id)?;
         let mut hasher = ChunkHasher::new();
         let mut piece = vec![0; CHECK_BYTES];
@@ -297,52 +383,72 @@ impl LayerFile {
             at = at.saturating_add(len as u64);
             left = left.saturating_sub(len as u64);
         }
-        if hasher.finish() == self.chunk_digest(id)? {
-            self.sound.set(id);
-            return Ok(true);
-        }
-        tracing::warn!(digest = %self.index.blob_digest, chunk = id, "stored bytes are damaged, dropping them");
-        if self.bits.clear(id) {
-            self.present_bytes
-                .fetch_sub(u64::from(chunk.len), Ordering::Relaxed);
-        }
-        Ok(false)
+        Ok(hasher.finish() == self.chunk_digest(id)?)
     }
 
     /// Records every chunk that was present when the call began: syncs the data file,
     /// then merges the bits into the bitmap file. Blocks on the device.
     ///
     /// After a failed sync, chunks that no earlier flush recorded are absent again. A
-    /// layer that was removed meanwhile has nothing to record, which is no error.
+    /// layer that was removed meanwhile has nothing to record, which is no error. Then
+    /// the store is brought back within its bounds, if it has any.
     pub fn flush(&self) -> Result<()> {
+        self.flush_now()?;
+        self.note_touched();
+        if let Some(store) = self.store.upgrade() {
+            store.keep_within();
+        }
+        Ok(())
+    }
+
+    fn flush_now(&self) -> Result<()> {
         let mut recorded = self.flushing.lock();
         *self.due.lock() = None;
         self.dirty_bytes.store(0, Ordering::Relaxed);
-        let words = self.bits.snapshot();
         if self.removed.load(Ordering::Acquire) {
             return Ok(());
         }
-        if words == recorded.words {
+        if self.bits.snapshot() == recorded.stored.words {
             return self.settle_names(&mut recorded);
         }
+        let mut words = self.sync_present(&recorded)?;
+        let Some(lock) = self.lock_own()? else {
+            return Ok(());
+        };
+        if self.catch_up(&mut recorded)? {
+            // What was synced may be a hole by now, and what is no hole not synced.
+            words = self.sync_present(&recorded)?;
+        }
+        let mut merged = read_bitmap(&self.dir, self.bits.count())?;
+        merged
+            .words
+            .iter_mut()
+            .zip(&words)
+            .for_each(|(a, b)| *a |= b);
+        self.record(&merged)?;
+        self.bits.merge(&merged.words);
+        self.recount();
+        recorded.stored = merged;
+        drop(lock);
+        self.settle_names(&mut recorded)
+    }
+
+    /// Bits of chunks whose bytes are on the device when this returns.
+    fn sync_present(&self, recorded: &Recorded) -> Result<Vec<u64>> {
+        let words = self.bits.snapshot();
         if let Err(error) = self.disk.sync_data(&self.data) {
             self.failed_syncs.fetch_add(1, Ordering::AcqRel);
-            self.bits.retain(&recorded.words);
+            self.bits.retain(&recorded.stored.words);
             self.recount();
             return Err(Error::io("sync", self.dir.join(DATA), error));
         }
-        let Some(lock) = lock_layer(&self.dir)? else {
-            return Ok(());
-        };
-        if lock.inode != self.inode {
-            return Ok(());
-        }
-        let merged = self.record(words)?;
-        self.bits.merge(&merged);
-        self.recount();
-        recorded.words = merged;
-        drop(lock);
-        self.settle_names(&mut recorded)
+        Ok(words)
+    }
+
+    /// The layer's lock, unless the directory is another layer's by now, or gone.
+    fn lock_own(&self) -> Result<Option<LayerLock>> {
+        let lock = lock_layer(&self.dir)?;
+        Ok(lock.filter(|lock| lock.inode == self.inode))
     }
 
     /// Returns once the layer's name and what its bitmap held when it was opened are on
@@ -377,13 +483,6 @@ impl LayerFile {
         }
         let since = *self.due.lock().get_or_insert(now);
         dirty >= policy.bytes || now.saturating_duration_since(since) >= policy.age
-    }
-
-    /// A second descriptor of the data file, for reading what is present.
-    pub fn try_clone_data(&self) -> Result<File> {
-        self.data
-            .try_clone()
-            .map_err(|e| Error::io("duplicate the descriptor of", self.dir.join(DATA), e))
     }
 
     /// Decoded bytes of the chunks that are present.
@@ -432,23 +531,15 @@ impl LayerFile {
         Err(Error::malformed(what, detail))
     }
 
-    /// Writes the union of `words` and what the bitmap file holds; returns it. The caller
-    /// holds the layer's lock.
-    fn record(&self, words: Vec<u64>) -> Result<Vec<u64>> {
-        let count = self.bits.count();
-        let on_disk = read_bitmap(&self.dir, count)?;
-        let merged: Vec<u64> = words.iter().zip(&on_disk).map(|(a, b)| a | b).collect();
-        write_new(
-            &*self.disk,
-            &self.dir.join(BITMAP_NEW),
-            &bitmap::encode(count, &merged),
-        )?;
+    /// Makes the bitmap file say `stored`, on the device. The caller holds the layer's lock.
+    fn record(&self, stored: &Stored) -> Result<()> {
+        let bytes = bitmap::encode(self.bits.count(), stored);
+        write_new(&*self.disk, &self.dir.join(BITMAP_NEW), &bytes)?;
         let to = self.dir.join(BITMAP);
         self.disk
             .rename(&self.dir.join(BITMAP_NEW), &to)
             .and_then(|()| self.disk.sync_dir(&self.dir))
-            .map_err(|e| Error::io("replace", to, e))?;
-        Ok(merged)
+            .map_err(|e| Error::io("replace", to, e))
     }
 
     fn recount(&self) {
@@ -534,21 +625,24 @@ fn touching(chunks: &[Chunk], range: ByteRange) -> std::ops::Range<ChunkId> {
 }
 
 /// The bits on disk; none if the file is absent or does not check out.
-fn read_bitmap(dir: &Path, count: u32) -> Result<Vec<u64>> {
-    let path = dir.join(BITMAP);
-    let nothing = || Bitmap::empty(count).snapshot();
-    let bytes = match super::read_bounded(&path, bitmap::file_bytes(count)) {
-        Ok(bytes) => bytes,
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(nothing());
-        }
-        Err(Error::Limit { .. }) => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    Ok(bitmap::decode(count, &bytes).unwrap_or_else(|| {
+fn read_bitmap(dir: &Path, count: u32) -> Result<Stored> {
+    Ok(try_read_bitmap(dir, count)?.unwrap_or_else(|| {
+        let path = dir.join(BITMAP);
         tracing::warn!(path = %path.display(), "bitmap is damaged, fetching its layer again");
-        nothing()
+        Stored::nothing(count)
     }))
+}
+
+/// [`read_bitmap`], but `None` if the file does not check out.
+fn try_read_bitmap(dir: &Path, count: u32) -> Result<Option<Stored>> {
+    match super::read_bounded(&dir.join(BITMAP), bitmap::file_bytes(count)) {
+        Ok(bytes) => Ok(bitmap::decode(count, &bytes)),
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(Some(Stored::nothing(count)))
+        }
+        Err(Error::Limit { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

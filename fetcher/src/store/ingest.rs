@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::bitmap::Bitmap;
+use super::bitmap::{Bitmap, Stored};
 use super::disk::Disk;
 use super::file::{BITMAP, DATA, INDEX, LayerFile, chunk_count, write_new};
 use super::lock::is_held;
@@ -70,7 +70,9 @@ impl Draft {
             self.disk.sync_data(&self.data)
         };
         data().map_err(|e| Error::io("write to", self.path(DATA), e))?;
-        let bits = bitmap::encode(bits.count(), &bits.snapshot());
+        let mut stored = Stored::nothing(bits.count());
+        stored.words = bits.snapshot();
+        let bits = bitmap::encode(bits.count(), &stored);
         write_new(&*self.disk, &self.path(BITMAP), &bits)?;
         write_new(
             &*self.disk,
@@ -162,10 +164,12 @@ impl LayerIngest {
 
 impl LayerSink for LayerIngest {
     fn write_at(&mut self, data_offset: u64, bytes: &[u8]) -> Result<()> {
-        self.draft
-            .disk
-            .write_at(self.draft.data(), data_offset, bytes)
-            .map_err(|e| Error::io("write to", self.draft.path(DATA), e))
+        let write = || {
+            let disk = &self.draft.disk;
+            disk.write_at(self.draft.data(), data_offset, bytes)
+                .map_err(|e| Error::io("write to", self.draft.path(DATA), e))
+        };
+        self.store.with_room(write)
     }
 }
 

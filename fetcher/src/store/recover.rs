@@ -13,7 +13,6 @@ const DIRS: [&str; 4] = ["content", "layers", "ingest", "trash"];
 
 /// Makes the directories and clears leftovers, under the store's lock.
 pub(super) fn prepare(store: &Arc<Store>) -> Result<()> {
-    make_root(store)?;
     let _lock = store.lock()?;
     make_dirs(store)?;
     for dir in list(&store.root.join("ingest"))? {
@@ -26,11 +25,6 @@ pub(super) fn prepare(store: &Arc<Store>) -> Result<()> {
         remove_tree(&*store.disk, &dir)?;
     }
     Ok(())
-}
-
-/// The root and its missing parents are made outside the seam: they hold nothing yet.
-fn make_root(store: &Arc<Store>) -> Result<()> {
-    std::fs::create_dir_all(&store.root).map_err(|e| Error::io("create", &store.root, e))
 }
 
 fn make_dirs(store: &Arc<Store>) -> Result<()> {

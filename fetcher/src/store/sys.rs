@@ -1,13 +1,31 @@
-//! The one system call of the store that the standard library lacks.
+//! The system calls of the store that the standard library lacks.
 //!
 //! Invariant: one call in, one call out; nothing is decided here.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
+use nix::sys::statvfs::statvfs;
 
 /// Swaps the names `a` and `b`, both of which must exist on one file system.
 pub(super) fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE).map_err(io::Error::from)
+}
+
+/// Makes a hole of `len` bytes at `offset`; the file keeps its length.
+pub(super) fn punch(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let offset = i64::try_from(offset).map_err(too_far)?;
+    let len = i64::try_from(len).map_err(too_far)?;
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(file, flags, offset, len).map_err(io::Error::from)
+}
+
+/// Size of the file system that holds `path`, and what of it may still be used, bytes.
+pub(super) fn capacity(path: &Path) -> io::Result<(u64, u64)> {
+    let stat = statvfs(path).map_err(io::Error::from)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+    Ok((bytes(stat.blocks()), bytes(stat.blocks_available())))
 }

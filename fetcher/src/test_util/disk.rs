@@ -46,6 +46,7 @@ struct Inode {
 enum Change {
     Write(u64, Vec<u8>),
     SetLen(u64),
+    Punch(u64, u64),
 }
 
 /// A change of names, atomic.
@@ -239,6 +240,12 @@ impl Disk for CrashDisk {
         state.model.change(file, Change::SetLen(len))
     }
 
+    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        let mut state = self.enter()?;
+        RealDisk.punch(file, offset, len)?;
+        state.model.change(file, Change::Punch(offset, len))
+    }
+
     fn sync_data(&self, file: &File) -> io::Result<()> {
         let entered = self.enter().map(drop);
         let mut state = self.state.lock();
@@ -325,6 +332,12 @@ fn apply(content: &mut Vec<u8>, change: &Change, sectors: usize) {
     let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
     match change {
         Change::SetLen(len) => content.resize(at(*len), 0),
+        Change::Punch(offset, len) => {
+            let end = at(offset.saturating_add(*len)).min(content.len());
+            let start = at(*offset).min(end);
+            let len = sectors.saturating_mul(SECTOR).min(end - start);
+            content[start..start + len].fill(0);
+        }
         Change::Write(offset, bytes) => {
             let start = at(*offset);
             let whole = bytes.len();

@@ -10,6 +10,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use lazarette_fetcher::index::write::{Flavour, Format};
 use lazarette_fetcher::types::Reference;
 
+use crate::size::parse_size;
 use crate::spec::{Network, Volume};
 
 /// Lazily started containers.
@@ -56,7 +57,7 @@ pub enum Command {
     Images,
     /// Remove images and the layers nothing else uses
     Rmi(RmiArgs),
-    /// Look at the store
+    /// Look at the store, and keep it small and sound
     Store(StoreArgs),
     /// Work on images
     Image(ImageArgs),
@@ -176,8 +177,45 @@ pub struct StoreArgs {
 /// Commands on the store.
 #[derive(Debug, Subcommand)]
 pub enum StoreCommand {
-    /// Show what each layer takes
-    Df,
+    /// Show what each layer takes, and what the store may take
+    Df(DfArgs),
+    /// Read everything, drop what is not right, and say so (exit code 1 if any stays missing)
+    Check(CheckArgs),
+    /// Remove layers and blobs that no image and no container uses
+    Prune,
+    /// Drop bytes that can be fetched again; running containers fetch what they read
+    Evict(EvictArgs),
+}
+
+/// Arguments of `laz store df`.
+#[derive(Debug, ClapArgs)]
+pub struct DfArgs {
+    /// Show only what all layers take together, and may take
+    #[arg(long)]
+    pub summary: bool,
+}
+
+/// Arguments of `laz store check`.
+#[derive(Debug, ClapArgs)]
+pub struct CheckArgs {
+    /// Fetch again what was dropped, where an image still names it
+    #[arg(long)]
+    pub repair: bool,
+}
+
+/// Arguments of `laz store evict`.
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = false)]
+pub struct EvictArgs {
+    /// Everything
+    #[arg(long)]
+    pub all: bool,
+    /// As much as it takes until the layers take at most this
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub to: Option<u64>,
+    /// Everything of these images
+    #[arg(value_name = "REF")]
+    pub references: Vec<Reference>,
 }
 
 /// Arguments of `laz image`.
@@ -249,26 +287,6 @@ impl ConvertArgs {
     }
 }
 
-/// `512m` is 512 MiB, as docker has it.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let lower = text.to_ascii_lowercase();
-    let lower = lower.strip_suffix('b').unwrap_or(&lower);
-    let (digits, shift) = match lower.as_bytes().last() {
-        Some(b'k') => (&lower[..lower.len() - 1], 10),
-        Some(b'm') => (&lower[..lower.len() - 1], 20),
-        Some(b'g') => (&lower[..lower.len() - 1], 30),
-        Some(b't') => (&lower[..lower.len() - 1], 40),
-        _ => (lower, 0),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "expected a size such as 512m or 2g".to_owned())?;
-    match number.checked_mul(1 << shift) {
-        Some(0) | None => Err("the size must be above 0 and below 16 EiB".to_owned()),
-        Some(bytes) => Ok(bytes),
-    }
-}
-
 fn parse_cpus(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(cpus) if (0.01..=1024.0).contains(&cpus) => Ok(cpus),
@@ -284,23 +302,6 @@ mod tests {
     fn the_argument_definitions_are_sound() {
         use clap::CommandFactory as _;
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_read_as_dockers() {
-        let table = [
-            ("1", 1),
-            ("4k", 4096),
-            ("512m", 512 << 20),
-            ("2GB", 2 << 30),
-            ("1t", 1 << 40),
-        ];
-        for (text, bytes) in table {
-            assert_eq!(parse_size(text), Ok(bytes));
-        }
-        for bad in ["", "m", "-1", "1.5g", "0", "99999999999t", "1q"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

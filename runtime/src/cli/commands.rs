@@ -9,9 +9,7 @@ use std::time::Instant;
 use lazarette_fetcher::index::write::HotFiles;
 
 use super::OutputFormat;
-use super::args::{
-    ConvertArgs, ImageArgs, ImageCommand, PullArgs, RmiArgs, StoreArgs, StoreCommand,
-};
+use super::args::{ConvertArgs, ImageArgs, ImageCommand, PullArgs, RmiArgs};
 use super::output::{emit, print_json, print_rows};
 use super::progress::Display;
 use crate::engine::{Engine, PullReport};
@@ -95,31 +93,6 @@ pub(super) async fn rmi(engine: &Arc<Engine>, args: RmiArgs, format: OutputForma
         },
     );
     Ok(0)
-}
-
-/// `laz store`
-pub(super) async fn store(
-    engine: &Arc<Engine>,
-    args: StoreArgs,
-    format: OutputFormat,
-) -> Result<u8> {
-    match args.command {
-        StoreCommand::Df => {
-            let layers = engine.layers().await?;
-            let header = ["LAYER", "FORMAT", "FILES", "SIZE", "PRESENT", "ON DISK"];
-            print_rows(format, &layers, header, |layer| {
-                [
-                    layer.digest.hex().chars().take(12).collect(),
-                    layer.format.clone(),
-                    layer.files.to_string(),
-                    human_bytes(layer.data_bytes),
-                    human_bytes(layer.present_bytes),
-                    human_bytes(layer.disk_bytes),
-                ]
-            });
-            Ok(0)
-        }
-    }
 }
 
 /// `laz image`

@@ -138,7 +138,7 @@ impl Engine {
         })
     }
 
-    fn records(&self) -> Result<Vec<ImageRecord>> {
+    pub(super) fn records(&self) -> Result<Vec<ImageRecord>> {
         let entries = self
             .db
             .scan::<ImageTable>(b"")

@@ -10,4 +10,5 @@
 
 mod errors;
 mod run;
+mod store;
 mod support;

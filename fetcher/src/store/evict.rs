@@ -1,0 +1,425 @@
+//! Keeping the store within its bounds.
+//!
+//! Invariant: without bounds nothing is ever evicted by itself. Only what can be fetched
+//! again goes, in extents of a MiB; indexes, manifests and configs stay. What to take is
+//! [`policy`]'s decision, how it is taken `file::evict`'s.
+//!
+//! What was read is known from [`super::LayerFile::read_at`]: a bit per extent, which
+//! flushes write into the layer's `touched` file as a hint. A process builds the queues
+//! when it first has to evict, the layer used longest ago first, and keeps them while it
+//! lives. So a process that only evicts once decides by the hints, and one that runs long
+//! by what it saw. Several processes that find the store too large at once may each evict
+//! the excess; what is missed then is fetched again.
+
+pub(super) mod policy;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use parking_lot::Mutex;
+
+use self::policy::Policy;
+use super::file::{DATA, EXTENT_BYTES, TOUCHED};
+use super::{LayerFile, Store, sys};
+use crate::index::{Chunk, ChunkId, DATA_ALIGN};
+use crate::types::Digest;
+use crate::{Error, Result};
+
+/// Part of the budget that is freed beyond the excess, so that not every flush evicts.
+const SLACK: u64 = 16;
+/// Freed at least when a disk turns out to be full.
+const ROOM_BYTES: u64 = 64 << 20;
+/// How often extents are chosen again because less was freed than they were thought to hold.
+const ROUNDS_MAX: u32 = 4;
+/// The free floor unless told otherwise, as part of the file system and at most. Enough
+/// for a start to write its logs; little enough not to matter on a small disk.
+const FREE_FLOOR_PART: u64 = 20;
+const FREE_FLOOR_MAX: u64 = 1 << 30;
+/// Layers whose pins are remembered.
+const PINNED_LAYERS_MAX: usize = 4096;
+
+/// What the store may take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most bytes of the device that data files may occupy; `None` for no such bound.
+    pub budget: Option<u64>,
+    /// Bytes of the file system that must stay free; `None` for the usual: a twentieth of
+    /// it, a GiB at most.
+    pub free_floor: Option<u64>,
+}
+
+impl Bounds {
+    /// What must stay free of a file system of `total` bytes. A floor above its size would
+    /// only ever evict everything.
+    fn floor(&self, total: u64) -> u64 {
+        let usual = FREE_FLOOR_MAX.min(total / FREE_FLOOR_PART);
+        self.free_floor.unwrap_or(usual).min(total)
+    }
+}
+
+/// What an eviction took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Evicted {
+    /// Chunks that were present.
+    pub chunks: u64,
+    /// Their decoded bytes.
+    pub bytes: u64,
+}
+
+impl Evicted {
+    fn add(&mut self, other: Self) {
+        self.chunks += other.chunks;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What an eviction over several layers did.
+#[derive(Debug, Default)]
+pub struct Trim {
+    /// What was taken.
+    pub evicted: Evicted,
+    /// Layers of which nothing, or not all that was meant, could be taken, and why.
+    pub kept: Vec<(Digest, Error)>,
+}
+
+/// What the store takes and may take, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Occupied by data files.
+    pub used: u64,
+    /// The bound on that.
+    pub budget: Option<u64>,
+    /// Free on the file system.
+    pub free: u64,
+    /// The bound on that.
+    pub free_floor: u64,
+}
+
+impl Space {
+    /// Bytes to free, slack included; 0 while within bounds.
+    fn excess(&self) -> u64 {
+        let over = self.budget.map_or(0, |budget| {
+            let over = self.used.saturating_sub(budget);
+            if over > 0 { over + budget / SLACK } else { 0 }
+        });
+        let short = self.free_floor.saturating_sub(self.free);
+        let short = if short > 0 {
+            short + self.free_floor / SLACK
+        } else {
+            0
+        };
+        over.max(short)
+    }
+}
+
+/// An extent: which layer's, and its number.
+type Extent = (Digest, u32);
+
+/// What one store knows about evicting.
+#[derive(Default)]
+pub(super) struct Keeper {
+    bounds: Mutex<Option<Bounds>>,
+    /// Held while one thread evicts; another that wants to finds it held and leaves.
+    policy: Mutex<Policy<Extent>>,
+    pins: Mutex<HashMap<Digest, Pin>>,
+}
+
+/// Extents that stay while there is anything else, until a time.
+struct Pin {
+    extents: Vec<u32>,
+    until: Instant,
+}
+
+impl Store {
+    /// Bounds the store from now on: after each flush, and when a write finds the disk
+    /// full, chunks are evicted.
+    pub fn keep_within_bounds(&self, bounds: Bounds) {
+        *self.keeper.bounds.lock() = Some(bounds);
+    }
+
+    /// Asks that these chunks stay until `until` while there is anything else to evict.
+    /// Replaces what was asked for the layer before; forgotten with this process.
+    pub fn pin(&self, file: &LayerFile, ids: &[ChunkId], until: Instant) {
+        let chunks = &file.index().chunks;
+        let at = |id: &ChunkId| usize::try_from(*id).ok().and_then(|id| chunks.get(id));
+        let mut extents: Vec<u32> = ids.iter().filter_map(at).map(extent_of).collect();
+        extents.sort_unstable();
+        extents.dedup();
+        let mut pins = self.keeper.pins.lock();
+        pins.retain(|_, pin| pin.until > Instant::now());
+        if pins.len() < PINNED_LAYERS_MAX {
+            pins.insert(*file.digest(), Pin { extents, until });
+        }
+    }
+
+    /// What the store takes and may take.
+    pub fn space(&self) -> Result<Space> {
+        let err = |e| Error::io("inspect", &self.root, e);
+        let (total, free) = sys::capacity(&self.root).map_err(err)?;
+        let unbounded = Bounds {
+            budget: None,
+            free_floor: Some(0),
+        };
+        let bounds = self.keeper.bounds.lock().unwrap_or(unbounded);
+        Ok(Space {
+            used: self.used()?,
+            budget: bounds.budget,
+            free,
+            free_floor: bounds.floor(total),
+        })
+    }
+
+    /// Evicts until data files occupy at most `bytes`, as far as that is possible.
+    pub fn trim(&self, bytes: u64) -> Result<Trim> {
+        let mut trim = Trim::default();
+        let mut policy = self.keeper.policy.lock();
+        for _ in 0..ROUNDS_MAX {
+            let excess = self.used()?.saturating_sub(bytes);
+            if excess == 0 {
+                break;
+            }
+            let files = self.learn(&mut policy)?;
+            let before = trim.evicted.chunks;
+            trim.kept.clear();
+            self.evict_chosen(&mut policy, &files, excess, &mut trim);
+            if trim.evicted.chunks == before {
+                break;
+            }
+        }
+        Ok(trim)
+    }
+
+    /// Evicts every chunk that can be fetched again of these layers, or of all.
+    pub fn evict_layers(&self, only: Option<&[Digest]>) -> Result<Trim> {
+        let mut trim = Trim::default();
+        for digest in self.digests_in("layers")? {
+            if only.is_some_and(|only| !only.contains(&digest)) {
+                continue;
+            }
+            let outcome = match self.open_layer(&digest) {
+                Ok(Some(file)) => file.evict_all().and_then(|evicted| {
+                    trim.evicted.add(evicted);
+                    whole_only(&file)
+                }),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                trim.kept.push((digest, error));
+            }
+        }
+        Ok(trim)
+    }
+
+    /// Runs `write`; if it finds the disk full, evicts and runs it once more.
+    pub(super) fn with_room<T>(&self, write: impl Fn() -> Result<T>) -> Result<T> {
+        match write() {
+            Err(error @ Error::NoSpace { .. }) => {
+                if self.keeper.bounds.lock().is_none() {
+                    return Err(error);
+                }
+                let used = self.used()?;
+                let room = self.trim(used.saturating_sub(ROOM_BYTES))?;
+                if room.evicted.chunks == 0 {
+                    return Err(error);
+                }
+                write()
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Evicts if the store is out of its bounds. What fails is logged: who calls has done
+    /// what it came for.
+    pub(super) fn keep_within(&self) {
+        if self.keeper.bounds.lock().is_none() || self.keeper.policy.is_locked() {
+            return;
+        }
+        let evict = || {
+            let space = self.space()?;
+            match space.excess() {
+                0 => Ok(None),
+                excess => self.trim(space.used.saturating_sub(excess)).map(Some),
+            }
+        };
+        match evict() {
+            Ok(None) => {}
+            Ok(Some(trim)) => {
+                let Evicted { chunks, bytes } = trim.evicted;
+                tracing::info!(
+                    bytes,
+                    chunks,
+                    "evicted, to keep the store within its bounds"
+                );
+            }
+            Err(error) => tracing::warn!(%error, "cannot keep the store within its bounds"),
+        }
+    }
+
+    /// Bytes of the device that data files occupy.
+    fn used(&self) -> Result<u64> {
+        let mut used = 0_u64;
+        for dir in super::list(&self.root.join("layers"))? {
+            // Gone meanwhile, or damaged: it takes nothing that eviction could free.
+            if let Ok(meta) = std::fs::metadata(dir.join(DATA)) {
+                used = used.saturating_add(meta.blocks() * 512);
+            }
+        }
+        Ok(used)
+    }
+
+    /// Tells the policy what is present and what was read; returns the layers.
+    fn learn(&self, policy: &mut Policy<Extent>) -> Result<HashMap<Digest, Arc<LayerFile>>> {
+        let mut files = Vec::new();
+        for digest in self.digests_in("layers")? {
+            // One that cannot be opened has nothing that can be evicted by chunk.
+            if let Ok(Some(file)) = self.open_layer(&digest) {
+                files.push((self.last_read(&digest), file));
+            }
+        }
+        files.sort_by_key(|(last_read, file)| (*last_read, *file.digest()));
+        let mut present: HashMap<Digest, BTreeMap<u32, u64>> = HashMap::new();
+        for (_, file) in &files {
+            present.insert(*file.digest(), present_extents(file));
+        }
+        policy.retain(|(digest, extent)| {
+            let of_layer = present.get(digest);
+            of_layer.is_some_and(|extents| extents.contains_key(extent))
+        });
+        for (_, file) in &files {
+            let digest = *file.digest();
+            for (extent, bytes) in present.get(&digest).into_iter().flatten() {
+                policy.insert((digest, *extent), *bytes);
+            }
+            for extent in file.take_touched() {
+                policy.touch(&(digest, extent));
+            }
+        }
+        Ok(files.into_iter().map(|(_, f)| (*f.digest(), f)).collect())
+    }
+
+    fn last_read(&self, digest: &Digest) -> SystemTime {
+        let dir = self.layer_dir(digest);
+        let of = |name| std::fs::metadata(dir.join(name)).and_then(|meta| meta.modified());
+        of(TOUCHED)
+            .or_else(|_| of(DATA))
+            .unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    fn evict_chosen(
+        &self,
+        policy: &mut Policy<Extent>,
+        files: &HashMap<Digest, Arc<LayerFile>>,
+        excess: u64,
+        trim: &mut Trim,
+    ) {
+        let mut chosen: BTreeMap<Digest, Vec<u32>> = BTreeMap::new();
+        let mut bytes = 0_u64;
+        {
+            let mut pins = self.keeper.pins.lock();
+            pins.retain(|_, pin| pin.until > Instant::now());
+            let pinned = |(digest, extent): &Extent| {
+                let pin = pins.get(digest);
+                pin.is_some_and(|pin| pin.extents.binary_search(extent).is_ok())
+            };
+            while bytes < excess {
+                let Some(((digest, extent), weight)) = policy.evict(pinned) else {
+                    break;
+                };
+                chosen.entry(digest).or_default().push(extent);
+                bytes = bytes.saturating_add(weight);
+            }
+        }
+        for (digest, mut extents) in chosen {
+            let Some(file) = files.get(&digest) else {
+                continue;
+            };
+            extents.sort_unstable();
+            match file.evict(&chunks_of(file, &extents)) {
+                Ok(evicted) => trim.evicted.add(evicted),
+                Err(error) => trim.kept.push((digest, error)),
+            }
+        }
+    }
+}
+
+/// An error for a layer that has bytes which can only be streamed.
+fn whole_only(file: &LayerFile) -> Result<()> {
+    let present = file.present_bytes();
+    if present == 0 {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: format!(
+            "evicting the last {present} bytes of layer {}",
+            file.digest()
+        ),
+        detail: "they cannot be fetched alone; `laz rmi` removes them with the image".to_owned(),
+    })
+}
+
+fn extent_of(chunk: &Chunk) -> u32 {
+    u32::try_from(chunk.data_offset / EXTENT_BYTES).unwrap_or(u32::MAX)
+}
+
+/// Bytes of the device that chunks occupy which can be evicted, by extent; rather too
+/// many, so that no more is chosen than must be.
+fn present_extents(file: &LayerFile) -> BTreeMap<u32, u64> {
+    let mut extents = BTreeMap::new();
+    for (id, chunk) in (0..).zip(&file.index().chunks) {
+        if chunk.is_refetchable() && file.is_present(id) {
+            *extents.entry(extent_of(chunk)).or_default() +=
+                u64::from(chunk.len).next_multiple_of(DATA_ALIGN);
+        }
+    }
+    extents
+}
+
+/// Chunks that begin in these extents (ascending).
+fn chunks_of(file: &LayerFile, extents: &[u32]) -> Vec<ChunkId> {
+    (0..)
+        .zip(&file.index().chunks)
+        .filter(|(_, chunk)| extents.binary_search(&extent_of(chunk)).is_ok())
+        .map(|(id, _)| id)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_excess_is_what_brings_the_store_within_both_bounds() {
+        let space = |used, budget, free, free_floor| Space {
+            used,
+            budget,
+            free,
+            free_floor,
+        };
+        let table = [
+            (space(100, None, 5, 0), 0),
+            (space(160, Some(160), 5, 5), 0),
+            (space(161, Some(160), 5, 5), 1 + 10),
+            (space(100, None, 5, 32), 27 + 2),
+            (space(200, Some(160), 0, 32), 50),
+        ];
+        for (space, excess) in table {
+            assert_eq!(space.excess(), excess, "{space:?}");
+        }
+    }
+
+    #[test]
+    fn the_usual_floor_is_a_gib_at_most() {
+        let floor = |free_floor, total| {
+            let budget = None;
+            Bounds { budget, free_floor }.floor(total)
+        };
+        assert_eq!(floor(None, 1 << 40), 1 << 30);
+        assert_eq!(floor(None, 10 << 30), 1 << 29);
+        assert_eq!(floor(Some(0), 1 << 40), 0);
+        assert_eq!(floor(Some(7), 1 << 40), 7);
+        assert_eq!(floor(Some(1 << 41), 1 << 40), 1 << 40);
+    }
+}
