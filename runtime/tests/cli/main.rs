@@ -9,5 +9,6 @@
 )]
 
 mod errors;
+mod profile;
 mod run;
 mod support;
