@@ -38,7 +38,7 @@ impl Default for PrefetchOptions {
         Self {
             batches_max: 3,
             first_bytes: 512 << 10,
-            batch_bytes_max: 8 << 20,
+            batch_bytes_max: 4 << 20,
         }
     }
 }

@@ -17,7 +17,7 @@ fn index(files: &[Vec<u32>]) -> LayerIndex {
                 encoding: Encoding::Stream,
                 data_offset: at,
                 len: *len,
-                chunk_digest: [0; 32],
+                chunk_digest: Some([0; 32]),
             });
             at += u64::from(*len);
         }
@@ -27,6 +27,7 @@ fn index(files: &[Vec<u32>]) -> LayerIndex {
         blob_size: at,
         format: LayerFormat::Tar,
         files: Vec::new(),
+        spans: Vec::new(),
         chunks,
         data_len: at,
     }

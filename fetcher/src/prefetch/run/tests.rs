@@ -45,7 +45,7 @@ impl Fixture {
             chunk_digest: Digest::sha256(&vec![fill; usize::try_from(CHUNK).unwrap()])
                 .as_bytes()
                 .try_into()
-                .unwrap(),
+                .ok(),
         };
         let file = FileEntry {
             path: b"file".to_vec(),
