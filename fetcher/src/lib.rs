@@ -12,6 +12,7 @@ mod error;
 pub mod index;
 pub mod layer;
 pub mod plan;
+pub mod prefetch;
 pub mod source;
 pub mod store;
 pub mod task;

@@ -7,6 +7,7 @@
 mod args;
 mod commands;
 mod output;
+mod profile;
 mod progress;
 mod run;
 mod store;

@@ -7,6 +7,7 @@
 mod follow;
 mod inventory;
 mod keep;
+mod profiles;
 mod run;
 mod stage;
 
@@ -34,9 +35,10 @@ pub use run::RunRequest;
 use crate::Result;
 use crate::config::Config;
 use crate::image::convert::{ConvertEvent, ConvertOptions, ConvertReport, Converter};
-use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
+use crate::image::pull::{LAYERS_AT_ONCE, Landmarks, PullMode, Puller};
 use crate::image::resolve::Resolver;
 use crate::image::{Image, ImageRecord, ImageTable};
+use crate::profile::ProfileTable;
 use crate::trace::Trace;
 
 /// An engine over one root directory.
@@ -64,7 +66,7 @@ impl Engine {
         });
         let db = Arc::new(Db::open(
             root.join("db"),
-            &[ImageTable::NAME, SnapshotTable::NAME],
+            &[ImageTable::NAME, SnapshotTable::NAME, ProfileTable::NAME],
         )?);
         let pusher = Pusher::new(config.source.clone());
         let (source, registry) = stack::build(config.source)?;
@@ -131,7 +133,9 @@ impl Engine {
         self.release_db();
         stream::iter(image.layers.iter().enumerate())
             .map(|(number, layer)| async move {
-                let layer = puller.layer(image, number, layer).await?;
+                let layer = puller
+                    .layer(image, number, layer, Landmarks::Honour)
+                    .await?;
                 layer.flush().await?;
                 Ok(layer)
             })
@@ -168,10 +172,7 @@ impl Engine {
     }
 
     async fn remember(&self, image: &Image) -> Result<()> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        let (db, record) = (Arc::clone(&self.db), ImageRecord::new(image, now));
+        let (db, record) = (Arc::clone(&self.db), ImageRecord::new(image, now_s()));
         blocking(move || {
             let mut batch = Batch::new();
             batch.put::<ImageTable>(&record.reference.to_string(), &record)?;
@@ -180,6 +181,12 @@ impl Engine {
         .await?;
         Ok(())
     }
+}
+
+/// Seconds since 1970.
+fn now_s() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
 }
 
 /// What a finished pull tells.

@@ -12,6 +12,7 @@ pub mod engine;
 mod error;
 pub mod executor;
 pub mod image;
+pub mod profile;
 mod size;
 pub mod spec;
 pub mod stdio;

@@ -331,7 +331,11 @@ fn process(
     Ok(process)
 }
 
-fn command_line(options: &ContainerOptions, image: &ImageConfig) -> Result<Vec<String>, SpecError> {
+/// The words to run: the image's entrypoint, then the command.
+pub(crate) fn command_line(
+    options: &ContainerOptions,
+    image: &ImageConfig,
+) -> Result<Vec<String>, SpecError> {
     let cmd = if options.args.is_empty() {
         &image.cmd
     } else {

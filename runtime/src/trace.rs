@@ -11,6 +11,8 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::profile::{ProfileUse, ReadyBy, Recorded};
+
 /// Width of the waterfall's bars in characters.
 const BAR_CHARS: usize = 40;
 
@@ -71,6 +73,14 @@ pub struct StartRecord {
     pub sources: Vec<SourceUse>,
     /// Everything received over the network, bytes.
     pub fetched_bytes: u64,
+    /// Reads that had to wait for data.
+    pub misses: u64,
+    /// What ended the recording of what the start read; none without one.
+    pub ready_by: Option<ReadyBy>,
+    /// The profile that was found and used.
+    pub profile: Option<ProfileUse>,
+    /// What was recorded for the next start.
+    pub recorded: Option<Recorded>,
 }
 
 /// A span that is running; dropping it records nothing.
@@ -180,6 +190,7 @@ impl StartRecord {
                 source.requests
             );
         }
+        self.write_profile(&mut out);
         let _ = writeln!(
             out,
             "ready after {:.0} ms with {} of {} fetched ({:.1} %)",
@@ -189,6 +200,32 @@ impl StartRecord {
             percent(self.fetched_bytes, self.image_bytes)
         );
         out
+    }
+
+    /// A line on the profile that was used, and one on what was recorded.
+    fn write_profile(&self, out: &mut String) {
+        if let Some(used) = &self.profile {
+            let of = if used.guess { " (a guess)" } else { "" };
+            let _ = writeln!(
+                out,
+                "profile of {} starts{of}: {} blocks, {}; {} fetched in {} chunks",
+                used.runs,
+                used.blocks,
+                human_bytes(used.bytes),
+                human_bytes(used.fetched_bytes),
+                used.fetched_chunks
+            );
+        }
+        if let (Some(recorded), Some(by)) = (&self.recorded, self.ready_by) {
+            let _ = writeln!(
+                out,
+                "recorded until {}: {} blocks, {}; {} reads waited",
+                by.as_str(),
+                recorded.blocks,
+                human_bytes(recorded.bytes),
+                self.misses
+            );
+        }
     }
 }
 

@@ -133,7 +133,7 @@ impl LayerOpener {
         let store = Arc::clone(&self.store);
         let file = blocking(move || store.create_layer(toc.index)).await?;
         let layer = self.layer(file, request);
-        if let Some(landmark) = toc.prefetch {
+        if let Some(landmark) = toc.prefetch.filter(|_| request.fetch_landmark) {
             layer.prefetch(landmark.end());
         }
         Ok(layer)

@@ -108,6 +108,9 @@ pub struct RunArgs {
     /// Fetch the whole image before starting
     #[arg(long)]
     pub full: bool,
+    /// Neither use what earlier starts read, nor record what this one does
+    #[arg(long)]
+    pub no_profile: bool,
     /// External OCI runtime (runc, crun, or a path) instead of the built-in one
     #[arg(long, value_name = "RUNTIME")]
     pub runtime: Option<String>,
@@ -231,6 +234,45 @@ pub struct ImageArgs {
 pub enum ImageCommand {
     /// Write an image anew in a lazily loadable format
     Convert(ConvertArgs),
+    /// Look at what starts of an image read, or exchange it
+    Profile(ProfileArgs),
+}
+
+/// Arguments of `laz image profile`.
+#[derive(Debug, ClapArgs)]
+pub struct ProfileArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: ProfileCommand,
+}
+
+/// Commands on profiles.
+#[derive(Debug, Subcommand)]
+pub enum ProfileCommand {
+    /// Show which commands were recorded and what they read
+    Show {
+        /// Image
+        #[arg(value_name = "REF")]
+        reference: Reference,
+    },
+    /// Write an image's profiles to a file
+    Export {
+        /// Image
+        #[arg(value_name = "REF")]
+        reference: Reference,
+        /// Where to
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Add profiles that another node exported
+    Import {
+        /// Image
+        #[arg(value_name = "REF")]
+        reference: Reference,
+        /// Where from
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 /// Arguments of `laz image convert`.

@@ -103,6 +103,7 @@ pub(super) async fn image(
 ) -> Result<u8> {
     match args.command {
         ImageCommand::Convert(args) => convert(engine, args, format).await,
+        ImageCommand::Profile(args) => super::profile::profile(engine, args, format).await,
     }
 }
 

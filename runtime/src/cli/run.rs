@@ -76,6 +76,7 @@ fn request(args: RunArgs) -> RunRequest {
             PullMode::Lazy
         },
         interactive: args.interactive,
+        profile: !args.no_profile,
         runtime: args.runtime,
     }
 }

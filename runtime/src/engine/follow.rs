@@ -5,9 +5,12 @@
 //! container's init has ended and all its output has been passed on.
 
 use std::io::{self, IsTerminal as _};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::executor::{ContainerIo, ExitStatus, Launched, Task};
 use crate::stdio::{self, Attach, Pty, RawMode, StdinReader, Streams, User};
@@ -54,8 +57,13 @@ pub(super) fn open(terminal: bool, interactive: bool) -> Result<(ContainerIo, En
     ))
 }
 
-/// Pumps and forwards until the container has ended.
-pub(super) async fn follow(launched: &mut Launched, ends: Ends) -> Result<Ended> {
+/// Pumps and forwards until the container has ended. `output` becomes true with the first
+/// byte it writes.
+pub(super) async fn follow(
+    launched: &mut Launched,
+    ends: Ends,
+    output: &AtomicBool,
+) -> Result<Ended> {
     let console = launched.console.take().map(Pty::new).transpose();
     let pty = console.map_err(|e| local("poll the terminal of", e))?;
     let raw = match (&pty, ends.interactive) {
@@ -71,7 +79,7 @@ pub(super) async fn follow(launched: &mut Launched, ends: Ends) -> Result<Ended>
     };
     let task = launched.task.as_ref();
     let outcome = tokio::select! {
-        outcome = until_end(task, streams, ends.interactive) => outcome,
+        outcome = until_end(task, streams, ends.interactive, output) => outcome,
         failed = stdio::forward_signals(task, pty.as_ref()) => {
             Err(failed.err().map_or_else(
                 || local("forward signals to", io::ErrorKind::BrokenPipe.into()),
@@ -83,7 +91,12 @@ pub(super) async fn follow(launched: &mut Launched, ends: Ends) -> Result<Ended>
     outcome
 }
 
-async fn until_end(task: &dyn Task, streams: Option<Streams>, interactive: bool) -> Result<Ended> {
+async fn until_end(
+    task: &dyn Task,
+    streams: Option<Streams>,
+    interactive: bool,
+    output: &AtomicBool,
+) -> Result<Ended> {
     let stdin: Box<dyn AsyncRead + Send + Unpin> = if interactive {
         Box::new(StdinReader::new().map_err(|e| local("read standard input for", e))?)
     } else {
@@ -91,8 +104,8 @@ async fn until_end(task: &dyn Task, streams: Option<Streams>, interactive: bool)
     };
     let user = User {
         stdin,
-        stdout: tokio::io::stdout(),
-        stderr: tokio::io::stderr(),
+        stdout: Noting::new(tokio::io::stdout(), output),
+        stderr: Noting::new(tokio::io::stderr(), output),
     };
     let pump = async {
         match streams {
@@ -111,4 +124,35 @@ async fn until_end(task: &dyn Task, streams: Option<Streams>, interactive: bool)
 
 fn local(op: &'static str, source: io::Error) -> Error {
     Error::io(op, "the container", source)
+}
+
+/// A writer that notes that something was written.
+struct Noting<'a, W> {
+    inner: W,
+    written: &'a AtomicBool,
+}
+
+impl<'a, W> Noting<'a, W> {
+    fn new(inner: W, written: &'a AtomicBool) -> Self {
+        Self { inner, written }
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Noting<'_, W> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.written.store(true, Ordering::Relaxed);
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
 }

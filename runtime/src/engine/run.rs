@@ -5,6 +5,7 @@
 //! leaves the run directory unlocked: the next run sweeps it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -16,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Engine;
 use super::follow::{self, Ended};
+use super::profiles::{Report, Session};
 use super::stage::{Stage, mount_layer};
 use crate::executor::{Embedded, Executor, External, LaunchPlan};
 use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
@@ -35,6 +37,8 @@ pub struct RunRequest {
     pub mode: PullMode,
     /// Keep standard input open.
     pub interactive: bool,
+    /// Whether to use a start-up profile, and to record one.
+    pub profile: bool,
     /// External OCI runtime, by name or path; `None` is the built-in executor.
     pub runtime: Option<String>,
 }
@@ -65,14 +69,23 @@ impl Engine {
         prepared: impl FnOnce(),
     ) -> Result<StartRecord> {
         let trace = &puller.trace;
-        let image = tokio::select! {
-            image = self.prepare(&mut request, puller, stage) => image?,
+        let (image, mut session) = tokio::select! {
+            prepared = self.prepare(&mut request, puller, stage) => prepared?,
             signal = stop_signal() => return Err(Error::Interrupted { signal }),
         };
         self.release_db();
         prepared();
-        let ended = perform(&request, trace, stage).await?;
-        Ok(self.record(&image, trace, &ended))
+        let play = Play {
+            engine: self,
+            image: &image,
+            trace,
+        };
+        let outcome = play.perform(&request, stage, &mut session).await;
+        let failed = outcome.is_err();
+        let report = session.finish(self, &image, trace, failed).await;
+        let mut record = self.record(&image, trace, &outcome?);
+        record.misses = stage.misses();
+        Ok(with_profile(record, &report))
     }
 
     /// Everything before the executor: image, layers, snapshot, bundle.
@@ -81,14 +94,15 @@ impl Engine {
         request: &mut RunRequest,
         puller: &Puller,
         stage: &mut Stage,
-    ) -> Result<Image> {
+    ) -> Result<(Image, Session)> {
         let image = match self.local(&request.reference).await? {
             Some(image) => image,
             None => self.resolve(&request.reference, &puller.trace).await?,
         };
+        let session = Session::begin(self, &image, request).await;
         // Layers may take minutes to stream; other processes need not wait for that.
         self.release_db();
-        stage.hold(self.mount_layers(&image, puller, stage).await?);
+        stage.hold(self.mount_layers(&image, puller, stage, &session).await?);
         let span = puller.trace.start("snapshot", None);
         request.options.rootfs = stage.set(self, &image).await?;
         request.options.id = stage.id().to_owned();
@@ -102,7 +116,7 @@ impl Engine {
         })
         .await?;
         span.end();
-        Ok(image)
+        Ok((image, session))
     }
 
     /// Opens and mounts the layers, each as soon as it can be.
@@ -111,11 +125,15 @@ impl Engine {
         image: &Image,
         puller: &Puller,
         stage: &Stage,
+        session: &Session,
     ) -> Result<Vec<(Arc<Layer>, Arc<LayerMount>)>> {
         let one = async |number: usize, layer: &ImageLayer| {
-            let layer = puller.layer(image, number, layer).await?;
+            let layer = puller
+                .layer(image, number, layer, session.landmarks())
+                .await?;
+            let data = session.opened(number, &layer);
             let span = puller.trace.start("mount", Some(number));
-            let mount = mount_layer(stage.mounter(), Arc::clone(&layer)).await?;
+            let mount = mount_layer(stage.mounter(), Arc::clone(&layer), data).await?;
             span.end();
             Ok::<_, Error>((layer, mount))
         };
@@ -146,33 +164,64 @@ impl Engine {
                 bytes: stats.bytes_received,
             }],
             fetched_bytes: stats.bytes_received,
+            misses: 0,
+            ready_by: None,
+            profile: None,
+            recorded: None,
         }
     }
 }
 
-/// Starts the container, pumps its streams until it ends, and removes it.
-async fn perform(request: &RunRequest, trace: &Trace, stage: &Stage) -> Result<Ended> {
-    let executor = executor(request)?;
-    let began = Instant::now();
-    let (io, ends) = follow::open(request.options.terminal, request.interactive)?;
-    let plan = LaunchPlan {
-        id: stage.id().to_owned(),
-        bundle: stage.bundle(),
-        state_root: stage.dir().join("executor"),
-        io,
-    };
-    let mut launched = tokio::select! {
-        launched = executor.launch(plan) => launched?,
-        signal = stop_signal() => return Err(Error::Interrupted { signal }),
-    };
-    let times = launched.task.times();
-    trace.record("create", began, times.created);
-    trace.record("start", times.created, times.started);
-    let outcome = follow::follow(&mut launched, ends).await;
-    let deleted = launched.task.delete().await;
-    let ended = outcome?;
-    deleted?;
-    Ok(ended)
+fn with_profile(record: StartRecord, report: &Report) -> StartRecord {
+    StartRecord {
+        ready_by: report.ready_by,
+        profile: report.used,
+        recorded: report.recorded,
+        ..record
+    }
+}
+
+/// What a container's run is about.
+struct Play<'a> {
+    engine: &'a Arc<Engine>,
+    image: &'a Image,
+    trace: &'a Trace,
+}
+
+impl Play<'_> {
+    /// Starts the container, pumps its streams until it ends, and removes it.
+    async fn perform(
+        &self,
+        request: &RunRequest,
+        stage: &Stage,
+        session: &mut Session,
+    ) -> Result<Ended> {
+        let executor = executor(request)?;
+        let began = Instant::now();
+        let (io, ends) = follow::open(request.options.terminal, request.interactive)?;
+        let plan = LaunchPlan {
+            id: stage.id().to_owned(),
+            bundle: stage.bundle(),
+            state_root: stage.dir().join("executor"),
+            io,
+        };
+        let mut launched = tokio::select! {
+            launched = executor.launch(plan) => launched?,
+            signal = stop_signal() => return Err(Error::Interrupted { signal }),
+        };
+        let times = launched.task.times();
+        self.trace.record("create", began, times.created);
+        self.trace.record("start", times.created, times.started);
+        let (pid, output) = (launched.task.pid(), AtomicBool::new(false));
+        let following = follow::follow(&mut launched, ends, &output);
+        let outcome = session
+            .beside((self.engine, self.image), pid, &output, following)
+            .await;
+        let deleted = launched.task.delete().await;
+        let ended = outcome?;
+        deleted?;
+        Ok(ended)
+    }
 }
 
 fn executor(request: &RunRequest) -> Result<Box<dyn Executor>> {

@@ -11,6 +11,7 @@ use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Digest;
 use lazarette_snapshotter::cleanup::RunDir;
+use lazarette_snapshotter::data::LayerData;
 use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts};
 use lazarette_snapshotter::metastore::Labels;
 use lazarette_snapshotter::overlay::{self, Mount};
@@ -80,6 +81,11 @@ impl Stage {
     /// Keeps mounted layers until the end, base first.
     pub(super) fn hold(&mut self, mounted: Vec<(Arc<Layer>, Arc<LayerMount>)>) {
         (self.layers, self.held) = mounted.into_iter().unzip();
+    }
+
+    /// Reads that had to wait for data so far.
+    pub(super) fn misses(&self) -> u64 {
+        self.held.iter().map(|mount| mount.stats().misses).sum()
     }
 
     /// Prepares a snapshot on the image's layers and mounts it; the root file system's path.
@@ -191,12 +197,16 @@ fn sweep(engine: &Engine) -> Result<()> {
     Ok(())
 }
 
-/// Builds a layer's tree and mounts it.
-pub(super) async fn mount_layer(mounts: LayerMounts, layer: Arc<Layer>) -> Result<Arc<LayerMount>> {
+/// Builds a layer's tree and mounts it, to be read through `data`.
+pub(super) async fn mount_layer(
+    mounts: LayerMounts,
+    layer: Arc<Layer>,
+    data: Arc<dyn LayerData>,
+) -> Result<Arc<LayerMount>> {
     blocking(move || {
         let tree = Arc::new(Tree::build(layer.index())?);
         let digest = layer.index().blob_digest;
-        Ok(mounts.mount(digest, tree, layer)?)
+        Ok(mounts.mount(digest, tree, data)?)
     })
     .await
 }

@@ -28,6 +28,15 @@ pub enum PullMode {
     Full,
 }
 
+/// What to do with the files that an eStargz's builder marked to be fetched first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landmarks {
+    /// Fetch them.
+    Honour,
+    /// Leave them: something knows better.
+    Ignore,
+}
+
 /// How far a pull is; read by whoever draws it.
 #[derive(Debug, Default)]
 pub struct PullProgress {
@@ -130,11 +139,13 @@ impl Puller {
         image: &Image,
         number: usize,
         layer: &ImageLayer,
+        landmarks: Landmarks,
     ) -> Result<Arc<Layer>> {
         let progress = self.progress.begin(layer);
         let repository = image.reference.repository().clone();
-        let request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?
+        let mut request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?
             .of_image(&image.reference);
+        request.fetch_landmark = landmarks == Landmarks::Honour;
         let span = self.trace.start("index", Some(number));
         let (opened, by) = self.opener.open(&request, &progress.streamed).await?;
         span.end();

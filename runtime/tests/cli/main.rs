@@ -9,6 +9,7 @@
 )]
 
 mod errors;
+mod profile;
 mod run;
 mod store;
 mod support;

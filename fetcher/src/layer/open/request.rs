@@ -19,6 +19,8 @@ pub struct LayerRequest {
     pub toc: TocPromise,
     /// How the image was named, where that is known: eStargz finds external TOCs by it.
     pub reference: Option<Reference>,
+    /// Whether to start fetching what the builder marked to be fetched first.
+    pub fetch_landmark: bool,
 }
 
 /// What a manifest says of a layer's table of contents.
@@ -47,6 +49,7 @@ impl LayerRequest {
             diff_id,
             toc: toc(descriptor)?,
             reference: None,
+            fetch_landmark: true,
         })
     }
 

@@ -1,0 +1,124 @@
+//! Places of a data file to the chunks that cover them.
+//!
+//! The layout of a data file follows from the layer's file table alone, so places stay
+//! right when the same blob is opened with another index, whose chunks differ.
+//!
+//! Invariant: pure. Every chunk is named at most once, at its earliest rank. Time and
+//! memory are bounded by the number of places and by the index, whatever places say.
+
+use std::collections::HashSet;
+
+use crate::index::{ChunkId, LayerIndex};
+use crate::types::ByteRange;
+
+/// Bytes of a data file that one place is about.
+pub const BLOCK_BYTES: u64 = 64 << 10;
+/// Bytes of one bit of [`Place::pages`]. Files begin at multiples of it, so small files
+/// that share a block are told apart.
+pub const PAGE_BYTES: u64 = 4 << 10;
+
+/// Parts of one block of a data file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Number of the block: it begins at `block * BLOCK_BYTES`.
+    pub block: u32,
+    /// Which of its 16 pages, the lowest bit the first.
+    pub pages: u16,
+}
+
+/// A chunk to fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Position of its place in the profile, over all layers. Lower ones were read first.
+    pub rank: u32,
+    /// The chunk.
+    pub id: ChunkId,
+    /// Decoded length, bytes.
+    pub len: u32,
+}
+
+/// What a profile wants of one layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LayerPlan {
+    /// Chunks by rank, none twice.
+    pub wanted: Vec<Wanted>,
+    /// Places that no chunk covers.
+    pub unknown: u64,
+}
+
+/// The chunks of `index` that `places` touch. Each place comes with its rank; ranks
+/// ascend.
+pub fn chunks_of(index: &LayerIndex, places: impl IntoIterator<Item = (u32, Place)>) -> LayerPlan {
+    let mut plan = LayerPlan::default();
+    let mut known = HashSet::new();
+    let mut blocks = HashSet::new();
+    for (rank, place) in places {
+        // A block named again adds nothing but work.
+        let mut covered = !blocks.insert((place.block, place.pages));
+        if !covered {
+            for range in place.ranges() {
+                for (id, len) in covering(index, range) {
+                    covered = true;
+                    if known.insert(id) {
+                        plan.wanted.push(Wanted { rank, id, len });
+                    }
+                }
+            }
+        }
+        plan.unknown += u64::from(!covered);
+    }
+    plan
+}
+
+impl Place {
+    /// Number of bytes its pages have.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.pages.count_ones()) * PAGE_BYTES
+    }
+
+    /// Runs of its pages as ranges of the data file, ascending.
+    fn ranges(self) -> impl Iterator<Item = ByteRange> {
+        let start = u64::from(self.block) * BLOCK_BYTES;
+        let mut pages = u32::from(self.pages);
+        let mut at = 0_u32;
+        std::iter::from_fn(move || {
+            if pages == 0 {
+                return None;
+            }
+            let skip = pages.trailing_zeros();
+            pages >>= skip;
+            let run = pages.trailing_ones();
+            pages >>= run;
+            let from = at + skip;
+            at = from + run;
+            ByteRange::at(
+                start + u64::from(from) * PAGE_BYTES,
+                u64::from(run) * PAGE_BYTES,
+            )
+        })
+    }
+}
+
+/// Chunks that have a byte in `range`, with their lengths.
+fn covering(index: &LayerIndex, range: ByteRange) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+    let chunks = &index.chunks;
+    let end = |at: usize| {
+        let chunk = chunks.get(at);
+        chunk.map_or(0, |chunk| {
+            chunk.data_offset.saturating_add(chunk.len.into())
+        })
+    };
+    // Chunks are in the order of the data file and do not overlap: at most one that begins
+    // before the range reaches into it.
+    let after = chunks.partition_point(|chunk| chunk.data_offset < range.start());
+    let from = match after.checked_sub(1) {
+        Some(before) if end(before) > range.start() => before,
+        Some(_) | None => after,
+    };
+    let rest = chunks.iter().enumerate().skip(from);
+    rest.take_while(move |(_, chunk)| chunk.data_offset < range.end())
+        .filter_map(|(id, chunk)| Some((ChunkId::try_from(id).ok()?, chunk.len)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! The task that fetches what a profile names.
+//!
+//! Invariant: at most [`PrefetchOptions::batches_max`] batches are under way, and it ends
+//! with the last of them, when [`Prefetch::finish`] is called, or when it is dropped. A
+//! layer that fails is left alone from then on: readers meet its error themselves. Nobody
+//! ever waits for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::places::{Place, chunks_of};
+use super::queue::{Batch, Queue};
+use crate::Result;
+use crate::layer::{Layer, Priority};
+
+/// Bounds of one prefetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefetchOptions {
+    /// Batches under way at once.
+    pub batches_max: usize,
+    /// Decoded bytes of the first batch. Small, so that its bytes are there early.
+    pub first_bytes: u64,
+    /// Decoded bytes of later ones, which double until here. What a reader may have to
+    /// share the link with.
+    pub batch_bytes_max: u64,
+}
+
+impl Default for PrefetchOptions {
+    /// For a profile of this very command.
+    fn default() -> Self {
+        Self {
+            batches_max: 3,
+            first_bytes: 512 << 10,
+            batch_bytes_max: 4 << 20,
+        }
+    }
+}
+
+impl PrefetchOptions {
+    /// For a profile that may be of something else: little at a time, so that reads it
+    /// did not foresee have the link nearly to themselves.
+    pub fn guess() -> Self {
+        Self {
+            batches_max: 1,
+            first_bytes: 512 << 10,
+            batch_bytes_max: 1 << 20,
+        }
+    }
+}
+
+/// What a prefetch did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PrefetchUse {
+    /// Chunks that were asked for and came.
+    pub chunks: u64,
+    /// Their decoded bytes.
+    pub bytes: u64,
+    /// Places that no chunk covers.
+    pub unknown: u64,
+    /// Batches that failed.
+    pub failed: u64,
+    /// When the last batch came.
+    pub last: Option<Instant>,
+}
+
+/// A prefetch under way. Dropping it ends it.
+#[derive(Debug)]
+pub struct Prefetch {
+    opened: mpsc::UnboundedSender<(usize, Arc<Layer>)>,
+    used: Arc<Mutex<PrefetchUse>>,
+    task: JoinHandle<()>,
+}
+
+impl Prefetch {
+    /// Starts to fetch `places`, given by layer with their ranks. Must run inside a tokio
+    /// runtime.
+    pub fn start(places: BTreeMap<usize, Vec<(u32, Place)>>, options: PrefetchOptions) -> Self {
+        // Holds at most one message for each layer of an image.
+        let (opened, inbox) = mpsc::unbounded_channel();
+        let used = Arc::new(Mutex::new(PrefetchUse::default()));
+        let driver = Driver {
+            places,
+            options,
+            inbox,
+            used: Arc::clone(&used),
+            queue: Queue::default(),
+            layers: BTreeMap::new(),
+        };
+        Self {
+            opened,
+            used,
+            task: tokio::spawn(driver.run()),
+        }
+    }
+
+    /// Says that a layer can be read now. Never waits.
+    pub fn opened(&self, layer: usize, opened: &Arc<Layer>) {
+        // Nobody listens any more once everything has been fetched.
+        let _ = self.opened.send((layer, Arc::clone(opened)));
+    }
+
+    /// Ends it and waits for that; what it did.
+    pub async fn finish(mut self) -> PrefetchUse {
+        self.task.abort();
+        if let Err(error) = (&mut self.task).await
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
+        *self.used.lock()
+    }
+}
+
+impl Drop for Prefetch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Driver {
+    places: BTreeMap<usize, Vec<(u32, Place)>>,
+    options: PrefetchOptions,
+    inbox: mpsc::UnboundedReceiver<(usize, Arc<Layer>)>,
+    used: Arc<Mutex<PrefetchUse>>,
+    queue: Queue,
+    layers: BTreeMap<usize, Arc<Layer>>,
+}
+
+impl Driver {
+    /// Ends when no layer is missing and nothing is left.
+    async fn run(mut self) {
+        let mut size = self.options.first_bytes;
+        let mut flying = FuturesUnordered::new();
+        loop {
+            while flying.len() < self.options.batches_max.max(1)
+                && let Some((batch, layer)) = self.next(size)
+            {
+                flying.push(fetch(layer, batch));
+                size = size.saturating_mul(2).min(self.options.batch_bytes_max);
+            }
+            tokio::select! {
+                Some((number, layer)) = self.inbox.recv(), if !self.places.is_empty() => {
+                    self.add(number, layer);
+                }
+                Some((batch, outcome)) = flying.next(), if !flying.is_empty() => {
+                    self.note(&batch, outcome);
+                }
+                else => return,
+            }
+        }
+    }
+
+    fn next(&mut self, size: u64) -> Option<(Batch, Arc<Layer>)> {
+        let batch = self.queue.next(size)?;
+        let layer = Arc::clone(self.layers.get(&batch.layer)?);
+        Some((batch, layer))
+    }
+
+    /// Queues what is wanted of a layer and not here yet.
+    fn add(&mut self, number: usize, layer: Arc<Layer>) {
+        let Some(places) = self.places.remove(&number) else {
+            return;
+        };
+        let plan = chunks_of(layer.index(), places);
+        self.used.lock().unknown += plan.unknown;
+        let wanted = plan.wanted.into_iter();
+        let absent = wanted.filter(|wanted| !layer.file().is_present(wanted.id));
+        self.queue.add(number, absent);
+        self.layers.insert(number, layer);
+    }
+
+    fn note(&mut self, batch: &Batch, outcome: Result<()>) {
+        let mut used = self.used.lock();
+        match outcome {
+            Ok(()) => {
+                used.chunks += batch.ids.len() as u64;
+                used.bytes += batch.bytes;
+                used.last = Some(Instant::now());
+            }
+            Err(error) => {
+                used.failed += 1;
+                drop(used);
+                self.queue.drop_layer(batch.layer);
+                tracing::debug!(%error, "prefetch of a layer ended early");
+            }
+        }
+    }
+}
+
+async fn fetch(layer: Arc<Layer>, batch: Batch) -> (Batch, Result<()>) {
+    let outcome = layer.fill_chunks(&batch.ids, Priority::Profile).await;
+    (batch, outcome)
+}
+
+#[cfg(test)]
+mod tests;

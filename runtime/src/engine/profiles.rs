@@ -1,0 +1,367 @@
+//! Profiles in a start, and what users ask of them.
+//!
+//! Invariant: a [`Session`] never fails a start and never holds it up: what goes wrong with
+//! a profile is logged. It ends with [`Session::finish`]; dropped earlier, its prefetch
+//! ends and nothing is remembered. A container that goes on is remembered as soon as it is
+//! ready, one that ends when it has ended, each once.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use lazarette_fetcher::db::Batch;
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::prefetch::{Place, Prefetch, PrefetchOptions};
+use lazarette_fetcher::task::blocking;
+use lazarette_fetcher::types::{Digest, Reference};
+use lazarette_snapshotter::data::LayerData;
+use tokio::task::JoinHandle;
+
+use super::{Engine, RunRequest, now_s};
+use crate::image::Image;
+use crate::image::pull::{Landmarks, PullMode};
+use crate::profile::document::DOCUMENT_BYTES_MAX;
+use crate::profile::ready::{ReadyLimits, Seen, decide};
+use crate::profile::{
+    Command, CommandProfile, ImageProfiles, ProfileTable, ProfileUse, ReadyBy, Recorded, Recorder,
+    Touch, merge, watch,
+};
+use crate::spec;
+use crate::trace::Trace;
+use crate::{Error, Result};
+
+/// Recording and prefetching of one start; nothing of both with `--no-profile`.
+pub(super) struct Session {
+    active: Option<Active>,
+}
+
+struct Active {
+    command: Command,
+    recorder: Arc<Recorder>,
+    prefetch: Option<(Prefetch, ProfileUse, Instant)>,
+    ready: Option<ReadyBy>,
+    saving: Option<JoinHandle<()>>,
+}
+
+/// What a session has to tell.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    pub(super) used: Option<ProfileUse>,
+    pub(super) recorded: Option<Recorded>,
+    pub(super) ready_by: Option<ReadyBy>,
+}
+
+impl Session {
+    /// Looks for a profile and begins to use it.
+    pub(super) async fn begin(engine: &Arc<Engine>, image: &Image, request: &RunRequest) -> Self {
+        let words = spec::command_line(&request.options, &image.config.config);
+        let (true, Ok(words)) = (request.profile, words) else {
+            return Self { active: None };
+        };
+        let command = Command::new(&words);
+        let known = match request.mode {
+            PullMode::Lazy => engine.known(image.manifest.digest).await,
+            // Everything is fetched before anything could be fetched early.
+            PullMode::Full => None,
+        };
+        let chosen = known.as_ref().and_then(|known| known.choose(&command));
+        let prefetch = chosen.map(|(profile, guess)| start(profile, guess));
+        Self {
+            active: Some(Active {
+                command,
+                recorder: Recorder::new(),
+                prefetch,
+                ready: None,
+                saving: None,
+            }),
+        }
+    }
+
+    /// Whether landmarks of eStargz say anything that a profile does not say better.
+    pub(super) fn landmarks(&self) -> Landmarks {
+        match &self.active {
+            Some(Active {
+                prefetch: Some(_), ..
+            }) => Landmarks::Ignore,
+            Some(_) | None => Landmarks::Honour,
+        }
+    }
+
+    /// Layer `number` can be read; what its mount is to read it through.
+    pub(super) fn opened(&self, number: usize, layer: &Arc<Layer>) -> Arc<dyn LayerData> {
+        let (Some(active), Ok(position)) = (&self.active, u32::try_from(number)) else {
+            return Arc::clone(layer) as _;
+        };
+        if let Some((prefetch, ..)) = &active.prefetch {
+            prefetch.opened(number, layer);
+        }
+        active.recorder.tap(position, Arc::clone(layer))
+    }
+
+    /// Follows the container whose init is `pid` until `following` ends, and notes when it
+    /// is ready. `output` becomes true with its first byte.
+    pub(super) async fn beside<T>(
+        &mut self,
+        (engine, image): (&Arc<Engine>, &Image),
+        pid: u32,
+        output: &AtomicBool,
+        following: impl Future<Output = T>,
+    ) -> T {
+        let Some(active) = &mut self.active else {
+            return following.await;
+        };
+        let limits = ReadyLimits::default();
+        let recorder = Arc::clone(&active.recorder);
+        tokio::pin!(following);
+        let by = tokio::select! {
+            biased;
+            done = &mut following => {
+                let seen = Seen {
+                    has_exited: true,
+                    has_output: output.load(Ordering::Relaxed),
+                    ..Seen::default()
+                };
+                active.ready = decide(&seen, &limits);
+                active.recorder.close();
+                return done;
+            }
+            by = watch::until_ready(&recorder, pid, output, &limits) => by,
+        };
+        active.ready = Some(by);
+        active.recorder.close();
+        let (engine, image) = (Arc::clone(engine), image.clone());
+        let (command, touches) = (active.command.clone(), active.recorder.touches());
+        active.saving = Some(tokio::spawn(async move {
+            engine.learn(&image, command, touches).await;
+            // The container may go on for days.
+            engine.release_db();
+        }));
+        following.await
+    }
+
+    /// Ends the prefetch and, unless it `failed`, remembers what the start read.
+    pub(super) async fn finish(
+        self,
+        engine: &Arc<Engine>,
+        image: &Image,
+        trace: &Trace,
+        failed: bool,
+    ) -> Report {
+        let Some(active) = self.active else {
+            return Report::default();
+        };
+        active.recorder.close();
+        let mut report = Report {
+            ready_by: active.ready,
+            ..Report::default()
+        };
+        if let Some((prefetch, mut used, began)) = active.prefetch {
+            let done = prefetch.finish().await;
+            used.fetched_chunks = done.chunks;
+            used.fetched_bytes = done.bytes;
+            used.unknown_blocks = done.unknown;
+            used.failed = done.failed;
+            trace.record("prefetch", began, done.last.unwrap_or(began));
+            report.used = Some(used);
+        }
+        if failed {
+            return report;
+        }
+        let touches = active.recorder.touches();
+        report.recorded = Some(Recorded {
+            blocks: touches.len() as u64,
+            bytes: touches.iter().map(|touch| touch.place.bytes()).sum(),
+        });
+        match active.saving {
+            Some(saving) => {
+                if let Err(error) = saving.await {
+                    tracing::warn!(%error, "what this start read could not be remembered");
+                }
+            }
+            None => engine.learn(image, active.command, touches).await,
+        }
+        report
+    }
+}
+
+/// Begins to fetch what `profile` names.
+fn start(profile: &CommandProfile, guess: bool) -> (Prefetch, ProfileUse, Instant) {
+    let mut places: BTreeMap<usize, Vec<(u32, Place)>> = BTreeMap::new();
+    for (rank, block) in (0_u32..).zip(&profile.blocks) {
+        if let Ok(layer) = usize::try_from(block.layer) {
+            places.entry(layer).or_default().push((rank, block.place));
+        }
+    }
+    let options = if guess {
+        PrefetchOptions::guess()
+    } else {
+        PrefetchOptions::default()
+    };
+    let used = ProfileUse {
+        runs: profile.runs,
+        guess,
+        blocks: profile.blocks.len() as u64,
+        bytes: profile.bytes(),
+        fetched_chunks: 0,
+        fetched_bytes: 0,
+        unknown_blocks: 0,
+        failed: 0,
+    };
+    (Prefetch::start(places, options), used, Instant::now())
+}
+
+impl Engine {
+    /// The profiles of a pulled image.
+    pub async fn profiles(&self, reference: &Reference) -> Result<ImageProfiles> {
+        let image = self.local(reference).await?;
+        let found = match &image {
+            Some(image) => self.known(image.manifest.digest).await,
+            None => None,
+        };
+        found.ok_or_else(|| {
+            let what = format!("a profile of {reference}");
+            let host = "this node; `laz run` records one".to_owned();
+            lazarette_fetcher::Error::NotFound { what, host }.into()
+        })
+    }
+
+    /// Writes the profiles of a pulled image to `file`; what was written.
+    pub async fn export_profiles(
+        &self,
+        reference: &Reference,
+        file: &Path,
+    ) -> Result<ImageProfiles> {
+        let profiles = self.profiles(reference).await?;
+        let mut text = serde_json::to_vec(&profiles).unwrap_or_default();
+        text.push(b'\n');
+        let (path, io) = (file.to_path_buf(), |e| {
+            Error::io("write the profile to", file, e)
+        });
+        blocking(move || std::fs::write(path, text))
+            .await
+            .map_err(io)?;
+        Ok(profiles)
+    }
+
+    /// Adds the profiles in `file`, which must be of this very image. Commands that have a
+    /// profile here learn from it as from one more start.
+    pub async fn import_profiles(
+        &self,
+        reference: &Reference,
+        file: &Path,
+    ) -> Result<ImageProfiles> {
+        let text = read_bounded(file).await?;
+        let what = format!("profile {}", file.display());
+        let theirs = ImageProfiles::parse(&what, &text)?;
+        let image = match self.local(reference).await? {
+            Some(image) => image,
+            None => self.resolve(reference, &Trace::new(Instant::now())).await?,
+        };
+        if theirs.manifest != image.manifest.digest || theirs.layers != layers_of(&image) {
+            return Err(Error::Refused {
+                what: format!("{what} is of another image, {}", theirs.manifest),
+                todo: format!(
+                    "{reference} is {}; import it for the image it was exported from",
+                    image.manifest.digest
+                ),
+            });
+        }
+        let mine = self.known_or_empty(&image).await;
+        let all = join(mine, theirs);
+        self.keep(all.clone()).await?;
+        Ok(all)
+    }
+
+    /// What is known of the image; damaged profiles are as good as none.
+    async fn known(&self, manifest: Digest) -> Option<ImageProfiles> {
+        let db = Arc::clone(&self.db);
+        let found = blocking(move || {
+            let found = db.get::<ProfileTable>(&manifest)?;
+            if let Some(profiles) = &found {
+                profiles.check(&format!("profile of {manifest}"))?;
+            }
+            Ok::<_, lazarette_fetcher::Error>(found)
+        });
+        match found.await {
+            Ok(found) => found.filter(|profiles| profiles.manifest == manifest),
+            Err(error) => {
+                tracing::warn!(digest = %manifest, %error, "profile cannot be used");
+                None
+            }
+        }
+    }
+
+    async fn known_or_empty(&self, image: &Image) -> ImageProfiles {
+        let manifest = image.manifest.digest;
+        let known = self.known(manifest).await;
+        known.unwrap_or_else(|| ImageProfiles::empty(manifest, layers_of(image)))
+    }
+
+    /// Remembers what one start read. A failure costs the next start some time.
+    async fn learn(&self, image: &Image, command: Command, touches: Vec<Touch>) {
+        let mut profiles = self.known_or_empty(image).await;
+        let empty = CommandProfile::empty(&command);
+        let old = profiles.of(&command).unwrap_or(&empty);
+        if touches.is_empty() || !merge::teaches(old, &touches) {
+            return;
+        }
+        profiles.put(merge::merge(old, &touches, now_s()));
+        if let Err(error) = self.keep(profiles).await {
+            tracing::warn!(%error, "what this start read could not be remembered");
+        }
+    }
+
+    async fn keep(&self, profiles: ImageProfiles) -> Result<()> {
+        let db = Arc::clone(&self.db);
+        blocking(move || {
+            let mut batch = Batch::new();
+            batch.put::<ProfileTable>(&profiles.manifest.clone(), &profiles)?;
+            db.commit(batch)
+        })
+        .await?;
+        Ok(())
+    }
+}
+
+/// `theirs` added to `mine`.
+fn join(mut mine: ImageProfiles, theirs: ImageProfiles) -> ImageProfiles {
+    for profile in theirs.commands {
+        let old = mine
+            .commands
+            .iter()
+            .find(|old| old.command == profile.command);
+        let joined = match old {
+            None => profile,
+            Some(old) => {
+                let touch = |block: &crate::profile::Block| Touch {
+                    layer: block.layer,
+                    place: block.place,
+                };
+                let touches: Vec<Touch> = profile.blocks.iter().map(touch).collect();
+                merge::merge(old, &touches, old.updated_at.max(profile.updated_at))
+            }
+        };
+        mine.put(joined);
+    }
+    mine
+}
+
+fn layers_of(image: &Image) -> Vec<Digest> {
+    let layers = image.layers.iter();
+    layers.map(|layer| layer.descriptor.digest).collect()
+}
+
+/// The file's bytes, up to one more than a profile may have.
+async fn read_bounded(file: &Path) -> Result<Vec<u8>> {
+    let (path, io) = (file.to_path_buf(), |e| Error::io("read", file, e));
+    let read = move || {
+        use std::io::Read as _;
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(path)?;
+        file.take(DOCUMENT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    blocking(read).await.map_err(io)
+}

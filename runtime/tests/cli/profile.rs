@@ -1,0 +1,247 @@
+//! Start-up profiles from one `laz run` to the next, and from one node to another.
+
+use lazarette_fetcher::test_util::FakeRegistry;
+use serde_json::Value;
+
+use crate::support::{
+    Changes, File, Layer, Laz, Pushed, busybox, estargz, incompressible, is_root, push, tar,
+};
+
+/// Files that the usual command reads, between files that nobody reads.
+const FILES: usize = 24;
+
+/// More than a read-ahead and a merged gap together, so that nothing comes by chance.
+const APART: usize = 400 << 10;
+
+fn layer() -> Layer {
+    let (read, unread) = (incompressible(20 << 10), incompressible(APART));
+    let paths: Vec<(String, String)> = (0..FILES)
+        .map(|n| (format!("data/{n:02}.read"), format!("data/{n:02}.other")))
+        .collect();
+    let busybox = busybox();
+    let file = |path, bytes| File {
+        path,
+        mode: 0o755,
+        bytes,
+    };
+    let mut files = vec![file("bin/busybox", &busybox)];
+    for (wanted, other) in &paths {
+        files.push(file(wanted, &read));
+        files.push(file(other, &unread));
+    }
+    estargz(tar(&files))
+}
+
+/// Reads them one after another, backwards, so that read-ahead does not help.
+const READ_ALL: &str = "for n in $(busybox ls -r /data | busybox grep '.read$'); \
+                        do busybox cat /data/$n > /dev/null; done; echo ready";
+
+async fn run(laz: &Laz, image: &Pushed, options: &[&str], script: &str) -> Value {
+    let file = laz.path("trace.json").display().to_string();
+    let mut args = vec!["run", "--trace-file", &file];
+    args.extend(options);
+    args.extend([&image.reference, "/bin/busybox", "sh", "-c", script]);
+    let said = laz.run(&args).await;
+    assert_eq!(said.code, 0, "{said:?}");
+    serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap()
+}
+
+async fn json(laz: &Laz, args: &[&str]) -> Value {
+    let mut all = vec!["--output", "json"];
+    all.extend(args);
+    let said = laz.run(&all).await;
+    assert_eq!(said.code, 0, "{said:?}");
+    serde_json::from_str(&said.out).unwrap()
+}
+
+fn number(value: &Value) -> u64 {
+    value
+        .as_u64()
+        .unwrap_or_else(|| panic!("not a number: {value}"))
+}
+
+/// Throws away every layer; profiles stay.
+async fn empty(laz: &Laz, image: &Pushed) {
+    assert_eq!(laz.run(&["rmi", &image.reference]).await.code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_the_second_start_waits_for_less() {
+    if !is_root("privileged_the_second_start_waits_for_less") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &layer(), &Changes::default());
+    let laz = Laz::new();
+    let first = run(&laz, &image, &[], READ_ALL).await;
+    assert_eq!(first["profile"], Value::Null);
+    assert_eq!(first["ready_by"], "output");
+    let (misses, blocks) = (
+        number(&first["misses"]),
+        number(&first["recorded"]["blocks"]),
+    );
+    assert!(misses >= FILES as u64, "{first}");
+    // Of every file that was read at least a block, and of the others little or nothing.
+    let bytes = number(&first["recorded"]["bytes"]);
+    assert!(
+        blocks >= FILES as u64 && bytes < (FILES * APART / 2) as u64,
+        "{first}"
+    );
+
+    empty(&laz, &image).await;
+    let second = run(&laz, &image, &[], READ_ALL).await;
+    let used = &second["profile"];
+    assert_eq!(
+        (number(&used["blocks"]), number(&used["runs"])),
+        (blocks, 1)
+    );
+    assert_eq!(
+        (number(&used["unknown_blocks"]), &used["guess"]),
+        (0, &Value::Bool(false))
+    );
+    assert!(number(&used["fetched_chunks"]) > 0, "{second}");
+    assert!(number(&second["misses"]) < misses, "{first} {second}");
+    assert!(
+        second["spans"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|span| span["name"] == "prefetch")
+    );
+
+    // Neither used nor recorded.
+    empty(&laz, &image).await;
+    let without = run(&laz, &image, &["--no-profile"], READ_ALL).await;
+    for key in ["profile", "recorded", "ready_by"] {
+        assert_eq!(without[key], Value::Null, "{key}");
+    }
+    let shown = json(&laz, &["image", "profile", "show", &image.reference]).await;
+    assert_eq!(
+        (shown.as_array().unwrap().len(), number(&shown[0]["runs"])),
+        (1, 2)
+    );
+    assert_eq!(shown[0]["program"], "/bin/busybox");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_an_unknown_command_guesses_and_learns_its_own() {
+    if !is_root("privileged_an_unknown_command_guesses_and_learns_its_own") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &layer(), &Changes::default());
+    let laz = Laz::new();
+    run(&laz, &image, &[], "echo short").await;
+    empty(&laz, &image).await;
+    let other = run(
+        &laz,
+        &image,
+        &[],
+        "busybox cat /data/03.read > /dev/null; echo other",
+    )
+    .await;
+    assert_eq!(other["profile"]["guess"], true, "{other}");
+    let shown = json(&laz, &["image", "profile", "show", &image.reference]).await;
+    assert_eq!(shown.as_array().unwrap().len(), 2, "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_quiet_server_is_remembered_while_it_runs() {
+    if !is_root("privileged_a_quiet_server_is_remembered_while_it_runs") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &layer(), &Changes::default());
+    let laz = Laz::new();
+    // It never says anything: what ends its start is the port, and it is remembered then.
+    let script = "busybox nc -l -p 4000 > /dev/null & busybox sleep 3; kill $!; exit 0";
+    let record = run(&laz, &image, &["--net", "none"], script).await;
+    assert_eq!(record["ready_by"], "port", "{record}");
+    let shown = json(&laz, &["image", "profile", "show", &image.reference]).await;
+    assert_eq!(number(&shown[0]["runs"]), 1, "once, not again at the end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_profile_travels_as_a_file() {
+    if !is_root("privileged_a_profile_travels_as_a_file") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &layer(), &Changes::default());
+    let (here, there) = (Laz::new(), Laz::new());
+    let recorded = run(&here, &image, &[], READ_ALL).await;
+    let file = here.path("profile.json").display().to_string();
+    json(
+        &here,
+        &["image", "profile", "export", &image.reference, &file],
+    )
+    .await;
+    let mine = std::fs::read(&file).unwrap();
+
+    // A fresh node resolves the image, takes the profile, and its first start uses it.
+    json(
+        &there,
+        &["image", "profile", "import", &image.reference, &file],
+    )
+    .await;
+    let first = run(&there, &image, &[], READ_ALL).await;
+    assert_eq!(first["profile"]["blocks"], recorded["recorded"]["blocks"]);
+    assert!(
+        number(&first["misses"]) < number(&recorded["misses"]),
+        "{first}"
+    );
+
+    // The same file out again, from a node that has only imported it.
+    let third = Laz::new();
+    json(
+        &third,
+        &["image", "profile", "import", &image.reference, &file],
+    )
+    .await;
+    let again = third.path("again.json").display().to_string();
+    json(
+        &third,
+        &["image", "profile", "export", &image.reference, &again],
+    )
+    .await;
+    assert_eq!(std::fs::read(&again).unwrap(), mine);
+
+    for (from, to, words) in [
+        (r#""sha256:"#, r#""sha257:"#, "malformed"),
+        ("profile.v1", "profile.v9", "media type"),
+    ] {
+        let text = String::from_utf8(mine.clone())
+            .unwrap()
+            .replacen(from, to, 1);
+        std::fs::write(&file, text).unwrap();
+        let said = third
+            .run(&["image", "profile", "import", &image.reference, &file])
+            .await;
+        assert!(said.code == 125 && said.err.contains(words), "{said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_that_is_not_there_or_not_ours_says_so() {
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &layer(), &Changes::default());
+    let laz = Laz::new();
+    let said = laz
+        .run(&["image", "profile", "show", &image.reference])
+        .await;
+    assert!(said.code == 125 && said.err.contains("laz run"), "{said:?}");
+    let file = laz.path("other.json");
+    let digest = lazarette_fetcher::types::Digest::sha256(b"another image");
+    let text = format!(
+        r#"{{"mediaType":"application/vnd.lazarette.profile.v1+json","manifest":"{digest}","layers":[],"commands":[]}}"#
+    );
+    std::fs::write(&file, text).unwrap();
+    let file = file.display().to_string();
+    let said = laz
+        .run(&["image", "profile", "import", &image.reference, &file])
+        .await;
+    assert!(
+        said.code == 125 && said.err.contains("of another image"),
+        "{said:?}"
+    );
+}
