@@ -210,17 +210,19 @@ fn blobs(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
 }
 
 fn evict_and_fill_again(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
-    fill_and_flush(store, acked)?;
     let file = store.create_layer(index("lazy"))?;
-    acked.chunks.retain(|id| ![1, 3].contains(id));
-    file.evict(&[1, 3])?;
-    for id in [3, 1] {
+    for id in 0..CHUNKS {
         put(&file, id)?;
     }
     file.flush()?;
-    acked.chunks.extend([1, 3]);
+    acked.chunks.extend([0, 2, 4]);
+    file.evict(&[1, 3])?;
+    put(&file, 3)?;
+    file.flush()?;
+    acked.chunks = [3].into();
+    file.evict(&[0, 2, 4])?;
     acked.chunks.clear();
-    assert!(file.evict_all()?.chunks <= u64::from(CHUNKS));
+    file.evict_all()?;
     put(&file, 0)?;
     file.flush()?;
     acked.chunks.insert(0);

@@ -346,6 +346,32 @@ fn no_reader_gets_zeros_while_threads_and_processes_evict() {
 }
 
 #[test]
+fn kills_while_evicting_leave_no_claim_over_a_hole() {
+    let mut rng = StdRng::seed_from_u64(30);
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..KILLS / 2 {
+        let store = Store::open(dir.path()).unwrap();
+        fill(&store, "shared", round, |_| {});
+        drop(store);
+        let mut worker = Worker::start(dir.path(), "evict", round);
+        assert_eq!(worker.line().as_deref(), Some("evicting"));
+        for _ in 0..rng.random_range(0..5000) {
+            std::thread::yield_now();
+        }
+        worker.kill();
+        let store = Store::open(dir.path()).unwrap();
+        let digest = index("shared").blob_digest;
+        let file = store.open_layer(&digest).unwrap().unwrap();
+        let found = file.check_all().unwrap();
+        assert_eq!(
+            (found.dropped, found.bitmap_lost),
+            (vec![], false),
+            "round {round}"
+        );
+    }
+}
+
+#[test]
 fn a_budget_is_kept_and_what_is_read_often_stays() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
@@ -577,6 +603,7 @@ fn work(root: &Path, work: &str, seed: u64) {
             let file = store.open_layer(&index("shared").blob_digest);
             let file = file.unwrap().unwrap();
             let stop = AtomicBool::new(false);
+            eprintln!("evicting");
             std::thread::scope(|threads| {
                 threads.spawn(|| disturb(&file, seed + 1, &stop));
                 evict_at_random(&file, seed, 100);

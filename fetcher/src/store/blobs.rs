@@ -46,7 +46,7 @@ impl Store {
             self.disk.write_at(draft.data(), 0, bytes)?;
             self.disk.sync_data(draft.data())
         };
-        write().map_err(|e| Error::io("write to", draft.path(DATA), e))?;
+        self.with_room(|| write().map_err(|e| Error::io("write to", draft.path(DATA), e)))?;
         let to = self.blob_path(digest);
         self.disk
             .rename(&draft.path(DATA), &to)

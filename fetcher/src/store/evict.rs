@@ -10,6 +10,9 @@
 //! lives. So a process that only evicts once decides by the hints, and one that runs long
 //! by what it saw. Several processes that find the store too large at once may each evict
 //! the excess; what is missed then is fetched again.
+//!
+//! Lock order: `policy`, held while one thread evicts, then a layer's locks, or `pins`, or
+//! `bounds`. Nobody who holds a lock of a layer comes here.
 
 pub(super) mod policy;
 

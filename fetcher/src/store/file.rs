@@ -393,11 +393,12 @@ impl LayerFile {
     /// layer that was removed meanwhile has nothing to record, which is no error. Then
     /// the store is brought back within its bounds, if it has any.
     pub fn flush(&self) -> Result<()> {
-        self.flush_now()?;
+        let Some(store) = self.store.upgrade() else {
+            return self.flush_now();
+        };
+        store.with_room(|| self.flush_now())?;
         self.note_touched();
-        if let Some(store) = self.store.upgrade() {
-            store.keep_within();
-        }
+        store.keep_within();
         Ok(())
     }
 

@@ -152,7 +152,8 @@ impl LayerIngest {
             });
         }
         let bits = Bitmap::full(chunk_count(&index)?);
-        self.draft.complete(&index, details, &bits)?;
+        self.store
+            .with_room(|| self.draft.complete(&index, details, &bits))?;
         publish_layer(
             &self.store,
             self.draft,
@@ -188,7 +189,7 @@ pub(super) fn create_lazy(
 ) -> Result<Arc<LayerFile>> {
     let bits = Bitmap::empty(chunk_count(index)?);
     let draft = Draft::new(store)?;
-    draft.complete(index, details, &bits)?;
+    store.with_room(|| draft.complete(index, details, &bits))?;
     publish_layer(store, draft, &index.blob_digest, Existing::Keep)
 }
 

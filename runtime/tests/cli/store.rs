@@ -1,12 +1,16 @@
 //! Keeping the store small and sound, as users do it.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
 use serde_json::Value;
 
-use crate::support::{Changes, File, Laz, Said, estargz, gzipped, incompressible, push, tar};
+use crate::support::{
+    Changes, File, Laz, Said, busybox, estargz, gzipped, incompressible, is_root, push, tar,
+};
 
 /// A layer with one file of a MiB.
 fn noise(seed: u8) -> Vec<u8> {
@@ -171,4 +175,58 @@ async fn pruning_takes_what_no_image_names() {
     ok(&laz, &["store", "check"]).await;
     let (there, all) = present(&laz).await;
     assert_eq!((there, all), (1 << 20, 1 << 20), "what is named stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_running_container_reads_on_after_an_eviction() {
+    if !is_root("privileged_a_running_container_reads_on_after_an_eviction") {
+        return;
+    }
+    let big = incompressible(4 << 20);
+    let layer = estargz(tar(&[
+        File {
+            path: "bin/busybox",
+            mode: 0o755,
+            bytes: &busybox(),
+        },
+        File {
+            path: "data/big",
+            mode: 0o644,
+            bytes: &big,
+        },
+    ]));
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &layer, &Changes::default());
+    let laz = Laz::new();
+    let script = "echo ready; read go; exec /bin/busybox cat /data/big";
+    let line = ["/bin/busybox", "sh", "-c", script];
+    let args = [&["run", "-i", "--full", &image.reference][..], &line].concat();
+    let mut child = laz
+        .command(&[], &args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut ready = String::new();
+    let out = tokio::task::spawn_blocking(move || {
+        out.read_line(&mut ready).unwrap();
+        assert_eq!(ready, "ready\n");
+        out
+    });
+    let mut out = out.await.unwrap();
+    // It knows that everything is there; another process takes it away.
+    let evicted = ok(&laz, &["store", "evict", "--all"]).await;
+    assert!(evicted["evicted_bytes"].as_u64().unwrap() > 4 << 20);
+    assert_eq!(evicted["store"]["used_bytes"], 0, "{evicted}");
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut read = Vec::new();
+        out.read_to_end(&mut read).unwrap();
+        (read, child.wait().unwrap())
+    });
+    let (read, status) = ended.await.unwrap();
+    assert!(status.success(), "{status}");
+    assert!(read == big, "{} bytes, not those of the file", read.len());
+    assert!(present(&laz).await.0 >= 4 << 20, "they were fetched again");
 }

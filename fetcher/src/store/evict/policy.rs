@@ -28,9 +28,10 @@ pub(in crate::store) struct Limits {
 }
 
 impl Default for Limits {
-    /// A TiB of extents, in about 200 MiB of memory; a usual node's 50 GiB take 10.
+    /// A quarter of a TiB in extents of a MiB, in under 100 MiB of memory; the 50 GiB of
+    /// a usual node take 20.
     fn default() -> Self {
-        Self { entries: 1 << 20 }
+        Self { entries: 1 << 18 }
     }
 }
 
@@ -238,9 +239,9 @@ impl<K: Copy + Eq + Hash> Policy<K> {
     }
 
     fn forget_oldest(&mut self) {
-        let oldest = self.small.front().or(self.main.front()).copied();
-        if let Some(key) = oldest {
-            let _ = self.remove(&key);
+        let oldest = self.small.pop_front().or_else(|| self.main.pop_front());
+        if let Some(entry) = oldest.and_then(|key| self.entries.remove(&key)) {
+            self.unweigh(entry);
         }
     }
 }
