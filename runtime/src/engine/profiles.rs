@@ -166,6 +166,12 @@ impl Session {
             trace.record("prefetch", began, done.last.unwrap_or(began));
             report.used = Some(used);
         }
+        let was_saved = active.saving.is_some();
+        if let Some(saving) = active.saving
+            && let Err(error) = saving.await
+        {
+            tracing::warn!(%error, "what this start read could not be remembered");
+        }
         if failed {
             return report;
         }
@@ -174,13 +180,8 @@ impl Session {
             blocks: touches.len() as u64,
             bytes: touches.iter().map(|touch| touch.place.bytes()).sum(),
         });
-        match active.saving {
-            Some(saving) => {
-                if let Err(error) = saving.await {
-                    tracing::warn!(%error, "what this start read could not be remembered");
-                }
-            }
-            None => engine.learn(image, active.command, touches).await,
+        if !was_saved {
+            engine.learn(image, active.command, touches).await;
         }
         report
     }

@@ -4,7 +4,7 @@
 //! blocks in the order of the earliest place that any recorded start had for them: what
 //! is fetched too early costs little, what comes too late is waited for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::document::{BLOCKS_MAX, Block, CommandProfile};
 use super::record::Touch;
@@ -52,19 +52,25 @@ pub fn merge(old: &CommandProfile, touches: &[Touch], now: u64) -> CommandProfil
     }
 }
 
-/// Whether a start that read `touches` is worth a write: it brings something new, or the
-/// profile is too young to tell what is read by chance.
+/// Whether a start that read `touches` is worth a write, which costs this start and the
+/// next one milliseconds: it brings something new, or leaves out something in a profile
+/// too young to tell what is read by chance. Most starts read what the last one read.
 pub fn teaches(old: &CommandProfile, touches: &[Touch]) -> bool {
     let known: BTreeMap<(u32, u32), u16> = old
         .blocks
         .iter()
         .map(|block| ((block.layer, block.place.block), block.place.pages))
         .collect();
-    let is_new = |touch: &Touch| {
-        let pages = known.get(&(touch.layer, touch.place.block));
-        touch.place.pages & !pages.copied().unwrap_or_default() != 0
-    };
-    old.runs < RUNS_TO_JUDGE || touches.iter().any(is_new)
+    let mut seen = BTreeSet::new();
+    for touch in touches {
+        let at = (touch.layer, touch.place.block);
+        let pages = known.get(&at).copied().unwrap_or_default();
+        if touch.place.pages & !pages != 0 {
+            return true;
+        }
+        seen.insert(at);
+    }
+    old.runs < RUNS_TO_JUDGE && seen.len() < known.len()
 }
 
 /// Starts that could have read the block.

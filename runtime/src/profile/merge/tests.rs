@@ -65,15 +65,21 @@ fn what_is_seldom_read_goes_and_what_is_new_stays() {
 }
 
 #[test]
-fn a_grown_profile_is_written_only_for_news() {
-    let known = [touch(0, 1, 0b11)];
-    let young = after(&[&known]);
-    assert!(teaches(&young, &known));
-    let grown = after(&[known.as_slice(); 8]);
-    assert!(!teaches(&grown, &known));
-    assert!(!teaches(&grown, &[touch(0, 1, 0b01)]));
-    assert!(teaches(&grown, &[touch(0, 1, 0b100)]));
-    assert!(teaches(&grown, &[touch(0, 2, 1)]));
+fn only_what_teaches_is_written() {
+    let known = [touch(0, 1, 0b11), touch(1, 1, 1)];
+    let (young, grown) = (after(&[&known]), after(&[known.as_slice(); 8]));
+    assert!(teaches(&empty(), &known));
+    let table: [(&[Touch], bool, bool); 5] = [
+        (&known, false, false),
+        (&[touch(1, 1, 1), touch(0, 1, 1)], false, false),
+        (&known[1..], true, false),
+        (&[known[0], touch(1, 1, 0b100)], true, true),
+        (&[known[0], known[1], touch(0, 2, 1)], true, true),
+    ];
+    for (touches, to_young, to_grown) in table {
+        assert_eq!(teaches(&young, touches), to_young, "{touches:?}");
+        assert_eq!(teaches(&grown, touches), to_grown, "{touches:?}");
+    }
 }
 
 #[test]
