@@ -141,6 +141,17 @@ impl Store {
         Ok(Some(self.share(digest, opened)))
     }
 
+    /// The index file of a layer that the node has, from its start; see
+    /// [`crate::index::wire`].
+    pub fn open_index(&self, digest: &Digest) -> Result<Option<File>> {
+        let path = self.layer_dir(digest).join(file::INDEX);
+        match File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("open", path, e)),
+        }
+    }
+
     /// Starts writing a whole layer as one stream.
     pub fn begin_ingest(self: &Arc<Self>, digest: &Digest) -> Result<LayerIngest> {
         LayerIngest::new(Arc::clone(self), *digest)

@@ -68,7 +68,7 @@ async fn dispatch(args: Args, origin: Instant) -> Result<u8, Error> {
         Command::Images => commands::images(&engine, format).await,
         Command::Rmi(rmi) => commands::rmi(&engine, rmi, format).await,
         Command::Store(args) => store::store(&engine, args, format).await,
-        Command::Image(image) => commands::image(&engine, image, format).await,
+        Command::Image(image) => commands::image(&engine, image, format, origin).await,
     }
 }
 

@@ -31,6 +31,17 @@ pub struct Config {
     pub source: SourceConfig,
     /// What the store may take.
     pub store: StoreConfig,
+    /// Whose word counts besides an image's own.
+    pub trust: TrustConfig,
+}
+
+/// Whose word counts besides an image's own.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrustConfig {
+    /// Files of Ed25519 public keys whose signature makes a layer index from a registry
+    /// usable; see [`lazarette_fetcher::trust`].
+    pub index_keys: Vec<PathBuf>,
 }
 
 /// What the store may take. Chunks that can be fetched again are evicted to keep to it.

@@ -5,6 +5,8 @@
 //! read or written). Never prints; never reads the environment.
 
 mod follow;
+mod hot;
+mod index;
 mod inventory;
 mod keep;
 mod profiles;
@@ -24,10 +26,12 @@ use lazarette_fetcher::layer::open::LayerOpener;
 use lazarette_fetcher::source::{Pusher, RegistrySource, stack};
 use lazarette_fetcher::store::{Bounds, Store};
 use lazarette_fetcher::task::blocking;
+use lazarette_fetcher::trust::TrustedKeys;
 use lazarette_fetcher::types::{Platform, Reference};
 use lazarette_snapshotter::metastore::{DbMetastore, SnapshotTable};
 use lazarette_snapshotter::overlay::Snapshots;
 
+pub use index::IndexSummary;
 pub use inventory::{ImageSummary, LayerSummary, Removed};
 pub use keep::{CheckReport, CheckedLayer, EvictReport, EvictWhat, Kept, Pruned, StoreSummary};
 pub use run::RunRequest;
@@ -52,6 +56,7 @@ pub struct Engine {
     metastore: Arc<DbMetastore>,
     snapshots: Snapshots,
     pusher: Pusher,
+    keys: TrustedKeys,
 }
 
 impl Engine {
@@ -68,6 +73,7 @@ impl Engine {
             root.join("db"),
             &[ImageTable::NAME, SnapshotTable::NAME, ProfileTable::NAME],
         )?);
+        let keys = TrustedKeys::load(&config.trust.index_keys)?;
         let pusher = Pusher::new(config.source.clone());
         let (source, registry) = stack::build(config.source)?;
         let resolver = Resolver {
@@ -87,6 +93,7 @@ impl Engine {
             metastore,
             snapshots,
             pusher,
+            keys,
         }))
     }
 
@@ -123,7 +130,8 @@ impl Engine {
 
     /// A puller for this engine's store.
     pub fn puller(&self, mode: PullMode, trace: Trace) -> Puller {
-        let opener = LayerOpener::new(Arc::clone(&self.store), Arc::clone(&self.resolver.source));
+        let (store, source) = (Arc::clone(&self.store), Arc::clone(&self.resolver.source));
+        let opener = LayerOpener::new(store, source).trusting(self.keys.clone());
         Puller::new(opener, trace, mode)
     }
 
@@ -131,6 +139,7 @@ impl Engine {
     pub async fn pull(&self, image: &Image, puller: &Puller) -> Result<Vec<Arc<Layer>>> {
         // Layers may take minutes to stream; other processes need not wait for that.
         self.release_db();
+        self.look_for_indexes(image, puller).await;
         stream::iter(image.layers.iter().enumerate())
             .map(|(number, layer)| async move {
                 let layer = puller

@@ -4,6 +4,7 @@
 //! for this host's platform, and has one diff_id per layer. Never fetches layers: that is
 //! [`pull`]'s work.
 
+pub mod artifact;
 pub mod convert;
 mod document;
 pub mod pull;

@@ -2,7 +2,7 @@
 //!
 //! Encoded bytes go in; payloads come out at their places in the data file, and at the end
 //! an index whose chunks are hashed and, as far as the compression allows, can be fetched
-//! alone from then on ([`locate`]). Invariant: [`Ingest::finish`] returns an index only
+//! alone from then on (`locate`). Invariant: [`Ingest::finish`] returns an index only
 //! if the blob has its digest and size and the tar its diff_id; what the sink got before
 //! that is not to be trusted. Memory is bounded by the decoder, the tar parser and the
 //! limits on a layer's tables, whatever the size of the layer.

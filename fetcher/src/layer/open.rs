@@ -9,6 +9,7 @@
 //! Invariant: a layer is in the store only with an index that one of the three chains of
 //! trust reaches. Never decides whether a whole image is pulled: callers do.
 
+mod offered;
 mod request;
 mod toc;
 
@@ -27,9 +28,11 @@ use crate::index::ingest::{Ingest, IngestPlan};
 use crate::source::BlobSource;
 use crate::store::{LayerFile, LayerIngest, Store};
 use crate::task::blocking;
+use crate::trust::TrustedKeys;
 use crate::types::Digest;
 use crate::{Error, Result};
 
+pub use self::offered::{OFFERED_BYTES_MAX, OfferedIndex, core_digest};
 pub use request::{LayerRequest, TocPromise};
 
 /// Pieces of a body that may wait for the decoder. Bodies come in pieces of at most some
@@ -41,7 +44,8 @@ const PIECES_WAITING_MAX: usize = 16;
 pub enum OpenedBy {
     /// It was in the store.
     Store,
-    /// Its TOC was read; data is fetched when it is needed.
+    /// A table that came with it was read, its own TOC or a signed index; data is fetched
+    /// when it is needed.
     Toc,
     /// It was streamed in full.
     Stream,
@@ -51,6 +55,8 @@ pub enum OpenedBy {
 pub struct LayerOpener {
     store: Arc<Store>,
     source: Arc<dyn BlobSource>,
+    /// Whose indexes are used.
+    keys: TrustedKeys,
     /// One opening per layer at a time: an image may hold a layer twice, and two images
     /// may be pulled at once. Keys are dropped with their last user.
     opening: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
@@ -62,8 +68,15 @@ impl LayerOpener {
         Self {
             store,
             source,
+            keys: TrustedKeys::default(),
             opening: Mutex::default(),
         }
+    }
+
+    /// The same, that uses indexes signed by one of `keys`.
+    #[must_use]
+    pub fn trusting(self, keys: TrustedKeys) -> Self {
+        Self { keys, ..self }
     }
 
     /// Makes the layer readable. `received` counts encoded bytes of a full stream as they
@@ -117,15 +130,38 @@ impl LayerOpener {
     /// Each kind of table is one arm here, the likeliest first.
     async fn by_index(&self, request: &LayerRequest) -> Result<Option<Arc<Layer>>> {
         match toc::read_toc(self.source.as_ref(), request).await {
-            Ok(Some(toc)) => self.lazily(request, toc).await.map(Some),
-            Ok(None) => Ok(None),
+            Ok(Some(toc)) => return self.lazily(request, toc).await.map(Some),
+            Ok(None) => {}
             Err(error @ Error::Unsupported { .. }) => {
                 let digest = &request.blob.digest;
-                tracing::warn!(%digest, %error, "layer cannot be read lazily, pulling it whole");
-                Ok(None)
+                tracing::warn!(%digest, %error, "layer has a table of contents that cannot be used");
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
         }
+        match &request.index {
+            Some(offered) if !self.keys.is_empty() => self.by_offered(request, offered).await,
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Makes the layer readable by an index that is no part of the image.
+    async fn by_offered(
+        &self,
+        request: &LayerRequest,
+        offered: &OfferedIndex,
+    ) -> Result<Option<Arc<Layer>>> {
+        let read = offered::read(self.source.as_ref(), request, offered, &self.keys).await;
+        let (index, details) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                let digest = &request.blob.digest;
+                tracing::warn!(%digest, %error, "not using the index beside the image, pulling the layer whole");
+                return Ok(None);
+            }
+        };
+        let store = Arc::clone(&self.store);
+        let file = blocking(move || store.create_layer_with(index, &details)).await?;
+        Ok(Some(self.layer(file, request)))
     }
 
     /// Puts the index into the store, and begins with what its builder wants fetched first.

@@ -77,7 +77,7 @@ impl Place {
     }
 
     /// Runs of its pages as ranges of the data file, ascending.
-    fn ranges(self) -> impl Iterator<Item = ByteRange> {
+    pub fn ranges(self) -> impl Iterator<Item = ByteRange> {
         let start = u64::from(self.block) * BLOCK_BYTES;
         let mut pages = u32::from(self.pages);
         let mut at = 0_u32;

@@ -234,8 +234,24 @@ pub struct ImageArgs {
 pub enum ImageCommand {
     /// Write an image anew in a lazily loadable format
     Convert(ConvertArgs),
+    /// Make indexes of an image's layers, so that they load lazily from then on
+    Index(IndexArgs),
     /// Look at what starts of an image read, or exchange it
     Profile(ProfileArgs),
+}
+
+/// Arguments of `laz image index`.
+#[derive(Debug, ClapArgs)]
+pub struct IndexArgs {
+    /// Push the indexes beside the image, for nodes that trust the key
+    #[arg(long, requires = "key")]
+    pub push: bool,
+    /// Private Ed25519 key in PEM that signs what is pushed
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Image
+    #[arg(value_name = "REF")]
+    pub reference: Reference,
 }
 
 /// Arguments of `laz image profile`.
@@ -287,6 +303,9 @@ pub struct ConvertArgs {
     /// Put the files listed in FILE, one path a line, first, and cut all others coarsely
     #[arg(long, value_name = "FILE")]
     pub prioritize: Option<PathBuf>,
+    /// Put what the last recorded start of SRC read first, and cut all else coarsely
+    #[arg(long, conflicts_with = "prioritize")]
+    pub profile: bool,
     /// Image to read
     pub src: Reference,
     /// Reference to push the result to

@@ -9,7 +9,7 @@ use std::time::Instant;
 use lazarette_fetcher::index::write::HotFiles;
 
 use super::OutputFormat;
-use super::args::{ConvertArgs, ImageArgs, ImageCommand, PullArgs, RmiArgs};
+use super::args::{ConvertArgs, ImageArgs, ImageCommand, IndexArgs, PullArgs, RmiArgs};
 use super::output::{emit, print_json, print_rows};
 use super::progress::Display;
 use crate::engine::{Engine, PullReport};
@@ -100,16 +100,50 @@ pub(super) async fn image(
     engine: &Arc<Engine>,
     args: ImageArgs,
     format: OutputFormat,
+    origin: Instant,
 ) -> Result<u8> {
     match args.command {
         ImageCommand::Convert(args) => convert(engine, args, format).await,
+        ImageCommand::Index(args) => index(engine, args, format, origin).await,
         ImageCommand::Profile(args) => super::profile::profile(engine, args, format).await,
     }
+}
+
+async fn index(
+    engine: &Arc<Engine>,
+    args: IndexArgs,
+    format: OutputFormat,
+    origin: Instant,
+) -> Result<u8> {
+    let trace = Trace::new(origin);
+    let image = engine.resolve(&args.reference, &trace).await?;
+    let puller = engine.puller(PullMode::Lazy, trace);
+    let display = Display::start(Arc::clone(&puller.progress));
+    let pulled = engine.pull(&image, &puller).await;
+    display.stop();
+    let layers = pulled?;
+    let indexes = engine.indexes(&layers).await?;
+    let header = ["LAYER", "FORMAT", "SIZE", "INDEX", "LAZY"];
+    print_rows(format, &indexes, header, |index| {
+        [
+            index.layer.hex().chars().take(12).collect(),
+            index.format.clone(),
+            human_bytes(index.blob_bytes),
+            human_bytes(index.index_bytes),
+            format!("{:.0} %", index.lazy_percent),
+        ]
+    });
+    if let (true, Some(key)) = (args.push, &args.key) {
+        let (count, digest) = engine.push_indexes(&image, &layers, key).await?;
+        eprintln!("{count} indexes pushed as {digest}");
+    }
+    Ok(0)
 }
 
 async fn convert(engine: &Arc<Engine>, args: ConvertArgs, format: OutputFormat) -> Result<u8> {
     let hot = match &args.prioritize {
         Some(file) => Some(HotFiles::whole(read_list(file)?)),
+        None if args.profile => Some(engine.hot_files(&args.src).await?),
         None => None,
     };
     let report = engine

@@ -102,6 +102,7 @@ impl Engine {
         let session = Session::begin(self, &image, request).await;
         // Layers may take minutes to stream; other processes need not wait for that.
         self.release_db();
+        self.look_for_indexes(&image, puller).await;
         stage.hold(self.mount_layers(&image, puller, stage, &session).await?);
         let span = puller.trace.start("snapshot", None);
         request.options.rootfs = stage.set(self, &image).await?;

@@ -3,12 +3,13 @@
 //! Invariant: layers are opened in parallel, at most [`LAYERS_AT_ONCE`] of them, and
 //! handed on one by one as they are ready, so that mounting need not wait for the last.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lazarette_fetcher::Result;
 use lazarette_fetcher::layer::Layer;
-use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
+use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OfferedIndex, OpenedBy};
 use lazarette_fetcher::types::Digest;
 use parking_lot::Mutex;
 
@@ -62,6 +63,8 @@ pub struct Puller {
     pub progress: Arc<PullProgress>,
     /// How much is fetched.
     pub mode: PullMode,
+    /// Indexes that the registry has beside the image, by layer; set before layers open.
+    pub offered: OnceLock<HashMap<Digest, OfferedIndex>>,
 }
 
 impl PullProgress {
@@ -130,6 +133,7 @@ impl Puller {
             trace,
             progress: Arc::default(),
             mode,
+            offered: OnceLock::new(),
         }
     }
 
@@ -145,6 +149,10 @@ impl Puller {
         let repository = image.reference.repository().clone();
         let mut request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?
             .of_image(&image.reference);
+        let offered = self.offered.get();
+        request.index = offered
+            .and_then(|all| all.get(&layer.descriptor.digest))
+            .cloned();
         request.fetch_landmark = landmarks == Landmarks::Honour;
         let span = self.trace.start("index", Some(number));
         let (opened, by) = self.opener.open(&request, &progress.streamed).await?;

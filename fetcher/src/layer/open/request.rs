@@ -3,6 +3,7 @@
 //! Invariant: everything here comes from verified documents, so a digest in it may be
 //! trusted; where things are is only a hint.
 
+use super::offered::OfferedIndex;
 use crate::index::{estargz, zstdchunked};
 use crate::source::BlobRef;
 use crate::types::{Descriptor, Digest, Reference, Repository};
@@ -19,6 +20,8 @@ pub struct LayerRequest {
     pub toc: TocPromise,
     /// How the image was named, where that is known: eStargz finds external TOCs by it.
     pub reference: Option<Reference>,
+    /// An index that the registry has beside the image.
+    pub index: Option<OfferedIndex>,
     /// Whether to start fetching what the builder marked to be fetched first.
     pub fetch_landmark: bool,
 }
@@ -49,6 +52,7 @@ impl LayerRequest {
             diff_id,
             toc: toc(descriptor)?,
             reference: None,
+            index: None,
             fetch_landmark: true,
         })
     }
