@@ -13,6 +13,8 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/lib/laz.sh"
 
 FETCHED_PERCENT_MAX=25
+# Spans of a plain gzip layer bring more along than the chunks of an eStargz do.
+INDEXED_PERCENT_MAX=45
 passed=0 failed=0
 
 ok() { passed=$((passed + 1)); say "ok      $1"; }
@@ -59,6 +61,39 @@ check_lazy_start() {
   if [ "$percent" -lt "$FETCHED_PERCENT_MAX" ] && [ "$(jq .fetched_bytes "$SCRATCH/record.json")" -gt 100000 ]; then
     ok "eStargz python: fetched $percent % of the image"
   else bad "eStargz python: fetched less than $FETCHED_PERCENT_MAX %" "fetched $percent %"; fi
+}
+
+# fetches_little WHAT: the start of python:gzip that is about to happen is lazy.
+fetches_little() {
+  local percent
+  try run_laz run --rm --trace-file "$SCRATCH/record.json" "$REGISTRY/python:gzip"
+  equal "$1: exit code" "$CODE" 0
+  percent=$(jq -r '.fetched_bytes * 100 / .image_bytes | floor' "$SCRATCH/record.json")
+  if [ "$percent" -lt "$INDEXED_PERCENT_MAX" ] && [ "$percent" -gt 0 ]; then ok "$1: fetched $percent % of the image"
+  else bad "$1: fetched less than $INDEXED_PERCENT_MAX %" "fetched $percent %"; fi
+}
+
+# An image nobody rebuilt: indexed by its first pull, lazy after eviction, and on a node that trusts a pushed index.
+check_index() {
+  fresh
+  try run_laz run --rm "$REGISTRY/python:gzip"; equal 'gzip python: runs' "$CODE" 0
+  try run_laz store evict --all; equal 'laz store evict --all' "$CODE" 0
+  fetches_little 'gzip python after eviction, with a profile'
+  has 'it used the profile' "$(jq -c .profile "$SCRATCH/record.json")" '"blocks"'
+  try run_laz image convert --to zstd-chunked --profile "$REGISTRY/python:gzip" "$REGISTRY/python:profiled"
+  equal 'laz image convert --profile' "$CODE ${ERR:0:300}" "0 ${ERR:0:300}"
+  openssl genpkey -algorithm ed25519 -out "$SCRATCH/key.pem" 2>/dev/null
+  openssl pkey -in "$SCRATCH/key.pem" -pubout -out "$SCRATCH/key.pub"
+  try run_laz image index --push --key "$SCRATCH/key.pem" "$REGISTRY/python:gzip"
+  equal 'laz image index --push' "$CODE" 0
+  printf '[trust]\nindex_keys = ["%s"]\n' "$SCRATCH/key.pub" >"$SCRATCH/trust.toml"
+  export LAZARETTE_CONFIG=$SCRATCH/trust.toml
+  fresh
+  fetches_little 'gzip python on a node that trusts the index'
+  check_tree python gzip
+  unset LAZARETTE_CONFIG
+  fresh
+  try run_laz run --rm "$REGISTRY/python:profiled"; equal 'zstd:chunked python by its profile' "$CODE $OUT" "0 $OUT"
 }
 
 check_plain_starts() {
@@ -170,6 +205,7 @@ before=$(traces_left)
 check_lazy_start
 check_plain_starts
 for tag in esgz gzip; do check_tree python "$tag"; done
+check_index
 fresh
 check_codes
 check_flags
