@@ -302,6 +302,15 @@ fn disturb(file: &LayerFile, seed: u64, stop: &AtomicBool) {
     }
 }
 
+/// Tells the threads of a test to end when it goes, so a failed test ends too.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Evicts random chunks, many times, with flushes in between.
 fn evict_at_random(file: &LayerFile, seed: u64, times: u32) {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -329,10 +338,10 @@ fn no_reader_gets_zeros_while_threads_and_processes_evict() {
             let stop = &stop;
             threads.spawn(move || disturb(file, seed, stop));
         }
+        let _stop = StopOnDrop(&stop);
         let child = Worker::start(dir.path(), "evict", 4);
         evict_at_random(&files[0], 5, 100);
         child.finish();
-        stop.store(true, Ordering::Relaxed);
     });
     // Whatever was recorded is there; a claim over a hole would be noticed as damage.
     for file in &files {
@@ -606,8 +615,8 @@ fn work(root: &Path, work: &str, seed: u64) {
             eprintln!("evicting");
             std::thread::scope(|threads| {
                 threads.spawn(|| disturb(&file, seed + 1, &stop));
+                let _stop = StopOnDrop(&stop);
                 evict_at_random(&file, seed, 100);
-                stop.store(true, Ordering::Relaxed);
             });
         }
         "ingest" => ingest(&store, "whole", || {

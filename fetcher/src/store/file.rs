@@ -150,9 +150,11 @@ impl LayerFile {
             );
             return Err(Error::malformed(path.display().to_string(), detail));
         }
-        // In this order: an eviction in between is noticed at the first read.
+        // Not in the middle of an eviction: its holes could still come over what is put here.
+        let lock = lock_layer(dir)?;
         let seen = store.evictions.now()?;
         let stored = read_bitmap(dir, count)?;
+        drop(lock);
         let extents = u32::try_from(index.data_len / EXTENT_BYTES).unwrap_or(u32::MAX - 1);
         let file = Self {
             bits: Bitmap::empty(count),

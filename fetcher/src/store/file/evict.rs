@@ -23,6 +23,8 @@
 //! and evicted them) become absent. A flush catches up before it merges, so it brings
 //! nothing back.
 //!
+//! Who opens the layer takes that lock too, so it begins between two evictions.
+//!
 //! A `put` holds `holes` from its first byte until its bit is set. So an eviction of this
 //! process, and catching up with another's, come wholly before or after it.
 
