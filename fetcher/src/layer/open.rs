@@ -134,7 +134,7 @@ impl LayerOpener {
             Ok(None) => {}
             Err(error @ Error::Unsupported { .. }) => {
                 let digest = &request.blob.digest;
-                tracing::warn!(%digest, %error, "layer has a table of contents that cannot be used");
+                tracing::warn!(%digest, %error, "the layer's table of contents cannot be used, pulling it whole");
             }
             Err(error) => return Err(error),
         }
