@@ -3,10 +3,14 @@
 //! The layout of a data file follows from the layer's file table alone, so places stay
 //! right when the same blob is opened with another index, whose chunks differ.
 //!
-//! Invariant: pure. Every chunk is named at most once, at its earliest rank. Time and
-//! memory are bounded by the number of places and by the index, whatever places say.
+//! Chunks that are decoded together come together, all at the earliest rank of any: the
+//! encoded bytes before a later one are those of the earlier ones, and would be fetched
+//! once more.
+//!
+//! Invariant: pure. Every chunk is named at most once. Time and memory are bounded by the
+//! number of places and by the index, whatever places say.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::index::{ChunkId, LayerIndex};
 use crate::types::ByteRange;
@@ -29,7 +33,8 @@ pub struct Place {
 /// A chunk to fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
-    /// Position of its place in the profile, over all layers. Lower ones were read first.
+    /// Position of its place in the profile, over all layers, or of the first place that
+    /// wants a chunk decoded with it. Lower ones were read first.
     pub rank: u32,
     /// The chunk.
     pub id: ChunkId,
@@ -40,7 +45,7 @@ pub struct Wanted {
 /// What a profile wants of one layer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LayerPlan {
-    /// Chunks by rank, none twice.
+    /// Chunks by rank, none twice; those of one rank ascending.
     pub wanted: Vec<Wanted>,
     /// Places that no chunk covers.
     pub unknown: u64,
@@ -67,7 +72,21 @@ pub fn chunks_of(index: &LayerIndex, places: impl IntoIterator<Item = (u32, Plac
         }
         plan.unknown += u64::from(!covered);
     }
+    join(index, &mut plan.wanted);
     plan
+}
+
+/// Gives chunks that are decoded together the rank of the earliest of them.
+fn join(index: &LayerIndex, wanted: &mut [Wanted]) {
+    let mut earliest: HashMap<u64, u32> = HashMap::new();
+    for each in &mut *wanted {
+        let chunk = usize::try_from(each.id).ok();
+        let chunk = chunk.and_then(|at| index.chunks.get(at));
+        if let Some(blob) = chunk.and_then(|chunk| chunk.encoding.blob()) {
+            each.rank = *earliest.entry(blob.start()).or_insert(each.rank);
+        }
+    }
+    wanted.sort_unstable_by_key(|each| (each.rank, each.id));
 }
 
 impl Place {

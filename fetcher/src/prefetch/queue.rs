@@ -2,7 +2,8 @@
 //!
 //! Invariant: every chunk that was added comes out in exactly one batch, unless its layer
 //! was dropped. A batch is of one layer, begins with the lowest rank that is left of all
-//! layers, and is at most as long as asked for, one chunk aside. Pure.
+//! layers, has all chunks of a rank or none, and is at most as long as asked for, one rank
+//! aside. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -37,8 +38,8 @@ impl Queue {
         self.layers.remove(&layer);
     }
 
-    /// Takes up to `bytes_max` decoded bytes, and at least one chunk, of the layer that
-    /// has the lowest rank.
+    /// Takes up to `bytes_max` decoded bytes, and at least one rank, of the layer that has
+    /// the lowest rank.
     pub fn next(&mut self, bytes_max: u64) -> Option<Batch> {
         let heads = self.layers.iter();
         let (_, layer) = heads
@@ -51,13 +52,15 @@ impl Queue {
             bytes: 0,
         };
         while let Some(next) = line.front() {
-            let bytes = batch.bytes.saturating_add(next.len.into());
+            let rank = next.rank;
+            let count = line.iter().take_while(|next| next.rank == rank).count();
+            let lens = line.iter().take(count).map(|next| u64::from(next.len));
+            let bytes = batch.bytes.saturating_add(lens.sum());
             if !batch.ids.is_empty() && bytes > bytes_max {
                 break;
             }
             batch.bytes = bytes;
-            batch.ids.push(next.id);
-            line.pop_front();
+            batch.ids.extend(line.drain(..count).map(|next| next.id));
         }
         Some(batch)
     }
@@ -87,6 +90,9 @@ mod tests {
             "longer than asked, alone"
         );
         assert_eq!(take(&mut queue), None);
+        queue.add(0, [wanted(1, 1, 15), wanted(2, 2, 5), wanted(2, 3, 5)]);
+        assert_eq!(take(&mut queue), Some((0, vec![1])), "a rank is not split");
+        assert_eq!(take(&mut queue), Some((0, vec![2, 3])));
         queue.add(2, [wanted(1, 1, 1)]);
         queue.drop_layer(2);
         assert_eq!(take(&mut queue), None);

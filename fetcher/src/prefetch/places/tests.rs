@@ -73,6 +73,21 @@ fn pages_find_their_chunks() {
 }
 
 #[test]
+fn what_is_decoded_together_comes_together() {
+    let mut index = index(&[vec![65_536, 65_536], vec![100], vec![200]]);
+    // The first file's second chunk and the two small ones are of one span.
+    for (chunk, start) in index.chunks.iter_mut().zip([0, 40_000, 40_000, 40_000]) {
+        let end = chunk.data_offset / 2 + 50_000;
+        chunk.encoding = Encoding::GzipMember {
+            blob: ByteRange::new(start, end).unwrap(),
+            skip: 0,
+        };
+    }
+    let places = [place(2, 0b10), place(0, 1), place(1, 1)];
+    assert_eq!(ids(&index, &places), (vec![(0, 1), (0, 3), (1, 0)], 0));
+}
+
+#[test]
 fn ranges_are_runs_of_pages() {
     let ranges = |pages| {
         let ranges = place(2, pages).ranges();
