@@ -8,7 +8,7 @@
 mod auth;
 mod config;
 mod endpoint;
-mod exact;
+pub(crate) mod exact;
 mod http;
 mod push;
 mod registry;
@@ -83,6 +83,25 @@ pub trait BlobSource: Send + Sync + 'static {
     /// `blob.size`. A source that cannot serve ranges answers
     /// [`crate::Error::Unsupported`], and the caller falls back to [`Self::read_all`].
     async fn read_range(&self, blob: &BlobRef, range: ByteRange) -> Result<Body>;
+
+    /// How many parts of a blob [`Self::read_parts`] takes at once; at least 1. What is
+    /// known now, so it may fall.
+    fn parts_max(&self, _blob: &BlobRef) -> usize {
+        1
+    }
+
+    /// The bytes of all `parts` of a blob one after another, without those between them.
+    /// The parts ascend, do not overlap, and each is as [`Self::read_range`] wants it;
+    /// there is at least one and at most [`Self::parts_max`].
+    async fn read_parts(&self, blob: &BlobRef, parts: &[ByteRange]) -> Result<Body> {
+        match parts {
+            [range] => self.read_range(blob, *range).await,
+            _ => Err(crate::Error::Unsupported {
+                what: format!("{} parts of blob {} at once", parts.len(), blob.digest),
+                detail: "this source reads one".to_owned(),
+            }),
+        }
+    }
 
     /// The whole blob: exactly `blob.size` bytes.
     async fn read_all(&self, blob: &BlobRef) -> Result<Body>;

@@ -57,6 +57,12 @@ impl Case {
         collect(self.source.read_range(&self.blob, range).await?).await
     }
 
+    async fn parts(&self) -> Result<Vec<u8>> {
+        let parts = [(0, 2), (4, 20), (20, 21), (35, 36)];
+        let parts = parts.map(|(start, end)| ByteRange::new(start, end).unwrap());
+        collect(self.source.read_parts(&self.blob, &parts).await?).await
+    }
+
     async fn whole(&self) -> Result<Vec<u8>> {
         collect(self.source.read_all(&self.blob).await?).await
     }
@@ -199,6 +205,42 @@ async fn ranges() {
         let error = case.range().await.unwrap_err();
         let text = case.text(&error);
         assert!(text.starts_with(expected), "{fault:?}: {text}");
+    }
+}
+
+/// Once `fault` has shown, it is there or not for good.
+#[tokio::test]
+async fn parts_come_one_at_a_time_from_who_cannot_send_several() {
+    let right = b"01456789abcdefghijkz";
+    type Row = (Fault, bool, Option<usize>);
+    let table: [Row; 9] = [
+        // Only the answer to several parts is strange, and no reader hears of it.
+        (Fault::FirstPartOnly, true, Some(1)),
+        (Fault::PartsBackwards, true, Some(1)),
+        (Fault::PartsJoined, true, Some(48)),
+        (Fault::WrongContentRange, false, Some(1)),
+        (Fault::IgnoreRange, false, Some(1)),
+        // A connection that breaks says nothing about parts.
+        (Fault::CloseAfter(70), false, Some(48)),
+        (Fault::CloseAfter(3), false, Some(48)),
+        (Fault::Status(500, None), false, Some(48)),
+        (Fault::Status(416, None), false, None),
+    ];
+    for (fault, always, parts_max) in table {
+        let case = Case::new().await;
+        assert_eq!(case.source.parts_max(&case.blob), 48);
+        case.registry.script_on(Endpoint::Blob, fault.clone());
+        if always {
+            case.registry.always(Endpoint::Blob, fault.clone());
+        }
+        let got = case.parts().await;
+        let Some(parts_max) = parts_max else {
+            let text = case.text(&got.unwrap_err());
+            assert!(text.contains("smaller than the manifest says"), "{text}");
+            continue;
+        };
+        assert_eq!(got.unwrap(), right, "{fault:?}");
+        assert_eq!(case.source.parts_max(&case.blob), parts_max, "{fault:?}");
     }
 }
 

@@ -38,6 +38,26 @@ pub(crate) fn check_range(blob: &BlobRef, range: ByteRange) -> Result<()> {
     Ok(())
 }
 
+/// The error for parts that are not in order, or that no blob can serve.
+pub(crate) fn check_parts(blob: &BlobRef, parts: &[ByteRange]) -> Result<()> {
+    let mut reached = 0;
+    for part in parts {
+        check_range(blob, *part)?;
+        if part.start() < reached {
+            return Err(Error::malformed(
+                format!("part {part} of blob {}", blob.digest),
+                format!("it comes after a part that ends at {reached}"),
+            ));
+        }
+        reached = part.end();
+    }
+    if parts.is_empty() {
+        let what = format!("a read of blob {}", blob.digest);
+        return Err(Error::malformed(what, "it is of no part"));
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl<S: BlobSource> BlobSource for Exact<S> {
     async fn resolve(&self, reference: &Reference) -> Result<Document> {
@@ -52,6 +72,16 @@ impl<S: BlobSource> BlobSource for Exact<S> {
         check_range(blob, range)?;
         let body = self.inner.read_range(blob, range).await?;
         Ok(exactly(body, blob, range.len()))
+    }
+
+    fn parts_max(&self, blob: &BlobRef) -> usize {
+        self.inner.parts_max(blob)
+    }
+
+    async fn read_parts(&self, blob: &BlobRef, parts: &[ByteRange]) -> Result<Body> {
+        check_parts(blob, parts)?;
+        let body = self.inner.read_parts(blob, parts).await?;
+        Ok(exactly(body, blob, parts.iter().map(ByteRange::len).sum()))
     }
 
     async fn read_all(&self, blob: &BlobRef) -> Result<Body> {

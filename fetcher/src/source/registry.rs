@@ -14,20 +14,23 @@
 pub(crate) mod answer;
 mod blob;
 mod document;
+mod multipart;
 mod origin;
 mod referrers;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::Uri;
+use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::auth::credentials::Credentials;
 use super::auth::{Access, Auth};
 use super::endpoint::Endpoint;
-use super::exact::check_range;
+use super::exact::{check_parts, check_range};
 use super::http::Transport;
 use super::retry::{Attempts, Jitter, Subject};
 use super::single_flight::SingleFlight;
@@ -39,6 +42,12 @@ use crate::types::{ByteRange, Descriptor, Digest, Reference, Repository};
 /// Blobs whose redirect target is remembered: more than the layers of any set of images
 /// that start together.
 const ROUTES_MAX: usize = 4096;
+
+/// Parts of a blob asked for at once: a header of under 2 KiB, and at most a quarter of
+/// what servers that count them allow.
+const PARTS_MAX: usize = 48;
+/// Hosts that are remembered to serve one part at a time.
+const SINGLE_MAX: usize = 1024;
 
 /// Where a blob's bytes come from, once the registry has said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +70,8 @@ struct Core {
     transport: Arc<Transport>,
     auth: Auth,
     routes: SingleFlight<(Repository, Digest), Route>,
+    /// Hosts that answered a question for several parts with something else.
+    single: Mutex<HashSet<String>>,
     jitter: Jitter,
     counters: Arc<Counters>,
 }
@@ -83,6 +94,7 @@ impl RegistrySource {
                 transport,
                 auth,
                 routes: SingleFlight::new(ROUTES_MAX),
+                single: Mutex::default(),
                 jitter: Jitter::new(rng),
                 counters,
             }),
@@ -102,6 +114,20 @@ impl Core {
             endpoint: Endpoint::of(repository.host(), &self.config),
             repository: repository.path().to_owned(),
         }
+    }
+
+    /// How many parts of a blob to ask the host of `repository` for at once.
+    fn parts_max(&self, repository: &Repository) -> usize {
+        let is_single = self.single.lock().contains(repository.host());
+        if is_single { 1 } else { PARTS_MAX }
+    }
+
+    fn ask_one_part_of(&self, repository: &Repository) {
+        let mut single = self.single.lock();
+        if single.len() >= SINGLE_MAX {
+            single.clear();
+        }
+        single.insert(repository.host().to_owned());
     }
 
     fn attempts(&self, what: String, repository: &Repository) -> Attempts {
@@ -127,11 +153,21 @@ impl BlobSource for RegistrySource {
 
     async fn read_range(&self, blob: &BlobRef, range: ByteRange) -> Result<Body> {
         check_range(blob, range)?;
-        blob::open(&self.core, blob, blob::Want::Range(range)).await
+        blob::open(&self.core, blob, blob::Want::Parts, &[range]).await
+    }
+
+    fn parts_max(&self, blob: &BlobRef) -> usize {
+        self.core.parts_max(&blob.repository)
+    }
+
+    async fn read_parts(&self, blob: &BlobRef, parts: &[ByteRange]) -> Result<Body> {
+        check_parts(blob, parts)?;
+        blob::open(&self.core, blob, blob::Want::Parts, parts).await
     }
 
     async fn read_all(&self, blob: &BlobRef) -> Result<Body> {
-        blob::open(&self.core, blob, blob::Want::Whole).await
+        let whole: Vec<ByteRange> = ByteRange::at(0, blob.size).into_iter().collect();
+        blob::open(&self.core, blob, blob::Want::Whole, &whole).await
     }
 
     async fn referrers(

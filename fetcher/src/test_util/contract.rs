@@ -99,6 +99,7 @@ pub async fn check(source: &dyn BlobSource, fixture: &Fixture) {
     documents(source, fixture).await;
     whole_blobs(source, fixture).await;
     ranges(source, fixture).await;
+    parts(source, fixture).await;
     missing(source, fixture).await;
     abandoned(source, fixture).await;
     concurrent(source, fixture).await;
@@ -159,6 +160,42 @@ pub async fn ranges(source: &dyn BlobSource, fixture: &Fixture) {
         assert!(
             matches!(refused, Some(Error::Malformed { .. })),
             "{range}: {refused:?}"
+        );
+    }
+}
+
+/// As many parts as the source takes at once, joined and apart; refused when out of order.
+pub async fn parts(source: &dyn BlobSource, fixture: &Fixture) {
+    let (blob, bytes) = fixture.large();
+    for gap in [0, 1, 700] {
+        let parts_max = source.parts_max(&blob).min(40);
+        assert!(parts_max > 0, "a source takes at least one part");
+        let part = |n| ByteRange::at(10 + n * (5_001 + gap), 5_001).expect("small");
+        let parts: Vec<ByteRange> = (0..parts_max as u64).map(part).collect();
+        let expected: Vec<u8> = parts
+            .iter()
+            .flat_map(|part| (part.start()..part.end()).filter_map(|at| usize::try_from(at).ok()))
+            .map(|at| bytes[at])
+            .collect();
+        let body = source.read_parts(&blob, &parts).await.expect("read_parts");
+        assert!(collect(body).await.expect("body") == expected, "{parts:?}");
+    }
+    if source.parts_max(&blob) < 2 {
+        return;
+    }
+    let range = |from, to| ByteRange::new(from, to).expect("ordered");
+    let table = [
+        vec![],
+        vec![range(10, 20), range(0, 5)],
+        vec![range(10, 20), range(19, 25)],
+        vec![range(10, 20), range(20, 20)],
+        vec![range(0, 1), range(blob.size, blob.size + 1)],
+    ];
+    for parts in table {
+        let refused = source.read_parts(&blob, &parts).await.err();
+        assert!(
+            matches!(refused, Some(Error::Malformed { .. })),
+            "{parts:?}: {refused:?}"
         );
     }
 }

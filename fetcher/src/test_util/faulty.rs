@@ -199,6 +199,15 @@ impl<S: BlobSource> BlobSource for FaultySource<S> {
             .await
     }
 
+    fn parts_max(&self, blob: &BlobRef) -> usize {
+        self.inner.parts_max(blob)
+    }
+
+    async fn read_parts(&self, blob: &BlobRef, parts: &[ByteRange]) -> Result<Body> {
+        self.read(blob, true, self.inner.read_parts(blob, parts))
+            .await
+    }
+
     async fn read_all(&self, blob: &BlobRef) -> Result<Body> {
         self.read(blob, false, self.inner.read_all(blob)).await
     }

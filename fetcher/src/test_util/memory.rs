@@ -9,12 +9,14 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
 
+use crate::source::exact::check_parts;
 use crate::source::{BlobRef, BlobSource, Body, Document};
 use crate::types::{ByteRange, Descriptor, Digest, MediaType, Reference, Repository};
 use crate::{Error, Result};
 
 /// Pieces a body is cut into: small enough that a test blob has several.
 const PIECE_BYTES: usize = 16 << 10;
+const PARTS_MAX: usize = 48;
 
 /// See the module's documentation. Content can be added while it is in use.
 #[derive(Debug, Default)]
@@ -140,20 +142,24 @@ impl BlobSource for MemorySource {
     }
 
     async fn read_range(&self, blob: &BlobRef, range: ByteRange) -> Result<Body> {
+        self.read_parts(blob, &[range]).await
+    }
+
+    fn parts_max(&self, _: &BlobRef) -> usize {
+        PARTS_MAX
+    }
+
+    async fn read_parts(&self, blob: &BlobRef, parts: &[ByteRange]) -> Result<Body> {
         let bytes = self.blob(&blob.repository, &blob.digest)?;
-        let limits = (usize::try_from(range.start()), usize::try_from(range.end()));
-        match limits {
-            (Ok(start), Ok(end)) if start < end && end <= bytes.len() => {
-                Ok(body(&bytes.slice(start..end)))
-            }
-            _ => Err(Error::malformed(
-                format!("range {range} of blob {}", blob.digest),
-                format!(
-                    "it is empty or reaches beyond the blob's {} bytes",
-                    bytes.len()
-                ),
-            )),
-        }
+        let held = BlobRef {
+            size: bytes.len() as u64,
+            ..blob.clone()
+        };
+        check_parts(&held, parts)?;
+        let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let part = |part: &ByteRange| body(&bytes.slice(at(part.start())..at(part.end())));
+        let parts: Vec<Body> = parts.iter().map(part).collect();
+        Ok(stream::iter(parts).flatten().boxed())
     }
 
     async fn read_all(&self, blob: &BlobRef) -> Result<Body> {

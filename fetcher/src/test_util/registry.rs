@@ -51,8 +51,14 @@ pub enum Fault {
     Hang,
     /// Answers a range with 200 and everything.
     IgnoreRange,
-    /// States a `Content-Range` one byte off.
+    /// States a `Content-Range` one byte off, in each part of several.
     WrongContentRange,
+    /// Answers a question for several parts with the first.
+    FirstPartOnly,
+    /// Sends several parts the last first.
+    PartsBackwards,
+    /// Sends several parts as one, with what is between them.
+    PartsJoined,
     /// Inverts the first byte of the body.
     CorruptBytes,
     /// Sends one byte too many, without a `Content-Length`.

@@ -4,7 +4,13 @@
 //! nothing. A connection that breaks is resumed where it broke; the deadline and the
 //! count of failures start over with every byte that arrives. An answer to a range is
 //! held to the letter: status, `Content-Range`, length.
+//!
+//! Several parts of a blob are asked for in one request: a registry's work for a request
+//! is mostly the same however little it is for. Many servers can do that and some cannot;
+//! they answer with everything, or with the first part. A host that does is asked for one
+//! part at a time from then on, and the body goes on as if nothing had happened.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
@@ -12,6 +18,7 @@ use futures_util::{StreamExt as _, stream};
 use http::header::{self, HeaderMap};
 use http::{Method, StatusCode};
 
+use super::multipart::{self, Multipart};
 use super::origin::{Asker, Question};
 use super::{Core, Route, answer};
 use crate::source::http::Answer;
@@ -27,29 +34,30 @@ const ROUTE_TRIES: usize = 2;
 /// Which bytes of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Want {
-    /// A part; a source without ranges is an error.
-    Range(ByteRange),
+    /// Parts; a source without ranges is an error.
+    Parts,
     /// Everything, by ranges only when resuming.
     Whole,
 }
 
-/// Opens a body: the answer's headers have arrived and are right.
-pub(super) async fn open(core: &Arc<Core>, blob: &BlobRef, want: Want) -> Result<Body> {
-    let range = match want {
-        Want::Range(range) => range,
-        Want::Whole => whole(blob),
-    };
+/// Opens a body of `parts`, which ascend: the answer's headers have arrived and are right.
+pub(super) async fn open(
+    core: &Arc<Core>,
+    blob: &BlobRef,
+    want: Want,
+    parts: &[ByteRange],
+) -> Result<Body> {
     let attempts = core.attempts(format!("blob {}", blob.digest), &blob.repository);
+    let is_some = |part: &ByteRange| !part.is_empty();
     let mut reader = Reader {
         core: core.clone(),
         blob: blob.clone(),
         want,
-        next: range.start(),
-        end: range.end(),
+        left: parts.iter().copied().filter(is_some).collect(),
         live: None,
         attempts,
     };
-    if !range.is_empty() {
+    if !reader.left.is_empty() {
         reader.connect().await?;
     }
     Ok(stream::try_unfold(reader, |mut reader| async move {
@@ -74,7 +82,7 @@ pub(super) async fn stat(core: &Core, repository: &Repository, digest: &Digest) 
         ..Question::get()
     };
     let first_byte = Question {
-        range: ByteRange::at(0, 1),
+        ranges: ByteRange::at(0, 1).into_iter().collect(),
         ..Question::get()
     };
     attempts
@@ -111,27 +119,36 @@ fn stated_size(answer: &Answer) -> Option<u64> {
     }
 }
 
-fn whole(blob: &BlobRef) -> ByteRange {
-    ByteRange::at(0, blob.size).expect("0 + size cannot pass u64::MAX")
-}
-
 fn blob_path(repository: &Repository, digest: &Digest) -> String {
     format!("/v2/{}/blobs/{digest}", repository.path())
 }
 
-/// An answer that carries the wanted bytes after `skip` others.
+/// An answer that carries the next wanted bytes.
 struct Live {
     answer: Answer,
-    skip: u64,
+    form: Form,
+    /// Wanted bytes that it is to bring yet.
+    left: u64,
+    /// Whether its parts turned out to be of no use.
+    confusing: bool,
 }
 
-/// A body in progress: bytes `next..end` are still to come.
+/// How the wanted bytes are in the answer's body.
+#[derive(Debug)]
+enum Form {
+    /// After so many others.
+    Plain { skip: u64 },
+    /// In parts, of which this piece of the body has come.
+    Parts { parts: Multipart, piece: Bytes },
+}
+
+/// A body in progress.
 struct Reader {
     core: Arc<Core>,
     blob: BlobRef,
     want: Want,
-    next: u64,
-    end: u64,
+    /// What is still to come, ascending, none of it empty.
+    left: VecDeque<ByteRange>,
     live: Option<Live>,
     attempts: Attempts,
 }
@@ -139,61 +156,82 @@ struct Reader {
 impl Reader {
     async fn next_piece(&mut self) -> Result<Option<Bytes>> {
         loop {
-            if self.next == self.end {
-                return self.finish().await;
+            if self.live.as_ref().is_some_and(|live| live.left == 0) {
+                self.finish().await?;
             }
+            let Some(next) = self.left.front().copied() else {
+                return Ok(None);
+            };
             let Some(live) = &mut self.live else {
                 self.connect().await?;
                 continue;
             };
-            let fault = match self.attempts.bound(live.piece()).await {
-                Ok(Some(piece)) if piece.len() as u64 > self.end - self.next => {
-                    return Err(self.too_long());
-                }
+            let fault = match self.attempts.bound(live.piece(next)).await {
+                Ok(Some(piece)) if piece.len() as u64 > live.left => return Err(self.too_long()),
                 Ok(Some(piece)) => {
-                    self.next += piece.len() as u64;
+                    live.left -= piece.len() as u64;
+                    self.advance(piece.len() as u64);
                     self.attempts.progress();
                     return Ok(Some(piece));
                 }
-                Ok(None) => Fault::broken(format!(
-                    "the body ended {} bytes early",
-                    self.end - self.next
-                )),
+                Ok(None) => Fault::broken(format!("the body ended {} bytes early", live.left)),
                 Err(fault) => fault,
             };
+            if live.confusing {
+                tracing::debug!(digest = %self.blob.digest, ?fault, "asking for one part at a time");
+                self.core.ask_one_part_of(&self.blob.repository);
+                self.live = None;
+                continue;
+            }
             self.live = None;
             self.attempts.after(fault).await?;
         }
     }
 
+    /// Takes `bytes` off what is still to come.
+    fn advance(&mut self, mut bytes: u64) {
+        while let Some(part) = self.left.pop_front() {
+            let taken = bytes.min(part.len());
+            bytes -= taken;
+            let rest = ByteRange::new(part.start() + taken, part.end());
+            if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+                return self.left.push_front(rest);
+            }
+            if bytes == 0 {
+                return;
+            }
+        }
+    }
+
     /// Takes the end of the body, which puts the connection back into the pool.
-    async fn finish(&mut self) -> Result<Option<Bytes>> {
+    async fn finish(&mut self) -> Result<()> {
         let Some(mut live) = self.live.take() else {
-            return Ok(None);
+            return Ok(());
         };
-        match self.attempts.bound(live.piece()).await {
-            Ok(Some(_)) => Err(self.too_long()),
+        match self.attempts.bound(live.end()).await {
+            Ok(true) => Err(self.too_long()),
             // All bytes are here; what happens to the connection now changes nothing.
-            Ok(None) | Err(_) => Ok(None),
+            Ok(false) | Err(_) => Ok(()),
         }
     }
 
     async fn connect(&mut self) -> Result<()> {
-        let range = ByteRange::new(self.next, self.end).expect("next only grows up to end");
         loop {
             let subject = self.attempts.subject().clone();
+            let parts_max = self.core.parts_max(&self.blob.repository);
             let opening = Opening {
                 core: &self.core,
                 blob: &self.blob,
                 subject: &subject,
                 want: self.want,
-                range,
+                parts: self.left.iter().copied().take(parts_max).collect(),
             };
             match self.attempts.bound(opening.run()).await {
-                Ok(live) => {
+                Ok(Some(live)) => {
                     self.live = Some(live);
                     return Ok(());
                 }
+                Ok(None) => self.core.ask_one_part_of(&self.blob.repository),
                 Err(fault) => self.attempts.after(fault).await?,
             }
         }
@@ -206,20 +244,73 @@ impl Reader {
 }
 
 impl Live {
-    /// The next wanted bytes.
-    async fn piece(&mut self) -> Result<Option<Bytes>, Fault> {
-        while let Some(mut piece) = self.answer.piece().await? {
-            let skipped = usize::try_from(self.skip)
-                .unwrap_or(usize::MAX)
-                .min(piece.len());
-            piece.advance(skipped);
-            self.skip -= skipped as u64;
-            if !piece.is_empty() {
-                return Ok(Some(piece));
+    /// The next wanted bytes, which begin where `next` does; `None` if the body ends. Of
+    /// parts, bytes behind `next` are left for later.
+    async fn piece(&mut self, next: ByteRange) -> Result<Option<Bytes>, Fault> {
+        loop {
+            if let Form::Parts { parts, piece } = &mut self.form {
+                match wanted(parts, piece, next) {
+                    Ok(None) => self.confusing = parts.is_over(),
+                    Ok(bytes) => return Ok(bytes),
+                    Err(reason) => {
+                        self.confusing = true;
+                        return Err(Fault::broken(reason));
+                    }
+                }
+            }
+            let Some(mut came) = self.answer.piece().await? else {
+                return Ok(None);
+            };
+            match &mut self.form {
+                Form::Parts { piece, .. } => *piece = came,
+                Form::Plain { skip } => {
+                    let skipped = usize::try_from(*skip).unwrap_or(usize::MAX).min(came.len());
+                    came.advance(skipped);
+                    *skip -= skipped as u64;
+                    if !came.is_empty() {
+                        return Ok(Some(came));
+                    }
+                }
             }
         }
-        Ok(None)
     }
+
+    /// Whether bytes come that nobody asked for.
+    async fn end(&mut self) -> Result<bool, Fault> {
+        while let Some(mut came) = self.answer.piece().await? {
+            match &mut self.form {
+                Form::Plain { .. } => return Ok(true),
+                // More than was asked for may come in parts. It ends when they do.
+                Form::Parts { parts, .. } if !parts.is_over() => {
+                    let mut next = || parts.next(&mut came, u64::MAX).map_err(Fault::broken);
+                    while next()?.is_some() {}
+                }
+                Form::Parts { .. } => {}
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Bytes of `next` from its start on, as far as `piece` has them. A server may send parts
+/// joined, with what is between them; that is dropped.
+fn wanted(
+    parts: &mut Multipart,
+    piece: &mut Bytes,
+    next: ByteRange,
+) -> Result<Option<Bytes>, String> {
+    while let Some((at, mut bytes)) = parts.next(piece, next.end())? {
+        if at > next.start() {
+            let start = next.start();
+            return Err(format!("bytes {start} to {at} were left out"));
+        }
+        let before = usize::try_from(next.start() - at).unwrap_or(usize::MAX);
+        bytes.advance(before.min(bytes.len()));
+        if !bytes.is_empty() {
+            return Ok(Some(bytes));
+        }
+    }
+    Ok(None)
 }
 
 /// One attempt to get an answer that carries `range`.
@@ -228,11 +319,13 @@ struct Opening<'a> {
     blob: &'a BlobRef,
     subject: &'a Subject,
     want: Want,
-    range: ByteRange,
+    /// What is asked for: ascending, at least one.
+    parts: Vec<ByteRange>,
 }
 
 impl Opening<'_> {
-    async fn run(&self) -> Result<Live, Fault> {
+    /// `None` if the host turns out to serve one part at a time.
+    async fn run(&self) -> Result<Option<Live>, Fault> {
         let mut stale = None;
         for _ in 0..ROUTE_TRIES {
             let (route, first) = self.route().await?;
@@ -241,13 +334,16 @@ impl Opening<'_> {
                 None => self.ask(&route).await?,
             };
             if matches!(answer.status.as_u16(), 200 | 206) {
-                let facts = Facts {
-                    blob: self.blob,
-                    subject: self.subject,
-                    want: self.want,
-                };
-                let skip = facts.check(answer.status, &answer.headers, self.range)?;
-                return Ok(Live { answer, skip });
+                let form = self
+                    .facts()
+                    .check(answer.status, &answer.headers, &self.parts)?;
+                let left = self.parts.iter().map(ByteRange::len).sum();
+                return Ok(form.map(|form| Live {
+                    answer,
+                    form,
+                    left,
+                    confusing: false,
+                }));
             }
             let fault = answer::fault(self.subject, &mut answer).await;
             if !is_stale(&route, answer.status) {
@@ -257,6 +353,14 @@ impl Opening<'_> {
             stale = Some(fault);
         }
         Err(stale.unwrap_or_else(|| Fault::broken("the registry keeps redirecting")))
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            blob: self.blob,
+            subject: self.subject,
+            want: self.want,
+        }
     }
 
     /// Where the blob is, and the answer itself if the registry had to be asked and
@@ -294,11 +398,10 @@ impl Opening<'_> {
             access: &access,
             subject: self.subject,
         };
-        let ranged = self.want != Want::Whole || self.range != whole(self.blob);
-        let question = Question {
-            range: ranged.then_some(self.range),
-            ..Question::get()
-        };
+        let mut question = Question::get();
+        if !self.facts().is_whole(&self.parts) {
+            question.ranges.clone_from(&self.parts);
+        }
         match route {
             Route::Origin => {
                 let path = blob_path(&self.blob.repository, &self.blob.digest);
@@ -337,59 +440,59 @@ struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Holds a successful answer to the letter. Yields how many bytes come before the
-    /// wanted ones: not zero only when a whole read is resumed without ranges. Pure.
-    fn check(&self, status: StatusCode, headers: &HeaderMap, range: ByteRange) -> Result<u64> {
+    /// Whether these parts are the blob, asked for without ranges.
+    fn is_whole(&self, parts: &[ByteRange]) -> bool {
+        let len: u64 = parts.iter().map(ByteRange::len).sum();
+        self.want == Want::Whole && len == self.blob.size
+    }
+
+    /// Holds a successful answer to the letter. `None` if several parts were asked for and
+    /// the answer is about something else: the server can do one at a time. Pure.
+    fn check(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        parts: &[ByteRange],
+    ) -> Result<Option<Form>> {
         let text = |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
         if let Some(coding) = text(header::CONTENT_ENCODING).filter(|c| *c != "identity") {
             return Err(self.wrong(format!(
                 "with Content-Encoding {coding}, which nobody asked for"
             )));
         }
-        let length = text(header::CONTENT_LENGTH).and_then(|t| t.trim().parse::<u64>().ok());
-        let is_whole = self.want == Want::Whole && range == whole(self.blob);
+        let [range] = parts else {
+            let boundary = text(header::CONTENT_TYPE).and_then(multipart::boundary);
+            let boundary = boundary.filter(|_| status == StatusCode::PARTIAL_CONTENT);
+            return Ok(boundary.map(|boundary| Form::Parts {
+                parts: Multipart::new(boundary, self.blob.size),
+                piece: Bytes::new(),
+            }));
+        };
         let (expected, skip) = match (status, self.want) {
-            (StatusCode::PARTIAL_CONTENT, _) if is_whole => {
+            (StatusCode::PARTIAL_CONTENT, _) if self.is_whole(parts) => {
                 return Err(
                     self.wrong("with part of the blob (206), though all of it was asked for")
                 );
             }
             (StatusCode::PARTIAL_CONTENT, _) => {
                 let stated = text(header::CONTENT_RANGE).unwrap_or("no Content-Range");
-                if !self.is_range(stated, range) {
-                    let asked = format!(
-                        "bytes {}-{}/{}",
-                        range.start(),
-                        range.end() - 1,
-                        self.blob.size
-                    );
+                if multipart::content_range(stated, self.blob.size) != Some(*range) {
+                    let (start, last, size) = (range.start(), range.end() - 1, self.blob.size);
+                    let asked = format!("bytes {start}-{last}/{size}");
                     return Err(self.wrong(format!("with {stated:?} instead of {asked:?}")));
                 }
                 (range.len(), 0)
             }
             (_, Want::Whole) => (self.blob.size, range.start()),
-            (_, Want::Range(_)) => return Err(self.no_ranges()),
+            (_, Want::Parts) => return Err(self.no_ranges()),
         };
+        let length = text(header::CONTENT_LENGTH).and_then(|t| t.trim().parse::<u64>().ok());
         match length {
             Some(length) if length != expected => {
                 Err(self.wrong(format!("with {length} bytes instead of {expected}")))
             }
-            Some(_) | None => Ok(skip),
+            Some(_) | None => Ok(Some(Form::Plain { skip })),
         }
-    }
-
-    /// `bytes a-b/size` or `bytes a-b/*` of exactly `range`.
-    fn is_range(&self, stated: &str, range: ByteRange) -> bool {
-        let parse = || {
-            let (span, size) = stated.strip_prefix("bytes ")?.trim().split_once('/')?;
-            let (first, last) = span.split_once('-')?;
-            let last: u64 = last.parse().ok()?;
-            Some((first.parse::<u64>().ok()?, last.checked_add(1)?, size))
-        };
-        parse().is_some_and(|(start, end, size)| {
-            let size_fits = size == "*" || size.parse() == Ok(self.blob.size);
-            start == range.start() && end == range.end() && size_fits
-        })
     }
 
     fn wrong(&self, detail: impl std::fmt::Display) -> Error {

@@ -28,8 +28,8 @@ pub(super) struct Question {
     pub(super) method: Method,
     /// Value of `Accept`.
     pub(super) accept: Option<HeaderValue>,
-    /// Bytes wanted; not empty.
-    pub(super) range: Option<ByteRange>,
+    /// Parts wanted, ascending, none of them empty; everything if there are none.
+    pub(super) ranges: Vec<ByteRange>,
 }
 
 impl Question {
@@ -38,7 +38,7 @@ impl Question {
         Self {
             method: Method::GET,
             accept: None,
-            range: None,
+            ranges: Vec::new(),
         }
     }
 
@@ -51,9 +51,12 @@ impl Question {
         if let Some(accept) = &self.accept {
             headers.insert(header::ACCEPT, accept.clone());
         }
-        if let Some(range) = &self.range {
-            let text = format!("bytes={}-{}", range.start(), range.end().saturating_sub(1));
-            let value = HeaderValue::try_from(text).expect("digits are valid in a header");
+        if !self.ranges.is_empty() {
+            let last = |range: &ByteRange| range.end().saturating_sub(1);
+            let part = |range: &ByteRange| format!("{}-{}", range.start(), last(range));
+            let parts: Vec<String> = self.ranges.iter().map(part).collect();
+            let value = HeaderValue::try_from(format!("bytes={}", parts.join(",")))
+                .expect("digits are valid in a header");
             headers.insert(header::RANGE, value);
         }
         request

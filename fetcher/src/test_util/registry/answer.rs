@@ -211,18 +211,28 @@ async fn ranged(bytes: Bytes, asked: Option<&str>, fault: Option<Fault>) -> Answ
             None => reply(200, bytes),
         };
     };
-    let span = asked.strip_prefix("bytes=").and_then(|span| {
-        let (first, last) = span.split_once('-')?;
-        let first: usize = first.parse().ok()?;
-        let last = last.parse::<usize>().ok()?.min(size.checked_sub(1)?);
-        (first <= last).then_some((first, last))
+    let spans: Option<Vec<(usize, usize)>> = asked.strip_prefix("bytes=").and_then(|spans| {
+        spans
+            .split(',')
+            .map(|span| parse_span(span, size))
+            .collect()
     });
-    let Some((first, last)) = span else {
-        let mut answer = reply(416, Bytes::new());
-        if let Ok(stated) = format!("bytes */{size}").parse() {
-            answer.headers_mut().insert(header::CONTENT_RANGE, stated);
+    let spans = match (spans, &fault) {
+        (Some(spans), Some(Fault::FirstPartOnly)) => spans.first().map(|span| vec![*span]),
+        (spans, _) => spans,
+    };
+    let (first, last) = match spans.as_deref() {
+        Some([span]) => *span,
+        Some(spans) if !spans.is_empty() => {
+            return in_parts(&bytes, spans.to_vec(), fault).await;
         }
-        return answer;
+        _ => {
+            let mut answer = reply(416, Bytes::new());
+            if let Ok(stated) = format!("bytes */{size}").parse() {
+                answer.headers_mut().insert(header::CONTENT_RANGE, stated);
+            }
+            return answer;
+        }
     };
     let shift = usize::from(fault == Some(Fault::WrongContentRange));
     let part = bytes.slice(first..=last);
@@ -235,6 +245,48 @@ async fn ranged(bytes: Bytes, asked: Option<&str>, fault: Option<Fault>) -> Answ
         if let Ok(stated) = format!("bytes {}-{}/{size}", first + shift, last + shift).parse() {
             answer.headers_mut().insert(header::CONTENT_RANGE, stated);
         }
+    }
+    answer
+}
+
+/// First and last byte of `a-b`, as far as a blob of `size` bytes has them.
+fn parse_span(span: &str, size: usize) -> Option<(usize, usize)> {
+    let (first, last) = span.split_once('-')?;
+    let first: usize = first.parse().ok()?;
+    let last = last.parse::<usize>().ok()?.min(size.checked_sub(1)?);
+    (first <= last).then_some((first, last))
+}
+
+/// A 206 of several parts, with its fault.
+async fn in_parts(bytes: &Bytes, mut spans: Vec<(usize, usize)>, fault: Option<Fault>) -> Answer {
+    let size = bytes.len();
+    match fault {
+        Some(Fault::PartsBackwards) => spans.reverse(),
+        Some(Fault::PartsJoined) => {
+            let ends = spans.first().zip(spans.last());
+            spans = ends.map(|(a, b)| (a.0, b.1)).into_iter().collect();
+        }
+        _ => {}
+    }
+    let shift = usize::from(fault == Some(Fault::WrongContentRange));
+    let mut body = Vec::new();
+    for (first, last) in spans {
+        let (stated_first, stated_last) = (first + shift, last + shift);
+        let head = format!(
+            "\r\n--parts\r\nContent-Range: bytes {stated_first}-{stated_last}/{size}\r\n\r\n"
+        );
+        body.extend_from_slice(head.as_bytes());
+        body.extend_from_slice(bytes.get(first..=last).unwrap_or_default());
+    }
+    body.extend_from_slice(b"\r\n--parts--\r\n");
+    let mut answer = match fault {
+        Some(fault) => misbehave(fault, body.into()).await,
+        None => reply(200, body.into()),
+    };
+    if answer.status() == StatusCode::OK {
+        *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let kind = header::HeaderValue::from_static("multipart/byteranges; boundary=parts");
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
     }
     answer
 }
@@ -286,7 +338,12 @@ async fn misbehave(fault: Fault, bytes: Bytes) -> Answer {
             answer.headers_mut().remove(header::CONTENT_LENGTH);
             answer
         }
-        Fault::Half | Fault::IgnoreRange | Fault::WrongContentRange => reply(200, bytes),
+        Fault::Half
+        | Fault::IgnoreRange
+        | Fault::WrongContentRange
+        | Fault::FirstPartOnly
+        | Fault::PartsBackwards
+        | Fault::PartsJoined => reply(200, bytes),
     }
 }
 
