@@ -6,6 +6,9 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let origin = Instant::now();
     lazarette_runtime::executor::host::dispatch()

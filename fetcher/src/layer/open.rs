@@ -37,7 +37,7 @@ pub use request::{LayerRequest, TocPromise};
 
 /// Pieces of a body that may wait for the decoder. Bodies come in pieces of at most some
 /// hundred KiB, so this bounds a streaming pull's memory to a few MiB.
-const PIECES_WAITING_MAX: usize = 16;
+const PIECES_WAITING_MAX: usize = 8;
 
 /// How a layer became readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
