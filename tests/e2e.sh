@@ -86,10 +86,12 @@ check_index() {
   openssl pkey -in "$SCRATCH/key.pem" -pubout -out "$SCRATCH/key.pub"
   try run_laz image index --push --key "$SCRATCH/key.pem" "$REGISTRY/python:gzip"
   equal 'laz image index --push' "$CODE" 0
+  try run_laz image profile push "$REGISTRY/python:gzip"; equal 'laz image profile push' "$CODE" 0
   printf '[trust]\nindex_keys = ["%s"]\n' "$SCRATCH/key.pub" >"$SCRATCH/trust.toml"
   export LAZARETTE_CONFIG=$SCRATCH/trust.toml
   fresh
   fetches_little 'gzip python on a node that trusts the index'
+  has 'its first start used the profile that was pushed' "$(jq -c .profile "$SCRATCH/record.json")" '"blocks"'
   check_tree python gzip
   unset LAZARETTE_CONFIG
   fresh

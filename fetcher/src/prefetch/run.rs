@@ -55,6 +55,9 @@ impl PrefetchOptions {
     }
 }
 
+/// Places by layer, with their ranks, and how to fetch them.
+pub type WantedPlaces = (BTreeMap<usize, Vec<(u32, Place)>>, PrefetchOptions);
+
 /// What a prefetch did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PrefetchUse {
@@ -79,25 +82,28 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Starts to fetch `places`, given by layer with their ranks. Must run inside a tokio
-    /// runtime.
-    pub fn start(places: BTreeMap<usize, Vec<(u32, Place)>>, options: PrefetchOptions) -> Self {
+    /// Starts to fetch the places that `wanted` comes up with, if it does. Layers may be
+    /// opened meanwhile. Must run inside a tokio runtime.
+    pub fn start(wanted: impl Future<Output = Option<WantedPlaces>> + Send + 'static) -> Self {
         // Holds at most one message for each layer of an image.
         let (opened, inbox) = mpsc::unbounded_channel();
         let used = Arc::new(Mutex::new(PrefetchUse::default()));
-        let driver = Driver {
-            places,
-            options,
-            inbox,
-            used: Arc::clone(&used),
-            queue: Queue::default(),
-            layers: BTreeMap::new(),
-        };
-        Self {
-            opened,
-            used,
-            task: tokio::spawn(driver.run()),
-        }
+        let its_use = Arc::clone(&used);
+        let task = tokio::spawn(async move {
+            let Some((places, options)) = wanted.await else {
+                return;
+            };
+            let driver = Driver {
+                places,
+                options,
+                inbox,
+                used: its_use,
+                queue: Queue::default(),
+                layers: BTreeMap::new(),
+            };
+            driver.run().await;
+        });
+        Self { opened, used, task }
     }
 
     /// Says that a layer can be read now. Never waits.

@@ -280,6 +280,18 @@ pub enum ProfileCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Put an image's profiles beside it in its registry, for other nodes' first starts
+    Push {
+        /// Image
+        #[arg(value_name = "REF")]
+        reference: Reference,
+    },
+    /// Add the profiles that the registry has beside the image
+    Pull {
+        /// Image
+        #[arg(value_name = "REF")]
+        reference: Reference,
+    },
     /// Add profiles that another node exported
     Import {
         /// Image

@@ -44,6 +44,12 @@ pub(super) async fn profile(
         ProfileCommand::Export { reference, file } => {
             engine.export_profiles(&reference, &file).await?
         }
+        ProfileCommand::Push { reference } => {
+            let (profiles, digest) = engine.push_profiles(&reference).await?;
+            eprintln!("pushed as {digest}");
+            profiles
+        }
+        ProfileCommand::Pull { reference } => engine.pull_profiles(&reference).await?,
         ProfileCommand::Import { reference, file } => {
             engine.import_profiles(&reference, &file).await?
         }

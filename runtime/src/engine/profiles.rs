@@ -1,11 +1,16 @@
 //! Profiles in a start, and what users ask of them.
 //!
+//! A node that has no profile of an image it pulls asks the image's registry for one, while
+//! layers are being opened; what comes is kept like one that was imported.
+//!
 //! Invariant: a [`Session`] never fails a start and never holds it up: what goes wrong with
 //! a profile is logged. It ends with [`Session::finish`]; dropped earlier, its prefetch
 //! ends and nothing is remembered. A container that goes on is remembered as soon as it is
 //! ready, one that ends when it has ended, each once.
 
-use std::collections::BTreeMap;
+mod early;
+mod registry;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,12 +18,12 @@ use std::time::Instant;
 
 use lazarette_fetcher::db::Batch;
 use lazarette_fetcher::layer::Layer;
-use lazarette_fetcher::prefetch::{Place, Prefetch, PrefetchOptions};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::data::LayerData;
 use tokio::task::JoinHandle;
 
+use self::early::Early;
 use super::{Engine, RunRequest, now_s};
 use crate::image::Image;
 use crate::image::pull::{Landmarks, PullMode};
@@ -40,7 +45,7 @@ pub(super) struct Session {
 struct Active {
     command: Command,
     recorder: Arc<Recorder>,
-    prefetch: Option<(Prefetch, ProfileUse, Instant)>,
+    prefetch: Option<Early>,
     ready: Option<ReadyBy>,
     saving: Option<JoinHandle<()>>,
 }
@@ -54,20 +59,24 @@ pub(super) struct Report {
 }
 
 impl Session {
-    /// Looks for a profile and begins to use it.
-    pub(super) async fn begin(engine: &Arc<Engine>, image: &Image, request: &RunRequest) -> Self {
+    /// Looks for a profile and begins to use it. The registry is asked only for images
+    /// that are `new` here.
+    pub(super) async fn begin(
+        engine: &Arc<Engine>,
+        image: &Image,
+        request: &RunRequest,
+        new: bool,
+    ) -> Self {
         let words = spec::command_line(&request.options, &image.config.config);
         let (true, Ok(words)) = (request.profile, words) else {
             return Self { active: None };
         };
         let command = Command::new(&words);
-        let known = match request.mode {
-            PullMode::Lazy => engine.known(image.manifest.digest).await,
+        let prefetch = match request.mode {
+            PullMode::Lazy => Early::begin(engine, image, &command, new).await,
             // Everything is fetched before anything could be fetched early.
             PullMode::Full => None,
         };
-        let chosen = known.as_ref().and_then(|known| known.choose(&command));
-        let prefetch = chosen.map(|(profile, guess)| start(profile, guess));
         Self {
             active: Some(Active {
                 command,
@@ -83,8 +92,9 @@ impl Session {
     pub(super) fn landmarks(&self) -> Landmarks {
         match &self.active {
             Some(Active {
-                prefetch: Some(_), ..
-            }) => Landmarks::Ignore,
+                prefetch: Some(early),
+                ..
+            }) if early.has_profile() => Landmarks::Ignore,
             Some(_) | None => Landmarks::Honour,
         }
     }
@@ -94,8 +104,8 @@ impl Session {
         let (Some(active), Ok(position)) = (&self.active, u32::try_from(number)) else {
             return Arc::clone(layer) as _;
         };
-        if let Some((prefetch, ..)) = &active.prefetch {
-            prefetch.opened(number, layer);
+        if let Some(early) = &active.prefetch {
+            early.opened(number, layer);
         }
         active.recorder.tap(position, Arc::clone(layer))
     }
@@ -157,14 +167,8 @@ impl Session {
             ready_by: active.ready,
             ..Report::default()
         };
-        if let Some((prefetch, mut used, began)) = active.prefetch {
-            let done = prefetch.finish().await;
-            used.fetched_chunks = done.chunks;
-            used.fetched_bytes = done.bytes;
-            used.unknown_blocks = done.unknown;
-            used.failed = done.failed;
-            trace.record("prefetch", began, done.last.unwrap_or(began));
-            report.used = Some(used);
+        if let Some(early) = active.prefetch {
+            report.used = early.finish(trace).await;
         }
         let was_saved = active.saving.is_some();
         if let Some(saving) = active.saving
@@ -185,32 +189,6 @@ impl Session {
         }
         report
     }
-}
-
-/// Begins to fetch what `profile` names.
-fn start(profile: &CommandProfile, guess: bool) -> (Prefetch, ProfileUse, Instant) {
-    let mut places: BTreeMap<usize, Vec<(u32, Place)>> = BTreeMap::new();
-    for (rank, block) in (0_u32..).zip(&profile.blocks) {
-        if let Ok(layer) = usize::try_from(block.layer) {
-            places.entry(layer).or_default().push((rank, block.place));
-        }
-    }
-    let options = if guess {
-        PrefetchOptions::guess()
-    } else {
-        PrefetchOptions::default()
-    };
-    let used = ProfileUse {
-        runs: profile.runs,
-        guess,
-        blocks: profile.blocks.len() as u64,
-        bytes: profile.bytes(),
-        fetched_chunks: 0,
-        fetched_bytes: 0,
-        unknown_blocks: 0,
-        failed: 0,
-    };
-    (Prefetch::start(places, options), used, Instant::now())
 }
 
 impl Engine {
@@ -256,11 +234,8 @@ impl Engine {
         let text = read_bounded(file).await?;
         let what = format!("profile {}", file.display());
         let theirs = ImageProfiles::parse(&what, &text)?;
-        let image = match self.local(reference).await? {
-            Some(image) => image,
-            None => self.resolve(reference, &Trace::new(Instant::now())).await?,
-        };
-        if theirs.manifest != image.manifest.digest || theirs.layers != layers_of(&image) {
+        let image = self.image(reference).await?;
+        if !is_of(&theirs, &image) {
             return Err(Error::Refused {
                 what: format!("{what} is of another image, {}", theirs.manifest),
                 todo: format!(
@@ -269,7 +244,20 @@ impl Engine {
                 ),
             });
         }
-        let mine = self.known_or_empty(&image).await;
+        self.learn_from(&image, theirs).await
+    }
+
+    /// The image `reference` names, asking its registry only if it is not here.
+    async fn image(&self, reference: &Reference) -> Result<Image> {
+        match self.local(reference).await? {
+            Some(image) => Ok(image),
+            None => self.resolve(reference, &Trace::new(Instant::now())).await,
+        }
+    }
+
+    /// Adds `theirs` to what is known of the image.
+    async fn learn_from(&self, image: &Image, theirs: ImageProfiles) -> Result<ImageProfiles> {
+        let mine = self.known_or_empty(image).await;
         let all = join(mine, theirs);
         self.keep(all.clone()).await?;
         Ok(all)
@@ -347,6 +335,10 @@ fn join(mut mine: ImageProfiles, theirs: ImageProfiles) -> ImageProfiles {
         mine.put(joined);
     }
     mine
+}
+
+fn is_of(profiles: &ImageProfiles, image: &Image) -> bool {
+    profiles.manifest == image.manifest.digest && profiles.layers == layers_of(image)
 }
 
 fn layers_of(image: &Image) -> Vec<Digest> {

@@ -95,11 +95,13 @@ impl Engine {
         puller: &Puller,
         stage: &mut Stage,
     ) -> Result<(Image, Session)> {
-        let image = match self.local(&request.reference).await? {
+        let local = self.local(&request.reference).await?;
+        let new = local.is_none();
+        let image = match local {
             Some(image) => image,
             None => self.resolve(&request.reference, &puller.trace).await?,
         };
-        let session = Session::begin(self, &image, request).await;
+        let session = Session::begin(self, &image, request, new).await;
         // Layers may take minutes to stream; other processes need not wait for that.
         self.release_db();
         self.look_for_indexes(&image, puller).await;

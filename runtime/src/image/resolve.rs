@@ -178,8 +178,8 @@ fn join(
     })
 }
 
-/// Reads a blob that is known to be small into memory.
-async fn read_small(source: &dyn BlobSource, blob: &BlobRef) -> Result<Bytes> {
+/// Reads a blob that is known to be small into memory; its digest is not checked.
+pub(crate) async fn read_small(source: &dyn BlobSource, blob: &BlobRef) -> Result<Bytes> {
     let mut body = source.read_all(blob).await?;
     let mut bytes = BytesMut::new();
     while let Some(piece) = body.next().await {

@@ -1,6 +1,7 @@
 //! Start-up profiles from one `laz run` to the next, and from one node to another.
 
 use lazarette_fetcher::test_util::FakeRegistry;
+use lazarette_fetcher::types::{Digest, MediaType};
 use serde_json::Value;
 
 use crate::support::{
@@ -219,6 +220,76 @@ async fn privileged_a_profile_travels_as_a_file() {
     }
 }
 
+/// Puts `document` beside the image it names, as `laz image profile push` does.
+fn put_beside(registry: &FakeRegistry, document: &[u8]) {
+    let kind = "application/vnd.lazarette.profile.v1+json";
+    let subject = serde_json::from_slice::<Value>(document).unwrap()["manifest"].clone();
+    let descriptor = |media_type: &str, bytes: &[u8]| {
+        let digest = registry.add_blob(bytes.to_vec()).to_string();
+        serde_json::json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+    };
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": kind,
+        "config": descriptor("application/vnd.oci.empty.v1+json", b"{}"),
+        "layers": [descriptor(kind, document)],
+        "subject": {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": subject,
+            "size": 1,
+        },
+    });
+    let tag = Digest::sha256(document).file_name();
+    registry.add_manifest(
+        "test/image",
+        &tag,
+        MediaType::OciManifest,
+        manifest.to_string(),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_fresh_node_finds_the_profile_beside_the_image() {
+    if !is_root("privileged_a_fresh_node_finds_the_profile_beside_the_image") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &layer(), &Changes::default());
+    let (here, there) = (Laz::new(), Laz::new());
+    let recorded = run(&here, &image, &[], READ_ALL).await;
+    let file = here.path("profile.json").display().to_string();
+    let export = ["image", "profile", "export", &image.reference, &file];
+    json(&here, &export).await;
+    let mine = std::fs::read_to_string(&file).unwrap();
+
+    // What others put there does no harm, and does not hide what is right.
+    let layer = mine.split_once("\"layers\":[\"").unwrap().1;
+    let foreign = mine.replace(&layer[..71], &Digest::sha256(b"other").to_string());
+    put_beside(&registry, foreign.as_bytes());
+    put_beside(
+        &registry,
+        mine.replace("profile.v1+json\"", "profile.v9+json\"")
+            .as_bytes(),
+    );
+    let without = run(&there, &image, &[], READ_ALL).await;
+    assert_eq!(without["profile"], Value::Null);
+
+    put_beside(&registry, mine.as_bytes());
+    let third = Laz::new();
+    let first = run(&third, &image, &[], READ_ALL).await;
+    assert_eq!(first["profile"]["blocks"], recorded["recorded"]["blocks"]);
+    let shown = json(&third, &["image", "profile", "show", &image.reference]).await;
+    assert_eq!(
+        number(&shown[0]["blocks"]),
+        number(&recorded["recorded"]["blocks"])
+    );
+
+    // One that knows the image already asks only when it is told to.
+    let pulled = json(&there, &["image", "profile", "pull", &image.reference]).await;
+    assert_eq!(pulled[0]["blocks"], shown[0]["blocks"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_profile_that_is_not_there_or_not_ours_says_so() {
     let registry = FakeRegistry::start().await;
@@ -228,8 +299,12 @@ async fn a_profile_that_is_not_there_or_not_ours_says_so() {
         .run(&["image", "profile", "show", &image.reference])
         .await;
     assert!(said.code == 125 && said.err.contains("laz run"), "{said:?}");
+    for (what, words) in [("push", "laz run"), ("pull", "laz image profile push")] {
+        let said = laz.run(&["image", "profile", what, &image.reference]).await;
+        assert!(said.code == 125 && said.err.contains(words), "{said:?}");
+    }
     let file = laz.path("other.json");
-    let digest = lazarette_fetcher::types::Digest::sha256(b"another image");
+    let digest = Digest::sha256(b"another image");
     let text = format!(
         r#"{{"mediaType":"application/vnd.lazarette.profile.v1+json","manifest":"{digest}","layers":[],"commands":[]}}"#
     );

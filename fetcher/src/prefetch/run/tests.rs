@@ -95,6 +95,10 @@ fn has(layer: &Layer, wanted: &[u32]) -> bool {
         .all(|id| layer.file().is_present(id) == wanted.contains(&id))
 }
 
+fn start(places: BTreeMap<usize, Vec<(u32, Place)>>, options: PrefetchOptions) -> Prefetch {
+    Prefetch::start(std::future::ready(Some((places, options))))
+}
+
 /// Waits for the task's own end, then for what it did.
 async fn done(mut prefetch: Prefetch) -> PrefetchUse {
     (&mut prefetch.task).await.unwrap();
@@ -113,7 +117,7 @@ async fn exactly_what_was_named_is_there_in_the_end() {
         (1, vec![block(1, 2)]),
     ]);
     for options in [PrefetchOptions::default(), PrefetchOptions::guess()] {
-        let prefetch = Prefetch::start(places.clone(), options);
+        let prefetch = start(places.clone(), options);
         // The later layer may be open first, and one that nobody asked for as well.
         prefetch.opened(1, &layers[1]);
         prefetch.opened(5, &layers[1]);
@@ -138,7 +142,7 @@ async fn a_layer_that_fails_leaves_the_others_alone() {
         first_bytes: 1,
         batch_bytes_max: 1,
     };
-    let prefetch = Prefetch::start(BTreeMap::from([(0, all(0)), (1, all(4))]), options);
+    let prefetch = start(BTreeMap::from([(0, all(0)), (1, all(4))]), options);
     prefetch.opened(0, &gone);
     prefetch.opened(1, &here);
     let used = done(prefetch).await;
@@ -152,11 +156,29 @@ async fn a_layer_that_fails_leaves_the_others_alone() {
 
 #[tokio::test]
 async fn it_ends_when_it_is_told_to() {
-    let prefetch = Prefetch::start(
-        BTreeMap::from([(0, vec![block(0, 0)])]),
-        PrefetchOptions::default(),
-    );
+    let wanted = BTreeMap::from([(0, vec![block(0, 0)])]);
+    let prefetch = start(wanted, PrefetchOptions::default());
     assert_eq!(prefetch.finish().await, PrefetchUse::default());
-    let empty = Prefetch::start(BTreeMap::new(), PrefetchOptions::default());
+    let empty = start(BTreeMap::new(), PrefetchOptions::default());
     assert_eq!(done(empty).await, PrefetchUse::default());
+    let never = Prefetch::start(std::future::pending());
+    assert_eq!(never.finish().await, PrefetchUse::default());
+    assert_eq!(
+        done(Prefetch::start(std::future::ready(None))).await,
+        PrefetchUse::default()
+    );
+}
+
+#[tokio::test]
+async fn what_is_wanted_may_be_known_after_layers_are_open() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer(1, 4, true);
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let prefetch = Prefetch::start(async { told.await.ok() });
+    prefetch.opened(0, &layer);
+    assert!(has(&layer, &[]));
+    let wanted = BTreeMap::from([(0, vec![block(0, 2)])]);
+    assert!(tell.send((wanted, PrefetchOptions::default())).is_ok());
+    assert_eq!(done(prefetch).await.chunks, 1);
+    assert!(has(&layer, &[2]));
 }

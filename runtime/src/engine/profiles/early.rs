@@ -1,0 +1,113 @@
+//! Fetching early what a profile names, once there is a profile.
+//!
+//! Invariant: never holds a start up. Layers that open before a profile is found are
+//! remembered for it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::prefetch::{Place, Prefetch, PrefetchOptions, WantedPlaces};
+
+use crate::engine::Engine;
+use crate::image::Image;
+use crate::profile::{Command, ImageProfiles, ProfileUse};
+use crate::trace::Trace;
+
+/// The prefetch of one start.
+pub(super) struct Early {
+    prefetch: Prefetch,
+    /// The profile it goes by; empty until one is found.
+    by: Arc<OnceLock<ProfileUse>>,
+    began: Instant,
+}
+
+impl Early {
+    /// Begins with what this node knows of the image. Knowing nothing of one that is `new`
+    /// here, it asks the registry meanwhile.
+    pub(super) async fn begin(
+        engine: &Arc<Engine>,
+        image: &Image,
+        command: &Command,
+        new: bool,
+    ) -> Option<Self> {
+        let by = Arc::new(OnceLock::new());
+        let began = Instant::now();
+        let prefetch = match engine.known(image.manifest.digest).await {
+            Some(known) => {
+                let wanted = wanted(&known, command, &by)?;
+                Prefetch::start(std::future::ready(Some(wanted)))
+            }
+            None if new => {
+                let (engine, image) = (Arc::clone(engine), image.clone());
+                let (command, by) = (command.clone(), Arc::clone(&by));
+                Prefetch::start(async move {
+                    let known = engine.ask_for_profiles(&image).await?;
+                    wanted(&known, &command, &by)
+                })
+            }
+            None => return None,
+        };
+        Some(Self {
+            prefetch,
+            by,
+            began,
+        })
+    }
+
+    /// Whether a profile was found by now.
+    pub(super) fn has_profile(&self) -> bool {
+        self.by.get().is_some()
+    }
+
+    /// Layer `number` can be read.
+    pub(super) fn opened(&self, number: usize, layer: &Arc<Layer>) {
+        self.prefetch.opened(number, layer);
+    }
+
+    /// Ends it; what it did, if it had a profile.
+    pub(super) async fn finish(self, trace: &Trace) -> Option<ProfileUse> {
+        let done = self.prefetch.finish().await;
+        let profile = *self.by.get()?;
+        trace.record("prefetch", self.began, done.last.unwrap_or(self.began));
+        Some(ProfileUse {
+            fetched_chunks: done.chunks,
+            fetched_bytes: done.bytes,
+            unknown_blocks: done.unknown,
+            failed: done.failed,
+            ..profile
+        })
+    }
+}
+
+/// What to fetch for this command; `by` becomes the profile that says so.
+fn wanted(
+    known: &ImageProfiles,
+    command: &Command,
+    by: &OnceLock<ProfileUse>,
+) -> Option<WantedPlaces> {
+    let (profile, guess) = known.choose(command)?;
+    let mut places: BTreeMap<usize, Vec<(u32, Place)>> = BTreeMap::new();
+    for (rank, block) in (0_u32..).zip(&profile.blocks) {
+        if let Ok(layer) = usize::try_from(block.layer) {
+            places.entry(layer).or_default().push((rank, block.place));
+        }
+    }
+    let options = match guess {
+        true => PrefetchOptions::guess(),
+        false => PrefetchOptions::default(),
+    };
+    let used = ProfileUse {
+        runs: profile.runs,
+        guess,
+        blocks: profile.blocks.len() as u64,
+        bytes: profile.bytes(),
+        fetched_chunks: 0,
+        fetched_bytes: 0,
+        unknown_blocks: 0,
+        failed: 0,
+    };
+    by.set(used).ok()?;
+    Some((places, options))
+}
