@@ -152,6 +152,10 @@ pub struct ExitStatus {
 /// thread and needs no cleanup when this process is killed.
 #[async_trait]
 pub trait Executor: Send + Sync {
+    /// Does beforehand what the next [`Executor::launch`] needs whatever its plan. Must run
+    /// inside a tokio runtime. Never waits; a failure shows at the launch.
+    fn warm_up(&self);
+
     /// Creates and starts the container of `plan`. Unbounded: its first reads may come
     /// from a registry; callers that want a deadline wrap it in a timeout.
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, Error>;

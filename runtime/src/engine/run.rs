@@ -69,6 +69,8 @@ impl Engine {
         prepared: impl FnOnce(),
     ) -> Result<StartRecord> {
         let trace = &puller.trace;
+        let executor = executor(&request)?;
+        executor.warm_up();
         let (image, mut session) = tokio::select! {
             prepared = self.prepare(&mut request, puller, stage) => prepared?,
             signal = stop_signal() => return Err(Error::Interrupted { signal }),
@@ -78,6 +80,7 @@ impl Engine {
         let play = Play {
             engine: self,
             image: &image,
+            executor: executor.as_ref(),
             trace,
         };
         let outcome = play.perform(&request, stage, &mut session).await;
@@ -188,6 +191,7 @@ fn with_profile(record: StartRecord, report: &Report) -> StartRecord {
 struct Play<'a> {
     engine: &'a Arc<Engine>,
     image: &'a Image,
+    executor: &'a dyn Executor,
     trace: &'a Trace,
 }
 
@@ -199,7 +203,6 @@ impl Play<'_> {
         stage: &Stage,
         session: &mut Session,
     ) -> Result<Ended> {
-        let executor = executor(request)?;
         let began = Instant::now();
         let (io, ends) = follow::open(request.options.terminal, request.interactive)?;
         let plan = LaunchPlan {
@@ -209,7 +212,7 @@ impl Play<'_> {
             io,
         };
         let mut launched = tokio::select! {
-            launched = executor.launch(plan) => launched?,
+            launched = self.executor.launch(plan) => launched?,
             signal = stop_signal() => return Err(Error::Interrupted { signal }),
         };
         let times = launched.task.times();

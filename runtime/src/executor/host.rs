@@ -60,7 +60,9 @@ pub fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let (request, stdio) = receive_first(&control)?;
+    let Some((request, stdio)) = receive_first(&control)? else {
+        return Ok(()); // nobody needed this host
+    };
     process::reset_signals()?;
     process::become_subreaper()?;
     // A path that vanishes under us must not matter.
@@ -99,10 +101,13 @@ fn run() -> io::Result<()> {
     Ok(())
 }
 
-/// The first frame, and the descriptors that came with its header.
-fn receive_first(control: &UnixStream) -> io::Result<(Request, Option<Stdio>)> {
+/// The first frame, and the descriptors that came with its header; `None` if there is none.
+fn receive_first(control: &UnixStream) -> io::Result<Option<(Request, Option<Stdio>)>> {
     let mut header = [0; 4];
     let (received, fds) = socket::recv_with_fds(control, &mut header)?;
+    if received == 0 {
+        return Ok(None);
+    }
     let unread = header.get_mut(received..).unwrap_or_default();
     let mut reader = control;
     reader.read_exact(unread)?;
@@ -123,7 +128,7 @@ fn receive_first(control: &UnixStream) -> io::Result<(Request, Option<Stdio>)> {
             ));
         }
     };
-    Ok((request, stdio))
+    Ok(Some((request, stdio)))
 }
 
 /// Creates, starts and follows the container until its init has ended.

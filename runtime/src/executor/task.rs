@@ -30,9 +30,9 @@ const DELETE_WAIT: Duration = Duration::from_secs(20);
 const HOST_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Starts containers with libcontainer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Embedded {
-    host_program: PathBuf,
+    hosts: Hosts,
 }
 
 impl Default for Embedded {
@@ -52,15 +52,15 @@ impl Embedded {
     #[must_use]
     pub fn with_host(program: impl Into<PathBuf>) -> Self {
         Self {
-            host_program: program.into(),
+            hosts: Hosts::new(program.into()),
         }
     }
 }
 
 /// Starts containers with an OCI runtime binary.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct External {
-    host_program: PathBuf,
+    hosts: Hosts,
     binary: PathBuf,
 }
 
@@ -92,7 +92,7 @@ impl External {
             code: 125,
         })?;
         Ok(Self {
-            host_program: "/proc/self/exe".into(),
+            hosts: Hosts::new("/proc/self/exe".into()),
             binary,
         })
     }
@@ -101,7 +101,7 @@ impl External {
     #[must_use]
     pub fn with_host(self, program: impl Into<PathBuf>) -> Self {
         Self {
-            host_program: program.into(),
+            hosts: Hosts::new(program.into()),
             ..self
         }
     }
@@ -109,22 +109,65 @@ impl External {
 
 #[async_trait]
 impl Executor for Embedded {
+    fn warm_up(&self) {
+        self.hosts.warm_up();
+    }
+
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, Error> {
-        launch(&self.host_program, Runtime::Embedded, plan).await
+        launch(&self.hosts, Runtime::Embedded, plan).await
     }
 }
 
 #[async_trait]
 impl Executor for External {
+    fn warm_up(&self) {
+        self.hosts.warm_up();
+    }
+
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, Error> {
         let runtime = Runtime::External {
             binary: self.binary.clone(),
         };
-        launch(&self.host_program, runtime, plan).await
+        launch(&self.hosts, runtime, plan).await
     }
 }
 
-async fn launch(program: &Path, runtime: Runtime, plan: LaunchPlan) -> Result<Launched, Error> {
+/// Where executor hosts come from.
+#[derive(Debug)]
+struct Hosts {
+    program: PathBuf,
+    /// One that has been spawned and waits for its request. Spawning takes milliseconds
+    /// with a cold cache, which a start has while it waits for its image.
+    idle: Mutex<Option<Host>>,
+}
+
+impl Hosts {
+    fn new(program: PathBuf) -> Self {
+        Self {
+            program,
+            idle: Mutex::default(),
+        }
+    }
+
+    /// A failure shows when a host is needed.
+    fn warm_up(&self) {
+        let mut idle = self.idle.lock();
+        if idle.is_none() {
+            *idle = Host::spawn(&self.program).ok();
+        }
+    }
+
+    /// A host for one request.
+    fn take(&self) -> Result<Host, Error> {
+        let idle = self.idle.lock().take();
+        match idle.filter(|host| !host.progress.borrow().closed) {
+            Some(host) => Ok(host),
+            None => Host::spawn(&self.program),
+        }
+    }
+}
+
+async fn launch(hosts: &Hosts, runtime: Runtime, plan: LaunchPlan) -> Result<Launched, Error> {
     let state = claim_state(&plan.state_root, &plan.id)?;
     let host_plan = HostPlan {
         bundle: plan
@@ -136,7 +179,7 @@ async fn launch(program: &Path, runtime: Runtime, plan: LaunchPlan) -> Result<La
         state,
         runtime,
     };
-    let prepared = prepare(program, &host_plan, plan.io);
+    let prepared = prepare(hosts, &host_plan, plan.io);
     let (mut host, console, size) = prepared.inspect_err(|_| {
         // No host, so nobody else removes it; what is in it is ours alone.
         if let Err(error) = std::fs::remove_dir_all(&host_plan.state) {
@@ -145,7 +188,7 @@ async fn launch(program: &Path, runtime: Runtime, plan: LaunchPlan) -> Result<La
     })?;
     match start(&mut host, &host_plan.id, console, size).await {
         Ok((pid, times, console)) => {
-            let program = program.to_owned();
+            let program = hosts.program.clone();
             let task = Box::new(HostTask {
                 host,
                 plan: host_plan,
@@ -156,7 +199,7 @@ async fn launch(program: &Path, runtime: Runtime, plan: LaunchPlan) -> Result<La
             Ok(Launched { task, console })
         }
         Err(error) => {
-            remove(host, program, &host_plan).await?;
+            remove(host, &hosts.program, &host_plan).await?;
             Err(error)
         }
     }
@@ -185,9 +228,9 @@ fn claim_state(root: &Path, id: &str) -> Result<PathBuf, Error> {
     })
 }
 
-/// Spawns the host of a container, with the socket for its terminal when it has one.
+/// Gives a host its container, with the socket for its terminal when it has one.
 fn prepare(
-    program: &Path,
+    hosts: &Hosts,
     plan: &HostPlan,
     io: ContainerIo,
 ) -> Result<(Host, Option<ConsoleSocket>, Option<Size>), Error> {
@@ -197,15 +240,17 @@ fn prepare(
             stdin,
             stdout,
             stderr,
-        } => Ok((
-            Host::spawn(program, &request, &[stdin, stdout, stderr])?,
-            None,
-            None,
-        )),
+        } => {
+            let host = hosts.take()?;
+            host.begin(&request, &[stdin, stdout, stderr])?;
+            Ok((host, None, None))
+        }
         ContainerIo::Terminal { size } => {
             let socket = ConsoleSocket::bind(&plan.state);
             let socket = socket.map_err(Error::io("bind the terminal's socket"))?;
-            Ok((Host::spawn(program, &request, &[])?, Some(socket), size))
+            let host = hosts.take()?;
+            host.begin(&request, &[])?;
+            Ok((host, Some(socket), size))
         }
     }
 }
@@ -244,7 +289,8 @@ async fn remove(mut host: Host, program: &Path, plan: &HostPlan) -> Result<(), E
 
 /// Removes what a container left whose host was killed.
 async fn sweep(program: &Path, plan: &HostPlan) -> Result<(), Error> {
-    let mut host = Host::spawn(program, &Request::Sweep(plan.clone()), &[])?;
+    let mut host = Host::spawn(program)?;
+    host.begin(&Request::Sweep(plan.clone()), &[])?;
     host.deleted(&plan.id).await
 }
 
@@ -287,19 +333,19 @@ impl Progress {
     }
 }
 
-/// A connection to an executor host. Dropping it makes the host kill its container.
+/// A connection to an executor host. Dropping it makes the host kill its container, or end
+/// if it has none.
+#[derive(Debug)]
 struct Host {
     requests: Mutex<OwnedWriteHalf>,
     progress: watch::Receiver<Progress>,
 }
 
 impl Host {
-    fn spawn(program: &Path, first: &Request, fds: &[OwnedFd]) -> Result<Self, Error> {
+    /// One that waits for [`Host::begin`].
+    fn spawn(program: &Path) -> Result<Self, Error> {
         let make = || -> io::Result<(StdStream, StdStream)> {
             let (ours, theirs) = StdStream::pair()?;
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            // Bounded well below the socket's buffer, so this cannot block.
-            socket::send_with_fds(&ours, &protocol::encode(first)?, &borrowed)?;
             ours.set_nonblocking(true)?;
             Ok((ours, theirs))
         };
@@ -323,6 +369,18 @@ impl Host {
             requests: Mutex::new(writer),
             progress,
         })
+    }
+
+    /// Sends the first request, with the container's descriptors.
+    fn begin(&self, first: &Request, fds: &[OwnedFd]) -> Result<(), Error> {
+        let send = || {
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            let requests = self.requests.lock();
+            let stream: &UnixStream = requests.as_ref();
+            // Bounded well below the socket's empty buffer, so this cannot block.
+            socket::send_with_fds(stream, &protocol::encode(first)?, &borrowed)
+        };
+        send().map_err(Error::io("give the executor host its container"))
     }
 
     /// Waits until `enough` holds, the launch failed, or the host is gone.

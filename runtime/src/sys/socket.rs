@@ -11,7 +11,7 @@ const FDS_MAX: usize = 3;
 
 /// Sends `bytes` (not empty) with `fds` attached; fails when not all bytes fit at once.
 pub(crate) fn send_with_fds(
-    socket: &UnixStream,
+    socket: &impl AsRawFd,
     bytes: &[u8],
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
