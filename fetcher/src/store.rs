@@ -8,6 +8,7 @@
 //! ```text
 //! <root>/store.lock                       held for moments: drafts, publishing, removal
 //! <root>/evictions                        how processes learn of each other's evictions
+//! <root>/chunks                           a hint: where the bytes of a digest may be
 //! <root>/content/<algorithm>-<hex>        a small blob (manifest, config), whole
 //! <root>/layers/<algorithm>-<hex>/index   file and chunk tables
 //! <root>/layers/<algorithm>-<hex>/bitmap  which chunks are present
@@ -23,6 +24,8 @@
 mod bitmap;
 mod blobs;
 mod check;
+mod chunks;
+mod copy;
 mod details;
 pub mod disk;
 mod evict;
@@ -37,12 +40,13 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use self::chunks::ChunkTable;
 use self::disk::{Disk, RealDisk};
 use self::evict::Keeper;
 use self::evictions::Evictions;
@@ -52,6 +56,7 @@ use crate::{Error, Result};
 
 pub use blobs::BLOB_BYTES_MAX;
 pub use check::{BlobCheck, StoreCheck};
+pub use copy::Copied;
 pub use evict::{Bounds, Evicted, Space, Trim};
 pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage};
 pub use ingest::LayerIngest;
@@ -67,6 +72,9 @@ pub struct Store {
     root: PathBuf,
     disk: Arc<dyn Disk>,
     evictions: Arc<Evictions>,
+    chunks: ChunkTable,
+    /// Whether the file system was found unable to share blocks between files.
+    cannot_share: AtomicBool,
     next: AtomicU64,
     open: Mutex<HashMap<Digest, Weak<LayerFile>>>,
     keeper: Keeper,
@@ -85,10 +93,13 @@ impl Store {
         // The root and its missing parents are made outside the seam: they hold nothing yet.
         fs::create_dir_all(&root).map_err(|e| Error::io("create", &root, e))?;
         let evictions = Arc::new(Evictions::open(&root)?);
+        let chunks = ChunkTable::open(&root);
         let store = Arc::new_cyclic(|me| Self {
             root,
             disk,
             evictions,
+            chunks,
+            cannot_share: AtomicBool::new(false),
             next: AtomicU64::new(0),
             open: Mutex::new(HashMap::new()),
             keeper: Keeper::default(),

@@ -17,7 +17,7 @@ use lazarette_fetcher::codec;
 use lazarette_fetcher::index::ingest::LayerSink as _;
 use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex};
 use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
-use lazarette_fetcher::store::disk::{Disk, RealDisk};
+use lazarette_fetcher::store::disk::{Disk, RealDisk, Stretch};
 use lazarette_fetcher::store::{Bounds, LayerFile, Store};
 use lazarette_fetcher::test_util::disk::{CrashDisk, Fault};
 use lazarette_fetcher::types::{ByteRange, Digest};
@@ -96,6 +96,9 @@ impl Disk for Unsynced {
     }
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
         RealDisk.write_at(file, offset, bytes)
+    }
+    fn share(&self, from: &File, to: &File, stretch: Stretch) -> io::Result<()> {
+        RealDisk.share(from, to, stretch)
     }
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
         RealDisk.set_len(file, len)

@@ -17,6 +17,7 @@
 //! processes, then `holes`, then `due`.
 
 mod check;
+mod copied;
 mod digests;
 mod evict;
 mod flush;
@@ -48,7 +49,7 @@ use crate::{Error, Result};
 
 pub use check::LayerCheck;
 pub use flush::FlushPolicy;
-pub(super) use lock::lock_layer;
+pub(super) use lock::{LayerLock, lock_layer, try_lock_layer};
 pub(super) use record::write_new;
 
 /// Names inside a layer's directory.
@@ -69,6 +70,8 @@ pub struct LayerUsage {
     pub allocated: u64,
     /// Decoded bytes of all chunks.
     pub total: u64,
+    /// Decoded bytes that came from other layers, not from the network.
+    pub copied: u64,
 }
 
 /// A layer on disk. Shared by all its readers and fillers in this process.
@@ -96,6 +99,8 @@ pub struct LayerFile {
     holes: RwLock<()>,
     /// Extents that were read since the store last asked.
     touched: Bitmap,
+    /// Copied from other layers and not written down yet.
+    copied_bytes: AtomicU64,
     store: Weak<Store>,
 }
 
@@ -154,6 +159,7 @@ impl LayerFile {
             seen: AtomicU64::new(seen),
             holes: RwLock::new(()),
             touched: Bitmap::empty(extents + 1),
+            copied_bytes: AtomicU64::new(0),
             store: store.me.clone(),
             flushing: Mutex::new(Recorded {
                 stored: stored.clone(),
@@ -211,6 +217,7 @@ impl LayerFile {
             present: self.present_bytes.load(Ordering::Relaxed),
             allocated: meta.blocks() * 512,
             total: self.index.chunks.iter().map(|c| u64::from(c.len)).sum(),
+            copied: self.copied_bytes(),
         })
     }
 
@@ -223,7 +230,12 @@ impl LayerFile {
         self.removed.load(Ordering::Acquire)
     }
 
-    fn chunk(&self, id: ChunkId) -> Result<&Chunk> {
+    /// The store, while somebody has it.
+    pub(super) fn store(&self) -> Option<Arc<Store>> {
+        self.store.upgrade()
+    }
+
+    pub(super) fn chunk(&self, id: ChunkId) -> Result<&Chunk> {
         let chunk = usize::try_from(id)
             .ok()
             .and_then(|at| self.index.chunks.get(at));

@@ -4,10 +4,42 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 use nix::sys::statvfs::statvfs;
+
+use super::disk::Stretch;
+
+/// `struct file_clone_range` of `linux/fs.h`.
+#[repr(C)]
+struct FileCloneRange {
+    src_fd: i64,
+    src_offset: u64,
+    src_length: u64,
+    dest_offset: u64,
+}
+
+mod ioctl {
+    nix::ioctl_write_ptr!(ficlonerange, 0x94, 13, super::FileCloneRange);
+}
+
+/// Makes bytes of `to` share the blocks of those of `from`.
+#[expect(unsafe_code, reason = "blocks are shared by ioctl only")]
+pub(super) fn share(from: &File, to: &File, stretch: Stretch) -> io::Result<()> {
+    let range = FileCloneRange {
+        src_fd: i64::from(from.as_raw_fd()),
+        src_offset: stretch.from,
+        src_length: stretch.len,
+        dest_offset: stretch.to,
+    };
+    // SAFETY: both descriptors are open while their files are borrowed, and the kernel
+    // only reads `range`, which is laid out as its header says and outlives the call.
+    unsafe { ioctl::ficlonerange(to.as_raw_fd(), &raw const range) }
+        .map(drop)
+        .map_err(io::Error::from)
+}
 
 /// Swaps the names `a` and `b`, both of which must exist on one file system.
 pub(super) fn exchange(a: &Path, b: &Path) -> io::Result<()> {

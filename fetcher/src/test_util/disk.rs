@@ -9,14 +9,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::store::disk::{Disk, RealDisk};
+use crate::store::disk::{Disk, RealDisk, Stretch};
 
 /// A sector: what a device writes whole or not at all.
 const SECTOR: usize = 512;
@@ -65,6 +65,7 @@ struct Model {
 
 struct State {
     ops: u64,
+    shared: u64,
     fault: Option<(u64, Fault)>,
     crashed: bool,
     model: Model,
@@ -89,6 +90,7 @@ impl CrashDisk {
             root: root.to_path_buf(),
             state: Mutex::new(State {
                 ops: 0,
+                shared: 0,
                 fault,
                 crashed: false,
                 model,
@@ -99,6 +101,11 @@ impl CrashDisk {
     /// Operations seen so far, the failed one included.
     pub fn ops(&self) -> u64 {
         self.state.lock().ops
+    }
+
+    /// How often blocks were shared between files.
+    pub fn shared(&self) -> u64 {
+        self.state.lock().shared
     }
 
     /// Whether the crash has happened.
@@ -232,6 +239,16 @@ impl Disk for CrashDisk {
         RealDisk.write_at(file, offset, bytes)?;
         let change = Change::Write(offset, bytes.to_vec());
         state.model.change(file, change)
+    }
+
+    /// Shares on every file system, as far as anyone can tell.
+    fn share(&self, from: &File, to: &File, stretch: Stretch) -> io::Result<()> {
+        let mut state = self.enter()?;
+        let mut bytes = vec![0; usize::try_from(stretch.len).unwrap_or(0)];
+        from.read_exact_at(&mut bytes, stretch.from)?;
+        RealDisk.write_at(to, stretch.to, &bytes)?;
+        state.shared += 1;
+        state.model.change(to, Change::Write(stretch.to, bytes))
     }
 
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {

@@ -47,6 +47,7 @@ impl LayerFile {
             }
         }
         self.drop_chunks(&found.dropped)?;
+        self.note_present();
         Ok(found)
     }
 

@@ -45,6 +45,7 @@ impl LayerFile {
         };
         store.with_room(|| self.flush_now())?;
         self.note_touched();
+        self.write_copied();
         store.keep_within();
         Ok(())
     }

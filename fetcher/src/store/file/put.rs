@@ -3,12 +3,14 @@
 //! Invariant: a chunk's bit is set only after all its verified bytes were written, and no
 //! hole is made between the two. Nothing is promised to survive a crash: a flush does that.
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::Ordering;
 
 use super::{DATA, LayerFile};
 use crate::codec::VerifiedBytes;
 use crate::index::{Chunk, ChunkId};
+use crate::store::disk::Stretch;
 use crate::{Error, Result};
 
 /// How often a `put` writes again because a sync failed while it was writing.
@@ -21,19 +23,44 @@ impl LayerFile {
     pub fn put(&self, id: ChunkId, bytes: &VerifiedBytes) -> Result<()> {
         let chunk = self.chunk(id)?;
         self.check_put(id, chunk, bytes)?;
+        let write = || {
+            let write = || self.disk.write_at(&self.data, chunk.data_offset, bytes);
+            self.put_now(id, chunk, &write)
+        };
         match self.store.upgrade() {
-            Some(store) => store.with_room(|| self.put_now(id, chunk, bytes)),
-            None => self.put_now(id, chunk, bytes),
+            Some(store) => store.with_room(write)?,
+            None => write()?,
         }
+        self.note_place(id, chunk);
+        Ok(())
     }
 
-    fn put_now(&self, id: ChunkId, chunk: &Chunk, bytes: &VerifiedBytes) -> Result<()> {
+    /// [`Self::put`] by sharing the blocks of `from`, where the verified bytes are and stay
+    /// meanwhile. Fails where that cannot be done; makes no room.
+    pub(in crate::store) fn put_shared(
+        &self,
+        id: ChunkId,
+        bytes: &VerifiedBytes,
+        from: &File,
+        stretch: Stretch,
+    ) -> Result<()> {
+        let chunk = self.chunk(id)?;
+        self.check_put(id, chunk, bytes)?;
+        self.put_now(id, chunk, &|| self.disk.share(from, &self.data, stretch))?;
+        self.note_place(id, chunk);
+        Ok(())
+    }
+
+    fn put_now(
+        &self,
+        id: ChunkId,
+        chunk: &Chunk,
+        write: &dyn Fn() -> io::Result<()>,
+    ) -> Result<()> {
         let _no_holes = self.holes.read();
         for _ in 0..PUT_ATTEMPTS_MAX {
             let failures = self.failed_syncs.load(Ordering::Acquire);
-            self.disk
-                .write_at(&self.data, chunk.data_offset, bytes)
-                .map_err(|e| Error::io("write to", self.dir.join(DATA), e))?;
+            write().map_err(|e| Error::io("write to", self.dir.join(DATA), e))?;
             self.sound.set(id);
             if self.bits.set(id) {
                 self.present_bytes
