@@ -28,7 +28,7 @@ mod window;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -238,6 +238,14 @@ impl Layer {
                 }
             }
         });
+    }
+
+    /// Asks that these chunks, which a start reads, outlast others; see [`LayerFile::pin`].
+    pub fn pin(&self, ids: Vec<ChunkId>) {
+        let file = Arc::clone(&self.shared.file);
+        let pin = move || file.pin(ids, SystemTime::now());
+        // Owned and waited for by the tracker; a hint that is lost costs nobody a read.
+        drop(self.shared.tasks.spawn_blocking(pin));
     }
 
     /// Records what is present; see [`LayerFile::flush`].

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! <root>/store.lock                       held for moments: drafts, publishing, removal
+//! <root>/evict.lock                       held by the one process that evicts
 //! <root>/evictions                        how processes learn of each other's evictions
 //! <root>/chunks                           a hint: where the bytes of a digest may be
 //! <root>/content/<algorithm>-<hex>        a small blob (manifest, config), whole
@@ -14,11 +15,13 @@
 //! <root>/layers/<algorithm>-<hex>/bitmap  which chunks are present
 //! <root>/layers/<algorithm>-<hex>/data    payloads of files, sparse
 //! <root>/layers/<algorithm>-<hex>/touched a hint: which parts were read lately
+//! <root>/layers/<algorithm>-<hex>/pinned  a hint: which parts start-ups read
+//! <root>/layers/<algorithm>-<hex>/copied  a hint: how much came from other layers
 //! <root>/ingest/<n>/                      being made; `data` locked by its maker
 //! <root>/trash/<n>/                       being removed
 //! ```
 //!
-//! Lock order: `store.lock`, then a layer's lock, then `open`, which is never held across
+//! Lock order: `store.lock` or `evict.lock`, then a layer's lock, then `open`, which is never held across
 //! a system call.
 
 mod bitmap;
@@ -58,7 +61,7 @@ pub use blobs::BLOB_BYTES_MAX;
 pub use check::{BlobCheck, StoreCheck};
 pub use copy::Copied;
 pub use evict::{Bounds, Evicted, Space, Trim};
-pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage};
+pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage, PIN_TIME};
 pub use ingest::LayerIngest;
 
 /// Longest wait for another process that publishes or removes. Those take milliseconds;
@@ -94,6 +97,7 @@ impl Store {
         fs::create_dir_all(&root).map_err(|e| Error::io("create", &root, e))?;
         let evictions = Arc::new(Evictions::open(&root)?);
         let chunks = ChunkTable::open(&root);
+        evict::prepare(&root)?;
         let store = Arc::new_cyclic(|me| Self {
             root,
             disk,

@@ -22,6 +22,7 @@ mod digests;
 mod evict;
 mod flush;
 mod lock;
+mod pinned;
 mod put;
 mod read;
 mod record;
@@ -50,6 +51,7 @@ use crate::{Error, Result};
 pub use check::LayerCheck;
 pub use flush::FlushPolicy;
 pub(super) use lock::{LayerLock, lock_layer, try_lock_layer};
+pub use pinned::PIN_TIME;
 pub(super) use record::write_new;
 
 /// Names inside a layer's directory.
