@@ -28,6 +28,9 @@ pub enum Fault {
     Crash,
     /// The operation fails once with `ENOSPC`.
     NoSpace,
+    /// The operation and all later ones that need room fail with `ENOSPC`, until
+    /// [`CrashDisk::relieve`]. Blocks that are there can be written over.
+    Full,
     /// The operation fails once with `EIO`. A sync that fails loses what it had to sync.
     Io,
 }
@@ -69,6 +72,13 @@ struct State {
     fault: Option<(u64, Fault)>,
     crashed: bool,
     model: Model,
+}
+
+/// What an operation takes of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Room,
+    Nothing,
 }
 
 /// The recording disk, over the directory `root`.
@@ -136,6 +146,10 @@ impl CrashDisk {
 
     /// Counts an operation and decides its fate.
     fn enter(&self) -> io::Result<parking_lot::MutexGuard<'_, State>> {
+        self.enter_for(Need::Nothing)
+    }
+
+    fn enter_for(&self, need: Need) -> io::Result<parking_lot::MutexGuard<'_, State>> {
         let mut state = self.state.lock();
         if state.crashed {
             return Err(io::Error::other("the process is dead"));
@@ -143,7 +157,12 @@ impl CrashDisk {
         let now = state.ops;
         state.ops += 1;
         match state.fault {
+            Some((at, Fault::Full)) => match need {
+                Need::Room if now >= at => Err(io::Error::from(io::ErrorKind::StorageFull)),
+                Need::Room | Need::Nothing => Ok(state),
+            },
             Some((at, fault)) if at == now => match fault {
+                Fault::Full => Ok(state),
                 Fault::Crash => {
                     state.crashed = true;
                     Err(io::Error::other("the process dies here"))
@@ -153,6 +172,11 @@ impl CrashDisk {
             },
             _ => Ok(state),
         }
+    }
+
+    /// Makes room on a disk that was full.
+    pub fn relieve(&self) {
+        self.state.lock().fault = None;
     }
 
     fn node(&self, model: &Model, path: &Path) -> io::Result<Node> {
@@ -211,7 +235,7 @@ impl Model {
 
 impl Disk for CrashDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.enter()?;
+        let mut state = self.enter_for(Need::Room)?;
         RealDisk.create_dir(path)?;
         let (dir, name) = self.split(&state.model, path)?;
         let node = state.model.add(true);
@@ -220,7 +244,7 @@ impl Disk for CrashDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {
-        let mut state = self.enter()?;
+        let mut state = self.enter_for(Need::Room)?;
         let file = RealDisk.create(path)?;
         let model = &mut state.model;
         let (dir, name) = self.split(model, path)?;
@@ -235,7 +259,7 @@ impl Disk for CrashDisk {
     }
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut state = self.enter()?;
+        let mut state = self.enter_for(need_of(file, offset, bytes)?)?;
         RealDisk.write_at(file, offset, bytes)?;
         let change = Change::Write(offset, bytes.to_vec());
         state.model.change(file, change)
@@ -243,7 +267,7 @@ impl Disk for CrashDisk {
 
     /// Shares on every file system, as far as anyone can tell.
     fn share(&self, from: &File, to: &File, stretch: Stretch) -> io::Result<()> {
-        let mut state = self.enter()?;
+        let mut state = self.enter_for(Need::Room)?;
         let mut bytes = vec![0; usize::try_from(stretch.len).unwrap_or(0)];
         from.read_exact_at(&mut bytes, stretch.from)?;
         RealDisk.write_at(to, stretch.to, &bytes)?;
@@ -330,6 +354,18 @@ impl Disk for CrashDisk {
         state.model.change_names(vec![(dir, name, None)]);
         Ok(())
     }
+}
+
+/// What a write takes: nothing where the file has blocks already.
+fn need_of(file: &File, offset: u64, bytes: &[u8]) -> io::Result<Need> {
+    let meta = file.metadata()?;
+    let is_dense = meta.blocks() * 512 >= meta.len();
+    let is_inside = offset.saturating_add(bytes.len() as u64) <= meta.len();
+    Ok(if is_dense && is_inside {
+        Need::Nothing
+    } else {
+        Need::Room
+    })
 }
 
 fn apply_names(
