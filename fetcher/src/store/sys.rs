@@ -61,3 +61,39 @@ pub(super) fn capacity(path: &Path) -> io::Result<(u64, u64)> {
     let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
     Ok((bytes(stat.blocks()), bytes(stat.blocks_available())))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn blocks_are_shared_or_the_file_system_says_that_it_cannot() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name| {
+            let path = dir.path().join(name);
+            let mut options = File::options();
+            let options = options.read(true).write(true).create_new(true);
+            let file = options.open(path).unwrap();
+            file.set_len(3 * 65_536).unwrap();
+            file
+        };
+        let (from, to) = (make("from"), make("to"));
+        from.write_all_at(&[7; 65_536], 65_536).unwrap();
+        let stretch = Stretch {
+            from: 65_536,
+            to: 0,
+            len: 65_536,
+        };
+        let mut bytes = [1; 65_536];
+        match share(&from, &to, stretch) {
+            Ok(()) => {
+                to.read_exact_at(&mut bytes, 0).unwrap();
+                assert_eq!(bytes, [7; 65_536]);
+            }
+            // Any other answer would mean that the call was not understood.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{error}"),
+        }
+    }
+}
