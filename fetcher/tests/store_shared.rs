@@ -427,7 +427,7 @@ fn trimmed_with(pin: impl FnOnce(&LayerFile)) -> usize {
     let a = store.open_layer(&digest).unwrap().unwrap();
     let extents: BTreeSet<u64> = check(&a)
         .into_iter()
-        .map(|id| u64::from(id) * BLOCK >> 20)
+        .map(|id| (u64::from(id) * BLOCK) >> 20)
         .collect();
     let trim = store.trim(0).unwrap();
     assert_eq!(
