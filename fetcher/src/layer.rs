@@ -6,6 +6,8 @@
 //! fetch belongs to the layer, not to a reader, so a reader that goes away stops nothing.
 //! An error reaches everyone who waits and is forgotten: the next reader tries again.
 //!
+//! What another layer of this node holds is copied from there and never fetched.
+//!
 //! A wanted chunk brings others along. First the missing chunks of its gzip member, whose
 //! bytes come with it anyway. Then small ones that follow it in the blob, in the same
 //! request; nobody waits for those, and each is there as soon as its own bytes are.
@@ -20,13 +22,15 @@
 mod fetch;
 mod gate;
 mod inflight;
+mod local;
 pub mod open;
 mod window;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -63,8 +67,12 @@ pub struct LayerCounters {
     pub requests: u64,
     /// Encoded bytes received from the source.
     pub bytes_fetched: u64,
-    /// Chunks verified and stored.
+    /// Chunks fetched, verified and stored.
     pub chunks_filled: u64,
+    /// Chunks that another layer of this node had, verified and stored.
+    pub chunks_copied: u64,
+    /// Their decoded bytes.
+    pub bytes_copied: u64,
     /// Pieces that did not decode or verify and were dropped.
     pub chunks_corrupt: u64,
 }
@@ -114,6 +122,8 @@ struct Shared {
     config: LayerConfig,
     inflight: Inflight,
     gate: Arc<Gate>,
+    /// Turns of copying from other layers.
+    copying: Semaphore,
     counters: Counters,
     cancel: CancellationToken,
     tasks: TaskTracker,
@@ -124,6 +134,8 @@ struct Counters {
     requests: AtomicU64,
     bytes_fetched: AtomicU64,
     chunks_filled: AtomicU64,
+    chunks_copied: AtomicU64,
+    bytes_copied: AtomicU64,
     chunks_corrupt: AtomicU64,
 }
 
@@ -146,6 +158,7 @@ impl Layer {
             blob,
             gate: Gate::new(config.requests_max, config.memory_bytes_max),
             config,
+            copying: Semaphore::new(local::TURNS),
             inflight: Inflight::default(),
             counters: Counters::default(),
             cancel: CancellationToken::new(),
@@ -227,6 +240,14 @@ impl Layer {
         });
     }
 
+    /// Asks that these chunks, which a start reads, outlast others; see [`LayerFile::pin`].
+    pub fn pin(&self, ids: Vec<ChunkId>) {
+        let file = Arc::clone(&self.shared.file);
+        let pin = move || file.pin(ids, SystemTime::now());
+        // Owned and waited for by the tracker; a hint that is lost costs nobody a read.
+        drop(self.shared.tasks.spawn_blocking(pin));
+    }
+
     /// Records what is present; see [`LayerFile::flush`].
     pub async fn flush(&self) -> Result<()> {
         let file = Arc::clone(&self.shared.file);
@@ -246,6 +267,8 @@ impl Layer {
             requests: read(&counters.requests),
             bytes_fetched: read(&counters.bytes_fetched),
             chunks_filled: read(&counters.chunks_filled),
+            chunks_copied: read(&counters.chunks_copied),
+            bytes_copied: read(&counters.bytes_copied),
             chunks_corrupt: read(&counters.chunks_corrupt),
         }
     }
@@ -341,14 +364,16 @@ impl Shared {
         Ok(Some(Behind { first, ids }))
     }
 
-    /// Fetches the claimed chunks in a task of the layer's own.
+    /// Fills the claimed chunks in a task of the layer's own: from other layers of this node
+    /// as far as they have them, the rest from the source.
     fn start(self: &Arc<Self>, mine: Mine, leave: Leave) {
         if mine.is_empty() {
             return;
         }
-        let (shared, mine) = (Arc::clone(self), Arc::new(mine));
+        let shared = Arc::clone(self);
         self.tasks.spawn(async move {
             let cancel = shared.cancel.clone();
+            let mine = Arc::new(local::first(&shared, mine).await);
             let fetch = async {
                 match leave {
                     Leave::Given(pass) => fetch::run_behind(&shared, &mine, pass).await,

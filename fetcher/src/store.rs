@@ -7,22 +7,28 @@
 //!
 //! ```text
 //! <root>/store.lock                       held for moments: drafts, publishing, removal
+//! <root>/evict.lock                       held by the one process that evicts
 //! <root>/evictions                        how processes learn of each other's evictions
+//! <root>/chunks                           a hint: where the bytes of a digest may be
 //! <root>/content/<algorithm>-<hex>        a small blob (manifest, config), whole
 //! <root>/layers/<algorithm>-<hex>/index   file and chunk tables
 //! <root>/layers/<algorithm>-<hex>/bitmap  which chunks are present
 //! <root>/layers/<algorithm>-<hex>/data    payloads of files, sparse
 //! <root>/layers/<algorithm>-<hex>/touched a hint: which parts were read lately
+//! <root>/layers/<algorithm>-<hex>/pinned  a hint: which parts start-ups read
+//! <root>/layers/<algorithm>-<hex>/copied  a hint: how much came from other layers
 //! <root>/ingest/<n>/                      being made; `data` locked by its maker
 //! <root>/trash/<n>/                       being removed
 //! ```
 //!
-//! Lock order: `store.lock`, then a layer's lock, then `open`, which is never held across
+//! Lock order: `store.lock` or `evict.lock`, then a layer's lock, then `open`, which is never held across
 //! a system call.
 
 mod bitmap;
 mod blobs;
 mod check;
+mod chunks;
+mod copy;
 mod details;
 pub mod disk;
 mod evict;
@@ -37,12 +43,13 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use self::chunks::ChunkTable;
 use self::disk::{Disk, RealDisk};
 use self::evict::Keeper;
 use self::evictions::Evictions;
@@ -52,8 +59,9 @@ use crate::{Error, Result};
 
 pub use blobs::BLOB_BYTES_MAX;
 pub use check::{BlobCheck, StoreCheck};
+pub use copy::Copied;
 pub use evict::{Bounds, Evicted, Space, Trim};
-pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage};
+pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage, PIN_TIME};
 pub use ingest::LayerIngest;
 
 /// Longest wait for another process that publishes or removes. Those take milliseconds;
@@ -67,6 +75,9 @@ pub struct Store {
     root: PathBuf,
     disk: Arc<dyn Disk>,
     evictions: Arc<Evictions>,
+    chunks: ChunkTable,
+    /// Whether the file system was found unable to share blocks between files.
+    cannot_share: AtomicBool,
     next: AtomicU64,
     open: Mutex<HashMap<Digest, Weak<LayerFile>>>,
     keeper: Keeper,
@@ -85,10 +96,14 @@ impl Store {
         // The root and its missing parents are made outside the seam: they hold nothing yet.
         fs::create_dir_all(&root).map_err(|e| Error::io("create", &root, e))?;
         let evictions = Arc::new(Evictions::open(&root)?);
+        let chunks = ChunkTable::open(&root);
+        evict::prepare(&root)?;
         let store = Arc::new_cyclic(|me| Self {
             root,
             disk,
             evictions,
+            chunks,
+            cannot_share: AtomicBool::new(false),
             next: AtomicU64::new(0),
             open: Mutex::new(HashMap::new()),
             keeper: Keeper::default(),

@@ -12,12 +12,13 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use lazarette_fetcher::codec;
 use lazarette_fetcher::index::ingest::LayerSink as _;
 use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex};
 use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
-use lazarette_fetcher::store::disk::{Disk, RealDisk};
+use lazarette_fetcher::store::disk::{Disk, RealDisk, Stretch};
 use lazarette_fetcher::store::{Bounds, LayerFile, Store};
 use lazarette_fetcher::test_util::disk::{CrashDisk, Fault};
 use lazarette_fetcher::types::{ByteRange, Digest};
@@ -34,26 +35,41 @@ fn chunk_bytes(id: ChunkId) -> Vec<u8> {
         .collect()
 }
 
+/// The layers of [`copy`]: large enough for their blocks to be shared.
+const LARGE: [&str; 2] = ["large", "other large"];
+const LARGE_LEN: u32 = 33_000;
+
 /// A layer of one file per chunk, with padding between them.
 fn index(name: &str) -> LayerIndex {
+    if LARGE.contains(&name) {
+        let bytes = |id| vec![u8::try_from(id + 1).unwrap(); LARGE_LEN as usize];
+        return layer(name, &[bytes(0), bytes(1), bytes(2)]);
+    }
+    layer(name, &(0..CHUNKS).map(chunk_bytes).collect::<Vec<_>>())
+}
+
+fn layer(name: &str, payloads: &[Vec<u8>]) -> LayerIndex {
     let mut files = Vec::new();
     let mut chunks = Vec::new();
-    for id in 0..CHUNKS {
-        let data_offset = u64::from(id) * 4096;
-        let digest = Digest::sha256(&chunk_bytes(id));
+    let mut data_len = 0_u64;
+    for (id, payload) in payloads.iter().enumerate() {
+        let data_offset = data_len.next_multiple_of(4096);
+        data_len = data_offset + payload.len() as u64;
+        let len = u32::try_from(payload.len()).unwrap();
+        let digest = Digest::sha256(payload);
         chunks.push(Chunk {
             encoding: Encoding::GzipMember {
-                blob: ByteRange::at(u64::from(id) * 100, 100).unwrap(),
+                blob: ByteRange::at(id as u64 * 100, 100).unwrap(),
                 skip: 0,
             },
             data_offset,
-            len: CHUNK_LEN,
+            len,
             chunk_digest: digest.as_bytes().try_into().ok(),
         });
         files.push(FileEntry {
             path: format!("file{id}").into_bytes(),
             kind: FileKind::Regular {
-                size: u64::from(CHUNK_LEN),
+                size: u64::from(len),
                 data_offset,
             },
             mode: 0o644,
@@ -65,17 +81,20 @@ fn index(name: &str) -> LayerIndex {
     }
     LayerIndex {
         blob_digest: Digest::sha256(name.as_bytes()),
-        blob_size: u64::from(CHUNKS) * 100,
+        blob_size: payloads.len() as u64 * 100,
         format: LayerFormat::Estargz,
         files,
         chunks,
         spans: Vec::new(),
-        data_len: u64::from(CHUNKS - 1) * 4096 + u64::from(CHUNK_LEN),
+        data_len,
     }
 }
 
 fn put(file: &LayerFile, id: ChunkId) -> Result<()> {
-    let bytes = chunk_bytes(id);
+    put_bytes(file, id, chunk_bytes(id))
+}
+
+fn put_bytes(file: &LayerFile, id: ChunkId, bytes: Vec<u8>) -> Result<()> {
     let digest = Digest::sha256(&bytes);
     file.put(
         id,
@@ -96,6 +115,9 @@ impl Disk for Unsynced {
     }
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
         RealDisk.write_at(file, offset, bytes)
+    }
+    fn share(&self, from: &File, to: &File, stretch: Stretch) -> io::Result<()> {
+        RealDisk.share(from, to, stretch)
     }
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
         RealDisk.set_len(file, len)
@@ -128,6 +150,8 @@ impl Disk for Unsynced {
 struct Acked {
     /// Chunks of layer "lazy" that a flush recorded.
     chunks: BTreeSet<ChunkId>,
+    /// Chunks of layer "other large" that a flush recorded.
+    copied: BTreeSet<ChunkId>,
     /// Layers that must be complete.
     complete: BTreeSet<&'static str>,
     /// Layers that must be gone.
@@ -229,7 +253,52 @@ fn evict_and_fill_again(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     Ok(())
 }
 
-const SCENARIOS: [(&str, Scenario); 7] = [
+/// One layer takes what another has, which is then evicted and removed.
+fn copy(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    let [large, other] = LARGE.map(index);
+    let from = store.create_layer(large)?;
+    for id in 0..3 {
+        put_bytes(
+            &from,
+            id,
+            vec![u8::try_from(id + 1).unwrap(); LARGE_LEN as usize],
+        )?;
+    }
+    let to = store.create_layer(other)?;
+    for ids in [[0], [2]] {
+        to.copy_local(&ids, |_, _| {});
+        let present = (0..3).filter(|id| to.is_present(*id)).collect();
+        to.flush()?;
+        acked.copied = present;
+    }
+    from.evict_all()?;
+    acked.copied.remove(&0);
+    to.evict(&[0])?;
+    store.remove_layer(from.digest())?;
+    // Nobody has it any more: it stays absent.
+    to.copy_local(&[0, 1], |_, _| {});
+    to.flush()
+}
+
+/// Hints beside a layer's data, which everything leaves as they are or drops.
+fn pin_and_trim(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    fill_and_flush(store, acked)?;
+    let file = store.create_layer(index("lazy"))?;
+    let mut buf = vec![0; 100];
+    file.read_at(0, &mut buf)?;
+    file.pin([0, 1], SystemTime::now());
+    file.flush()?;
+    acked.chunks.clear();
+    store.trim(0)?;
+    put(&file, 1)?;
+    file.flush()?;
+    acked.chunks.insert(1);
+    Ok(())
+}
+
+const SCENARIOS: [(&str, Scenario); 9] = [
+    ("copy", copy),
+    ("pin and trim", pin_and_trim),
     ("evict and fill again", evict_and_fill_again),
     ("fill and flush", fill_and_flush),
     ("ingest", ingest),
@@ -242,13 +311,19 @@ const SCENARIOS: [(&str, Scenario); 7] = [
 /// Whatever is present in a layer reads as it should; returns what is.
 fn check_layer(file: &LayerFile) -> BTreeSet<ChunkId> {
     let mut present = BTreeSet::new();
-    for id in 0..CHUNKS {
-        let mut buf = vec![0xee; CHUNK_LEN as usize];
+    for (id, chunk) in (0..).zip(&file.index().chunks) {
+        let mut buf = vec![0xee; chunk.len as usize];
         let claimed = file.is_present(id);
-        let read = file.read_at(u64::from(id) * 4096, &mut buf).unwrap();
+        let read = file.read_at(chunk.data_offset, &mut buf).unwrap();
         assert_eq!(read, claimed, "chunk {id} is claimed but not right");
         if read {
-            assert_eq!(buf, chunk_bytes(id), "chunk {id} is present but wrong");
+            let expected = &chunk.chunk_digest.unwrap()[..];
+            let digest = Digest::sha256(&buf);
+            assert_eq!(
+                digest.as_bytes(),
+                expected,
+                "chunk {id} is present but wrong"
+            );
             present.insert(id);
         }
     }
@@ -261,14 +336,16 @@ fn check(root: &Path, acked: &Acked, when: &str) {
         let left = std::fs::read_dir(root.join(leftovers)).unwrap().count();
         assert_eq!(left, 0, "{when}: {leftovers}");
     }
-    for name in ["lazy", "whole", "aborted"] {
+    for name in ["lazy", "whole", "aborted", LARGE[0], LARGE[1]] {
         let file = store
             .open_layer(&index(name).blob_digest)
             .unwrap_or_else(|e| panic!("{when}: layer {name}: {e}"));
         let present = file.as_deref().map(check_layer).unwrap_or_default();
         if name == "lazy" {
             assert!(acked.chunks.is_subset(&present), "{when}: {present:?}");
-        } else if let Some(file) = &file {
+        } else if name == LARGE[1] {
+            assert!(acked.copied.is_subset(&present), "{when}: {present:?}");
+        } else if let Some(file) = file.as_ref().filter(|_| name != LARGE[0]) {
             assert!(file.is_complete(), "{when}: {name} is half visible");
         }
         if acked.complete.contains(name) {
@@ -378,6 +455,47 @@ fn a_failure_at_any_operation_loses_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn a_disk_that_is_full_from_any_operation_on_loses_nothing() {
+    for (name, scenario) in SCENARIOS {
+        let ops = operations_of(scenario);
+        for at in 0..ops {
+            let when = format!("{name}, full from {at}/{ops} on");
+            let dir = tempfile::tempdir().unwrap();
+            let disk = Arc::new(CrashDisk::new(dir.path(), Some((at, Fault::Full))));
+            let mut acked = Acked::default();
+            let result = run(dir.path(), &disk, scenario, &mut acked);
+            if let Err(error) = &result {
+                assert!(matches!(error, Error::NoSpace { .. }), "{when}: {error}");
+            }
+            // Nothing that was kept went, nothing half made came.
+            for seed in 0..3 {
+                let after = tempfile::tempdir().unwrap();
+                disk.materialise(after.path(), seed).unwrap();
+                check(after.path(), &acked, &format!("{when}, seed {}", seed + 1));
+            }
+            // Then there is room again, for the same process.
+            disk.relieve();
+            let store = Store::open_on(dir.path(), Arc::clone(&disk) as Arc<_>).unwrap();
+            let mut later = Acked::default();
+            fill_and_flush(&store, &mut later).unwrap_or_else(|e| panic!("{when}: {e}"));
+            ingest(&store, &mut later).unwrap_or_else(|e| panic!("{when}: {e}"));
+            drop(store);
+            check(dir.path(), &later, &when);
+        }
+    }
+}
+
+#[test]
+fn a_copy_shares_blocks_and_survives_its_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(CrashDisk::new(dir.path(), None));
+    let mut acked = Acked::default();
+    run(dir.path(), &disk, copy, &mut acked).unwrap();
+    // The last one ends within its last block: it was written.
+    assert_eq!((disk.shared(), acked.copied), (1, [2].into()));
 }
 
 #[test]

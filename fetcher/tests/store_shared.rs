@@ -13,13 +13,13 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use lazarette_fetcher::codec;
 use lazarette_fetcher::index::ingest::LayerSink as _;
 use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex};
 use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
-use lazarette_fetcher::store::{Bounds, LayerFile, Store};
+use lazarette_fetcher::store::{Bounds, LayerFile, PIN_TIME, Store};
 use lazarette_fetcher::test_util::disk::CrashDisk;
 use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_fetcher::{Error, Result};
@@ -408,23 +408,109 @@ fn a_budget_is_kept_and_what_is_read_often_stays() {
     assert!(store.space().unwrap().used <= budget);
 }
 
-#[test]
-fn pinned_chunks_yield_last() {
+/// Pins layer "a" with `pin`, ends that process, and lets another trim three layers to one.
+/// How many extents of "a" stay.
+fn trimmed_with(pin: impl FnOnce(&LayerFile)) -> usize {
     let dir = tempfile::tempdir().unwrap();
+    let digest = index("a").blob_digest;
     let store = Store::open(dir.path()).unwrap();
     for name in ["a", "b", "c"] {
         fill(&store, name, 3, |_| {});
     }
-    let a = store.open_layer(&index("a").blob_digest).unwrap().unwrap();
-    let ids: Vec<ChunkId> = (0..CHUNKS).collect();
-    let soon = Instant::now() + Duration::from_secs(3600);
-    store.pin(&a, &ids, soon);
+    let a = store.open_layer(&digest).unwrap().unwrap();
+    pin(&a);
     let of_one = a.usage().unwrap().allocated;
+    drop((store, a));
+    let store = Store::open(dir.path()).unwrap();
     store.trim(of_one).unwrap();
-    assert!(a.is_complete() && store.space().unwrap().used <= of_one);
+    assert!(store.space().unwrap().used <= of_one);
+    let a = store.open_layer(&digest).unwrap().unwrap();
+    let extents: BTreeSet<u64> = check(&a)
+        .into_iter()
+        .map(|id| (u64::from(id) * BLOCK) >> 20)
+        .collect();
     let trim = store.trim(0).unwrap();
-    assert_eq!(a.present_bytes(), 0);
+    assert_eq!(
+        a.present_bytes(),
+        0,
+        "pinned chunks yield when nothing is left"
+    );
     assert!(trim.kept.is_empty() && store.space().unwrap().used == 0);
+    extents.len()
+}
+
+#[test]
+fn what_starts_read_yields_last_to_every_process_for_a_time() {
+    let now = SystemTime::now();
+    // 300 blocks are two extents; "a" is the oldest and goes first.
+    assert_eq!(trimmed_with(|_| {}), 0);
+    assert_eq!(trimmed_with(|a| a.pin(0..CHUNKS, now)), 2);
+    assert_eq!(trimmed_with(|a| a.pin([0, 299], now)), 2, "a chunk of each");
+    assert_eq!(
+        trimmed_with(|a| a.pin([CHUNKS, 9999], now)),
+        0,
+        "no such chunks"
+    );
+    assert_eq!(trimmed_with(|a| a.pin([299], now)), 1);
+    let two = |a: &LayerFile| {
+        a.pin([299], now);
+        a.pin([0], now);
+    };
+    assert_eq!(trimmed_with(two), 2, "one pin does not undo another");
+    let day = PIN_TIME + Duration::from_secs(3600);
+    assert_eq!(trimmed_with(|a| a.pin(0..CHUNKS, now - day)), 0, "over");
+    assert_eq!(
+        trimmed_with(|a| a.pin(0..CHUNKS, now + day)),
+        0,
+        "not to be"
+    );
+}
+
+#[test]
+fn who_finds_another_evicting_lets_it_do_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for name in ["a", "b", "c", "d"] {
+        fill(&store, name, 3, |_| {});
+    }
+    let used = store.space().unwrap().used;
+    let budget = used - (1 << 20);
+    store.keep_within_bounds(Bounds {
+        budget: Some(budget),
+        free_floor: Some(0),
+    });
+    let file = store.open_layer(&index("a").blob_digest).unwrap().unwrap();
+    let evictor = std::fs::File::open(dir.path().join("evict.lock")).unwrap();
+    evictor.lock().unwrap();
+    file.flush().unwrap();
+    assert_eq!(store.space().unwrap().used, used);
+    drop(evictor);
+    file.flush().unwrap();
+    assert!(store.space().unwrap().used <= budget);
+    // Many at once evict the excess once: it, a sixteenth of the budget, an extent more.
+    fill(&store, "a", 3, |_| {});
+    let stores = [1, 2, 3].map(|_| Store::open(dir.path()).unwrap());
+    let budget = store.space().unwrap().used - (1 << 20);
+    let begin = Barrier::new(stores.len());
+    std::thread::scope(|threads| {
+        for store in &stores {
+            threads.spawn(|| {
+                store.keep_within_bounds(Bounds {
+                    budget: Some(budget),
+                    free_floor: Some(0),
+                });
+                let file = store.open_layer(&index("d").blob_digest).unwrap().unwrap();
+                begin.wait();
+                file.flush().unwrap();
+            });
+        }
+    });
+    let left = stores[0].space().unwrap().used;
+    let least = budget - budget / 16 - (1 << 20);
+    assert!(
+        left <= budget && left >= least,
+        "{least} <= {left} <= {budget}"
+    );
 }
 
 #[test]

@@ -211,4 +211,6 @@ pub struct PullReport {
     pub image_bytes: u64,
     /// Received in this pull, bytes.
     pub fetched_bytes: u64,
+    /// Taken from other layers of this node instead, bytes of files.
+    pub copied_bytes: u64,
 }

@@ -73,6 +73,8 @@ pub struct StartRecord {
     pub sources: Vec<SourceUse>,
     /// Everything received over the network, bytes.
     pub fetched_bytes: u64,
+    /// Taken from other layers of this node instead, bytes of files.
+    pub copied_bytes: u64,
     /// Reads that had to wait for data.
     pub misses: u64,
     /// What ended the recording of what the start read; none without one.
@@ -193,11 +195,12 @@ impl StartRecord {
         self.write_profile(&mut out);
         let _ = writeln!(
             out,
-            "ready after {:.0} ms with {} of {} fetched ({:.1} %)",
+            "ready after {:.0} ms with {} of {} fetched ({:.1} %){}",
             self.ready_ms,
             human_bytes(self.fetched_bytes),
             human_bytes(self.image_bytes),
-            percent(self.fetched_bytes, self.image_bytes)
+            percent(self.fetched_bytes, self.image_bytes),
+            copied_words(self.copied_bytes)
         );
         out
     }
@@ -236,6 +239,14 @@ pub fn percent(part: u64, whole: u64) -> f64 {
         0.0
     } else {
         part as f64 * 100.0 / whole as f64
+    }
+}
+
+/// What a total says of bytes that were here already; nothing if there were none.
+pub fn copied_words(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        _ => format!("; {} copied from layers that were here", human_bytes(bytes)),
     }
 }
 

@@ -59,6 +59,15 @@ impl SpanDetails {
     }
 }
 
+/// SHA-256 of chunk `number` of `span`, as `details`, those of all spans, have it: for whoever
+/// made or verified them.
+pub fn digest_in(details: &[u8], span: &Span, number: usize) -> Option<[u8; 32]> {
+    let at = usize::try_from(span.details.start()).ok()?;
+    let at = at.checked_add(number.checked_mul(DIGEST_LEN)?)?;
+    let digest = details.get(at..at.checked_add(DIGEST_LEN)?)?;
+    digest.try_into().ok()
+}
+
 /// The details of a span with these chunks and this packed window, as they are stored.
 pub fn encode(digests: &[[u8; 32]], window: &[u8]) -> Vec<u8> {
     let mut bytes = digests.concat();

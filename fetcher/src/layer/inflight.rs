@@ -4,8 +4,8 @@
 //! result, or, when its fetch is dropped, with an error. Results are not kept. A claim
 //! that nobody waits for takes some 24 bytes, for one fetch may claim very many.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -96,6 +96,13 @@ impl Inflight {
         Claim { mine, waits }
     }
 
+    /// A claim to nothing.
+    pub(super) fn nothing(&self) -> Mine {
+        let table = Arc::clone(&self.table);
+        let (owner, ids) = (u64::MAX, Vec::new());
+        Mine { table, owner, ids }
+    }
+
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.table.lock().claims.is_empty()
@@ -133,6 +140,32 @@ impl Mine {
         for sender in tell {
             sender.send_replace(Some(result.clone()));
         }
+    }
+
+    /// Those that somebody waits for, and the rest; ended ones cease to be claimed.
+    pub(super) fn split(&mut self) -> (Vec<ChunkId>, Vec<ChunkId>) {
+        let table = self.table.lock();
+        let held = |id: &ChunkId| table.claims.get(id).filter(|held| held.owner == self.owner);
+        self.ids.retain(|id| held(id).is_some());
+        let is_awaited = |id: &ChunkId| held(id).is_some_and(|held| held.tell.is_some());
+        self.ids.iter().copied().partition(is_awaited)
+    }
+
+    /// Gives up those of `ids` that nobody waits for; `false` if somebody does for one.
+    pub(super) fn release(&mut self, ids: &[ChunkId]) -> bool {
+        let mut table = self.table.lock();
+        let mut gone = HashSet::new();
+        for id in ids {
+            if let Entry::Occupied(held) = table.claims.entry(*id)
+                && held.get().owner == self.owner
+                && held.get().tell.is_none()
+            {
+                held.remove();
+                gone.insert(*id);
+            }
+        }
+        self.ids.retain(|id| !gone.contains(id));
+        gone.len() == ids.len()
     }
 
     /// Ends what is left with one error.

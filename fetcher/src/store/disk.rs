@@ -11,6 +11,17 @@ use std::path::Path;
 
 use super::sys;
 
+/// Which bytes of a file become which of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    /// Where they begin in the file they come from.
+    pub from: u64,
+    /// Where they begin in the file they go to.
+    pub to: u64,
+    /// How many.
+    pub len: u64,
+}
+
 /// Changes to files and directories. Each call may block on the device.
 ///
 /// Written bytes survive a crash only after [`Disk::sync_data`] of their file; names of
@@ -23,6 +34,9 @@ pub trait Disk: Send + Sync + 'static {
     fn create(&self, path: &Path) -> io::Result<File>;
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes bytes of `to` those of `from` by sharing their blocks, which must be whole. Fails
+    /// where the file system cannot share.
+    fn share(&self, from: &File, to: &File, stretch: Stretch) -> io::Result<()>;
     /// Sets the length; what is added reads as zeros and takes no space.
     fn set_len(&self, file: &File, len: u64) -> io::Result<()>;
     /// Gives `len` bytes from `offset` back to the device: they read as zeros. Whole
@@ -62,6 +76,10 @@ impl Disk for RealDisk {
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
         file.write_all_at(bytes, offset)
+    }
+
+    fn share(&self, from: &File, to: &File, stretch: Stretch) -> io::Result<()> {
+        sys::share(from, to, stretch)
     }
 
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {

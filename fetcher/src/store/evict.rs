@@ -8,28 +8,38 @@
 //! flushes write into the layer's `touched` file as a hint. A process builds the queues
 //! when it first has to evict, the layer used longest ago first, and keeps them while it
 //! lives. So a process that only evicts once decides by the hints, and one that runs long
-//! by what it saw. Several processes that find the store too large at once may each evict
-//! the excess; what is missed then is fetched again.
+//! by what it saw. What start-ups read is known from the layers' `pinned` files, which every
+//! process writes and honours; it goes when nothing else is left.
 //!
-//! Lock order: `policy`, held while one thread evicts, then a layer's locks, or `pins`, or
-//! `bounds`. Nobody who holds a lock of a layer comes here.
+//! One process evicts at a time: it holds `evict.lock`. Who finds it held after a flush
+//! lets the other do the work; who cannot go on without room waits, and tries again before
+//! it evicts itself.
+//!
+//! Lock order: `evict.lock` and `policy`, both held while one thread evicts, then a layer's
+//! locks, or `bounds`. Nobody who holds a lock of a layer comes here.
 
 pub(super) mod policy;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
 use self::policy::Policy;
 use super::file::{DATA, EXTENT_BYTES, TOUCHED};
-use super::{LayerFile, Store, sys};
+use super::lock::{is_held, lock_within};
+use super::{LOCK_WAIT, LayerFile, Store, sys};
 use crate::index::{Chunk, ChunkId, DATA_ALIGN};
 use crate::types::Digest;
 use crate::{Error, Result};
 
+/// Held by whoever evicts.
+const EVICT_LOCK: &str = "evict.lock";
 /// Part of the budget that is freed beyond the excess, so that not every flush evicts.
 const SLACK: u64 = 16;
 /// Freed at least when a disk turns out to be full.
@@ -40,8 +50,21 @@ const ROUNDS_MAX: u32 = 4;
 /// for a start to write its logs; little enough not to matter on a small disk.
 const FREE_FLOOR_PART: u64 = 20;
 const FREE_FLOOR_MAX: u64 = 1 << 30;
-/// Layers whose pins are remembered.
-const PINNED_LAYERS_MAX: usize = 4096;
+
+/// Makes what evictors lock: on a full disk there may be no room for another name.
+pub(super) fn prepare(root: &Path) -> Result<()> {
+    open_lock(root).map(drop)
+}
+
+fn open_lock(root: &Path) -> Result<File> {
+    let path = root.join(EVICT_LOCK);
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| Error::io("lock", path, e))
+}
 
 /// What the store may take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -126,13 +149,6 @@ pub(super) struct Keeper {
     bounds: Mutex<Option<Bounds>>,
     /// Held while one thread evicts; another that wants to finds it held and leaves.
     policy: Mutex<Policy<Extent>>,
-    pins: Mutex<HashMap<Digest, Pin>>,
-}
-
-/// Extents that stay while there is anything else, until a time.
-struct Pin {
-    extents: Vec<u32>,
-    until: Instant,
 }
 
 impl Store {
@@ -140,21 +156,6 @@ impl Store {
     /// full, chunks are evicted.
     pub fn keep_within_bounds(&self, bounds: Bounds) {
         *self.keeper.bounds.lock() = Some(bounds);
-    }
-
-    /// Asks that these chunks stay until `until` while there is anything else to evict.
-    /// Replaces what was asked for the layer before; forgotten with this process.
-    pub fn pin(&self, file: &LayerFile, ids: &[ChunkId], until: Instant) {
-        let chunks = &file.index().chunks;
-        let at = |id: &ChunkId| usize::try_from(*id).ok().and_then(|id| chunks.get(id));
-        let mut extents: Vec<u32> = ids.iter().filter_map(at).map(extent_of).collect();
-        extents.sort_unstable();
-        extents.dedup();
-        let mut pins = self.keeper.pins.lock();
-        pins.retain(|_, pin| pin.until > Instant::now());
-        if pins.len() < PINNED_LAYERS_MAX {
-            pins.insert(*file.digest(), Pin { extents, until });
-        }
     }
 
     /// What the store takes and may take.
@@ -176,6 +177,17 @@ impl Store {
 
     /// Evicts until data files occupy at most `bytes`, as far as that is possible.
     pub fn trim(&self, bytes: u64) -> Result<Trim> {
+        let turn = open_lock(&self.root)?;
+        if !lock_within(&turn, LOCK_WAIT).map_err(|e| self.evict_lock_error(e))? {
+            let busy = "another process evicts, and has for 30 s; see which one with lslocks";
+            let busy = io::Error::new(io::ErrorKind::TimedOut, busy);
+            return Err(self.evict_lock_error(busy));
+        }
+        self.trim_now(bytes)
+    }
+
+    /// [`Self::trim`] for whoever holds `evict.lock`.
+    fn trim_now(&self, bytes: u64) -> Result<Trim> {
         let mut trim = Trim::default();
         let mut policy = self.keeper.policy.lock();
         for _ in 0..ROUNDS_MAX {
@@ -216,35 +228,53 @@ impl Store {
         Ok(trim)
     }
 
-    /// Runs `write`; if it finds the disk full, evicts and runs it once more.
+    /// Runs `write`; if it finds the disk full, makes room and runs it once more. Where
+    /// another process or thread is making room, that may be enough.
     pub(super) fn with_room<T>(&self, write: impl Fn() -> Result<T>) -> Result<T> {
-        match write() {
-            Err(error @ Error::NoSpace { .. }) => {
-                if self.keeper.bounds.lock().is_none() {
-                    return Err(error);
-                }
-                let used = self.used()?;
-                let room = self.trim(used.saturating_sub(ROOM_BYTES))?;
-                if room.evicted.chunks == 0 {
-                    return Err(error);
-                }
-                write()
-            }
-            outcome => outcome,
+        let full = match write() {
+            Err(error @ Error::NoSpace { .. }) => error,
+            outcome => return outcome,
+        };
+        if self.keeper.bounds.lock().is_none() {
+            return Err(full);
         }
+        let turn = open_lock(&self.root)?;
+        if is_held(&turn).map_err(|e| self.evict_lock_error(e))? {
+            if !lock_within(&turn, LOCK_WAIT).map_err(|e| self.evict_lock_error(e))? {
+                return Err(full);
+            }
+            match write() {
+                Err(Error::NoSpace { .. }) => {}
+                outcome => return outcome,
+            }
+        }
+        let room = self.trim_now(self.used()?.saturating_sub(ROOM_BYTES))?;
+        if room.evicted.chunks == 0 {
+            return Err(full);
+        }
+        drop(turn);
+        write()
     }
 
-    /// Evicts if the store is out of its bounds. What fails is logged: who calls has done
-    /// what it came for.
+    /// Evicts if the store is out of its bounds and nobody else is evicting. What fails is
+    /// logged: who calls has done what it came for.
     pub(super) fn keep_within(&self) {
-        if self.keeper.bounds.lock().is_none() || self.keeper.policy.is_locked() {
+        if self.keeper.bounds.lock().is_none() {
             return;
         }
         let evict = || {
+            if self.space()?.excess() == 0 {
+                return Ok(None);
+            }
+            let turn = open_lock(&self.root)?;
+            if is_held(&turn).map_err(|e| self.evict_lock_error(e))? {
+                return Ok(None);
+            }
+            // Whoever had the lock until now may have done it.
             let space = self.space()?;
             match space.excess() {
                 0 => Ok(None),
-                excess => self.trim(space.used.saturating_sub(excess)).map(Some),
+                excess => self.trim_now(space.used.saturating_sub(excess)).map(Some),
             }
         };
         match evict() {
@@ -259,6 +289,10 @@ impl Store {
             }
             Err(error) => tracing::warn!(%error, "cannot keep the store within its bounds"),
         }
+    }
+
+    fn evict_lock_error(&self, error: io::Error) -> Error {
+        Error::io("lock", self.root.join(EVICT_LOCK), error)
     }
 
     /// Bytes of the device that data files occupy.
@@ -320,20 +354,21 @@ impl Store {
     ) {
         let mut chosen: BTreeMap<Digest, Vec<u32>> = BTreeMap::new();
         let mut bytes = 0_u64;
-        {
-            let mut pins = self.keeper.pins.lock();
-            pins.retain(|_, pin| pin.until > Instant::now());
-            let pinned = |(digest, extent): &Extent| {
-                let pin = pins.get(digest);
-                pin.is_some_and(|pin| pin.extents.binary_search(extent).is_ok())
+        let now = SystemTime::now();
+        let pins: HashMap<Digest, Vec<u32>> = files
+            .iter()
+            .map(|(digest, file)| (*digest, file.pinned(now)))
+            .collect();
+        let pinned = |(digest, extent): &Extent| {
+            let pins = pins.get(digest);
+            pins.is_some_and(|pins| pins.binary_search(extent).is_ok())
+        };
+        while bytes < excess {
+            let Some(((digest, extent), weight)) = policy.evict(pinned) else {
+                break;
             };
-            while bytes < excess {
-                let Some(((digest, extent), weight)) = policy.evict(pinned) else {
-                    break;
-                };
-                chosen.entry(digest).or_default().push(extent);
-                bytes = bytes.saturating_add(weight);
-            }
+            chosen.entry(digest).or_default().push(extent);
+            bytes = bytes.saturating_add(weight);
         }
         for (digest, mut extents) in chosen {
             let Some(file) = files.get(&digest) else {
@@ -363,7 +398,7 @@ fn whole_only(file: &LayerFile) -> Result<()> {
     })
 }
 
-fn extent_of(chunk: &Chunk) -> u32 {
+pub(super) fn extent_of(chunk: &Chunk) -> u32 {
     u32::try_from(chunk.data_offset / EXTENT_BYTES).unwrap_or(u32::MAX)
 }
 

@@ -154,12 +154,14 @@ impl LayerIngest {
         let bits = Bitmap::full(chunk_count(&index)?);
         self.store
             .with_room(|| self.draft.complete(&index, details, &bits))?;
-        publish_layer(
+        let file = publish_layer(
             &self.store,
             self.draft,
             &self.digest,
             Existing::ReplacePartial,
-        )
+        )?;
+        self.store.note_places(&index, details);
+        Ok(file)
     }
 }
 

@@ -4,10 +4,42 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 use nix::sys::statvfs::statvfs;
+
+use super::disk::Stretch;
+
+/// `struct file_clone_range` of `linux/fs.h`.
+#[repr(C)]
+struct FileCloneRange {
+    src_fd: i64,
+    src_offset: u64,
+    src_length: u64,
+    dest_offset: u64,
+}
+
+mod ioctl {
+    nix::ioctl_write_ptr!(ficlonerange, 0x94, 13, super::FileCloneRange);
+}
+
+/// Makes bytes of `to` share the blocks of those of `from`.
+#[expect(unsafe_code, reason = "blocks are shared by ioctl only")]
+pub(super) fn share(from: &File, to: &File, stretch: Stretch) -> io::Result<()> {
+    let range = FileCloneRange {
+        src_fd: i64::from(from.as_raw_fd()),
+        src_offset: stretch.from,
+        src_length: stretch.len,
+        dest_offset: stretch.to,
+    };
+    // SAFETY: both descriptors are open while their files are borrowed, and the kernel
+    // only reads `range`, which is laid out as its header says and outlives the call.
+    unsafe { ioctl::ficlonerange(to.as_raw_fd(), &raw const range) }
+        .map(drop)
+        .map_err(io::Error::from)
+}
 
 /// Swaps the names `a` and `b`, both of which must exist on one file system.
 pub(super) fn exchange(a: &Path, b: &Path) -> io::Result<()> {
@@ -28,4 +60,40 @@ pub(super) fn capacity(path: &Path) -> io::Result<(u64, u64)> {
     let stat = statvfs(path).map_err(io::Error::from)?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
     Ok((bytes(stat.blocks()), bytes(stat.blocks_available())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn blocks_are_shared_or_the_file_system_says_that_it_cannot() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name| {
+            let path = dir.path().join(name);
+            let mut options = File::options();
+            let options = options.read(true).write(true).create_new(true);
+            let file = options.open(path).unwrap();
+            file.set_len(3 * 65_536).unwrap();
+            file
+        };
+        let (from, to) = (make("from"), make("to"));
+        from.write_all_at(&[7; 65_536], 65_536).unwrap();
+        let stretch = Stretch {
+            from: 65_536,
+            to: 0,
+            len: 65_536,
+        };
+        let mut bytes = [1; 65_536];
+        match share(&from, &to, stretch) {
+            Ok(()) => {
+                to.read_exact_at(&mut bytes, 0).unwrap();
+                assert_eq!(bytes, [7; 65_536]);
+            }
+            // Any other answer would mean that the call was not understood.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{error}"),
+        }
+    }
 }

@@ -9,14 +9,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::store::disk::{Disk, RealDisk};
+use crate::store::disk::{Disk, RealDisk, Stretch};
 
 /// A sector: what a device writes whole or not at all.
 const SECTOR: usize = 512;
@@ -28,6 +28,9 @@ pub enum Fault {
     Crash,
     /// The operation fails once with `ENOSPC`.
     NoSpace,
+    /// The operation and all later ones that need room fail with `ENOSPC`, until
+    /// [`CrashDisk::relieve`]. Blocks that are there can be written over.
+    Full,
     /// The operation fails once with `EIO`. A sync that fails loses what it had to sync.
     Io,
 }
@@ -65,9 +68,17 @@ struct Model {
 
 struct State {
     ops: u64,
+    shared: u64,
     fault: Option<(u64, Fault)>,
     crashed: bool,
     model: Model,
+}
+
+/// What an operation takes of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Room,
+    Nothing,
 }
 
 /// The recording disk, over the directory `root`.
@@ -89,6 +100,7 @@ impl CrashDisk {
             root: root.to_path_buf(),
             state: Mutex::new(State {
                 ops: 0,
+                shared: 0,
                 fault,
                 crashed: false,
                 model,
@@ -99,6 +111,11 @@ impl CrashDisk {
     /// Operations seen so far, the failed one included.
     pub fn ops(&self) -> u64 {
         self.state.lock().ops
+    }
+
+    /// How often blocks were shared between files.
+    pub fn shared(&self) -> u64 {
+        self.state.lock().shared
     }
 
     /// Whether the crash has happened.
@@ -129,6 +146,10 @@ impl CrashDisk {
 
     /// Counts an operation and decides its fate.
     fn enter(&self) -> io::Result<parking_lot::MutexGuard<'_, State>> {
+        self.enter_for(Need::Nothing)
+    }
+
+    fn enter_for(&self, need: Need) -> io::Result<parking_lot::MutexGuard<'_, State>> {
         let mut state = self.state.lock();
         if state.crashed {
             return Err(io::Error::other("the process is dead"));
@@ -136,7 +157,12 @@ impl CrashDisk {
         let now = state.ops;
         state.ops += 1;
         match state.fault {
+            Some((at, Fault::Full)) => match need {
+                Need::Room if now >= at => Err(io::Error::from(io::ErrorKind::StorageFull)),
+                Need::Room | Need::Nothing => Ok(state),
+            },
             Some((at, fault)) if at == now => match fault {
+                Fault::Full => Ok(state),
                 Fault::Crash => {
                     state.crashed = true;
                     Err(io::Error::other("the process dies here"))
@@ -146,6 +172,11 @@ impl CrashDisk {
             },
             _ => Ok(state),
         }
+    }
+
+    /// Makes room on a disk that was full.
+    pub fn relieve(&self) {
+        self.state.lock().fault = None;
     }
 
     fn node(&self, model: &Model, path: &Path) -> io::Result<Node> {
@@ -204,7 +235,7 @@ impl Model {
 
 impl Disk for CrashDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.enter()?;
+        let mut state = self.enter_for(Need::Room)?;
         RealDisk.create_dir(path)?;
         let (dir, name) = self.split(&state.model, path)?;
         let node = state.model.add(true);
@@ -213,7 +244,7 @@ impl Disk for CrashDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {
-        let mut state = self.enter()?;
+        let mut state = self.enter_for(Need::Room)?;
         let file = RealDisk.create(path)?;
         let model = &mut state.model;
         let (dir, name) = self.split(model, path)?;
@@ -228,10 +259,20 @@ impl Disk for CrashDisk {
     }
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut state = self.enter()?;
+        let mut state = self.enter_for(need_of(file, offset, bytes)?)?;
         RealDisk.write_at(file, offset, bytes)?;
         let change = Change::Write(offset, bytes.to_vec());
         state.model.change(file, change)
+    }
+
+    /// Shares on every file system, as far as anyone can tell.
+    fn share(&self, from: &File, to: &File, stretch: Stretch) -> io::Result<()> {
+        let mut state = self.enter_for(Need::Room)?;
+        let mut bytes = vec![0; usize::try_from(stretch.len).unwrap_or(0)];
+        from.read_exact_at(&mut bytes, stretch.from)?;
+        RealDisk.write_at(to, stretch.to, &bytes)?;
+        state.shared += 1;
+        state.model.change(to, Change::Write(stretch.to, bytes))
     }
 
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
@@ -313,6 +354,18 @@ impl Disk for CrashDisk {
         state.model.change_names(vec![(dir, name, None)]);
         Ok(())
     }
+}
+
+/// What a write takes: nothing where the file has blocks already.
+fn need_of(file: &File, offset: u64, bytes: &[u8]) -> io::Result<Need> {
+    let meta = file.metadata()?;
+    let is_dense = meta.blocks() * 512 >= meta.len();
+    let is_inside = offset.saturating_add(bytes.len() as u64) <= meta.len();
+    Ok(if is_dense && is_inside {
+        Need::Nothing
+    } else {
+        Need::Room
+    })
 }
 
 fn apply_names(

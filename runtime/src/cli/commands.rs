@@ -15,7 +15,7 @@ use super::progress::Display;
 use crate::engine::{Engine, PullReport};
 use crate::image::convert::{ConvertEvent, parse_prioritized};
 use crate::image::pull::PullMode;
-use crate::trace::{Trace, human_bytes, percent};
+use crate::trace::{Trace, copied_words, human_bytes, percent};
 use crate::{Error, Result};
 
 /// `laz pull`
@@ -43,16 +43,18 @@ pub(super) async fn pull(
         layers: image.layers.len(),
         image_bytes: image.layer_bytes(),
         fetched_bytes: engine.registry().stats().bytes_received,
+        copied_bytes: puller.progress.copied(),
     };
     match format {
         OutputFormat::Json => print_json(&report),
         OutputFormat::Table => emit(&format!(
-            "{}@{}\n{} layers, {}; {} fetched\n",
+            "{}@{}\n{} layers, {}; {} fetched{}\n",
             report.reference,
             report.manifest_digest,
             report.layers,
             human_bytes(report.image_bytes),
-            human_bytes(report.fetched_bytes)
+            human_bytes(report.fetched_bytes),
+            copied_words(report.copied_bytes)
         )),
     }
     Ok(0)

@@ -40,7 +40,9 @@ async fn df(engine: &Arc<Engine>, args: DfArgs, format: OutputFormat) -> Result<
         return Ok(0);
     }
     let layers = engine.layers().await?;
-    let header = ["LAYER", "FORMAT", "FILES", "SIZE", "PRESENT", "ON DISK"];
+    let header = [
+        "LAYER", "FORMAT", "FILES", "SIZE", "PRESENT", "ON DISK", "COPIED",
+    ];
     print_rows(format, &layers, header, |layer| {
         [
             short(&layer.digest),
@@ -49,6 +51,7 @@ async fn df(engine: &Arc<Engine>, args: DfArgs, format: OutputFormat) -> Result<
             human_bytes(layer.data_bytes),
             human_bytes(layer.present_bytes),
             human_bytes(layer.disk_bytes),
+            human_bytes(layer.copied_bytes),
         ]
     });
     if format == OutputFormat::Table {

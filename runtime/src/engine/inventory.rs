@@ -51,6 +51,8 @@ pub struct LayerSummary {
     pub present_bytes: u64,
     /// What it takes on disk, bytes.
     pub disk_bytes: u64,
+    /// How much, of all that was ever filled, other layers here had already, bytes.
+    pub copied_bytes: u64,
 }
 
 /// What a removal did.
@@ -158,6 +160,7 @@ impl Engine {
                     data_bytes: usage.total,
                     present_bytes: usage.present,
                     disk_bytes: usage.allocated,
+                    copied_bytes: usage.copied,
                 });
             }
         }

@@ -11,13 +11,15 @@
 mod early;
 mod registry;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use lazarette_fetcher::db::Batch;
 use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::prefetch::{Place, chunks_of};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::data::LayerData;
@@ -46,9 +48,14 @@ struct Active {
     command: Command,
     recorder: Arc<Recorder>,
     prefetch: Option<Early>,
+    /// What this command is known to read, by layer; evicted last from now on.
+    reads: Places,
     ready: Option<ReadyBy>,
     saving: Option<JoinHandle<()>>,
 }
+
+/// Places by layer, each with its rank.
+type Places = BTreeMap<usize, Vec<(u32, Place)>>;
 
 /// What a session has to tell.
 #[derive(Debug, Default)]
@@ -72,6 +79,11 @@ impl Session {
             return Self { active: None };
         };
         let command = Command::new(&words);
+        let known = engine.known(image.manifest.digest).await;
+        let reads = match known.as_ref().and_then(|known| known.choose(&command)) {
+            Some((profile, false)) => places_of(profile),
+            Some((_, true)) | None => Places::new(),
+        };
         let prefetch = match request.mode {
             PullMode::Lazy => Early::begin(engine, image, &command, new).await,
             // Everything is fetched before anything could be fetched early.
@@ -82,6 +94,7 @@ impl Session {
                 command,
                 recorder: Recorder::new(),
                 prefetch,
+                reads,
                 ready: None,
                 saving: None,
             }),
@@ -106,6 +119,10 @@ impl Session {
         };
         if let Some(early) = &active.prefetch {
             early.opened(number, layer);
+        }
+        if let Some(places) = active.reads.get(&number) {
+            let plan = chunks_of(layer.index(), places.iter().copied());
+            layer.pin(plan.wanted.iter().map(|wanted| wanted.id).collect());
         }
         active.recorder.tap(position, Arc::clone(layer))
     }
@@ -189,6 +206,17 @@ impl Session {
         }
         report
     }
+}
+
+/// What the profile names, by layer.
+fn places_of(profile: &CommandProfile) -> Places {
+    let mut places = Places::new();
+    for (rank, block) in (0_u32..).zip(&profile.blocks) {
+        if let Ok(layer) = usize::try_from(block.layer) {
+            places.entry(layer).or_default().push((rank, block.place));
+        }
+    }
+    places
 }
 
 impl Engine {
@@ -296,10 +324,28 @@ impl Engine {
         if touches.is_empty() || !merge::teaches(old, &touches) {
             return;
         }
-        profiles.put(merge::merge(old, &touches, now_s()));
+        let learnt = merge::merge(old, &touches, now_s());
+        self.pin(image, places_of(&learnt)).await;
+        profiles.put(learnt);
         if let Err(error) = self.keep(profiles).await {
             tracing::warn!(%error, "what this start read could not be remembered");
         }
+    }
+
+    /// Pins what a start reads, for as long as it takes to be started again.
+    async fn pin(&self, image: &Image, reads: Places) {
+        let (store, layers) = (Arc::clone(&self.store), layers_of(image));
+        blocking(move || {
+            for (number, places) in reads {
+                let digest = layers.get(number);
+                // One that cannot be opened has nothing to keep.
+                if let Some(Ok(Some(file))) = digest.map(|digest| store.open_layer(digest)) {
+                    let wanted = chunks_of(file.index(), places).wanted;
+                    file.pin(wanted.iter().map(|wanted| wanted.id), SystemTime::now());
+                }
+            }
+        })
+        .await;
     }
 
     async fn keep(&self, profiles: ImageProfiles) -> Result<()> {

@@ -88,6 +88,7 @@ impl Engine {
         let report = session.finish(self, &image, trace, failed).await;
         let mut record = self.record(&image, trace, &outcome?);
         record.misses = stage.misses();
+        record.copied_bytes = puller.progress.copied();
         Ok(with_profile(record, &report))
     }
 
@@ -170,6 +171,7 @@ impl Engine {
                 bytes: stats.bytes_received,
             }],
             fetched_bytes: stats.bytes_received,
+            copied_bytes: 0,
             misses: 0,
             ready_by: None,
             profile: None,

@@ -73,6 +73,11 @@ impl PullProgress {
         self.layers.lock().clone()
     }
 
+    /// Decoded bytes that layers took from other layers of this node, in this run.
+    pub fn copied(&self) -> u64 {
+        self.layers.lock().iter().map(|layer| layer.copied()).sum()
+    }
+
     fn begin(&self, layer: &ImageLayer) -> Arc<LayerProgress> {
         let progress = Arc::new(LayerProgress {
             digest: layer.descriptor.digest,
@@ -112,6 +117,12 @@ impl LayerProgress {
             .get()
             .map_or(0, |layer| layer.counters().bytes_fetched);
         self.streamed.load(Ordering::Relaxed) + lazy
+    }
+
+    /// Decoded bytes that other layers of this node had, copied in this run.
+    pub fn copied(&self) -> u64 {
+        let layer = self.layer.get();
+        layer.map_or(0, |layer| layer.counters().bytes_copied)
     }
 
     /// What is happening, in a few words.

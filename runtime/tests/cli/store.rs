@@ -80,6 +80,66 @@ async fn what_is_evicted_is_gone_from_the_disk_and_comes_back() {
     }
 }
 
+/// Two MiB that are in every image of the next test, and something of its own.
+fn with_shared_files(own: u8) -> Vec<u8> {
+    let (a, b) = (incompressible(1 << 20), incompressible(1_100_000));
+    let own: Vec<u8> = a[..50_000].iter().map(|byte| byte ^ own).collect();
+    let file = |path, bytes| File {
+        path,
+        mode: 0o644,
+        bytes,
+    };
+    tar(&[
+        file("lib/a", &a),
+        file("lib/b", &b[100_000..]),
+        file("own", &own),
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_another_image_has_are_not_fetched_again() {
+    let registry = FakeRegistry::start().await;
+    let laz = Laz::new();
+    let shared = (1 << 20) + 1_000_000;
+    let first = push(
+        &registry,
+        &estargz(with_shared_files(1)),
+        &Changes::default(),
+    );
+    let report = ok(&laz, &["pull", "--full", &first.reference]).await;
+    assert_eq!(report["copied_bytes"], 0, "{report}");
+    assert!(
+        report["fetched_bytes"].as_u64().unwrap() > shared,
+        "{report}"
+    );
+
+    let second = push(
+        &registry,
+        &estargz(with_shared_files(2)),
+        &Changes::default(),
+    );
+    let report = ok(&laz, &["pull", "--full", &second.reference]).await;
+    assert!(
+        report["copied_bytes"].as_u64().unwrap() >= shared,
+        "{report}"
+    );
+    // Manifest, config, the end of the blob, and the one file that is new.
+    assert!(
+        report["fetched_bytes"].as_u64().unwrap() < 200_000,
+        "{report}"
+    );
+    let df = ok(&laz, &["store", "df"]).await;
+    let copied = |layer: &Value| layer["copied_bytes"].as_u64().unwrap();
+    let copied: u64 = df.as_array().unwrap().iter().map(copied).sum();
+    assert_eq!(copied, report["copied_bytes"], "{df}");
+    let (there, all) = present(&laz).await;
+    assert_eq!(there, all);
+    let check = ok(&laz, &["store", "check"]).await;
+    assert_eq!(check["layers"].as_array().unwrap().len(), 2, "{check}");
+    let text = laz.run(&["pull", "--full", &second.reference]).await.out;
+    assert!(!text.contains("copied"), "nothing was left to copy: {text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_budget_is_kept_while_pulling() {
     let registry = FakeRegistry::start().await;

@@ -4,7 +4,8 @@
 //! whatever was known of it. Never fetches: what was dropped is fetched by its next
 //! reader, or by whoever asked for the check.
 
-use super::{LayerFile, try_read_bitmap};
+use super::LayerFile;
+use super::record::try_read_bitmap;
 use crate::Result;
 use crate::index::ChunkId;
 
@@ -46,6 +47,7 @@ impl LayerFile {
             }
         }
         self.drop_chunks(&found.dropped)?;
+        self.note_present();
         Ok(found)
     }
 

@@ -3,12 +3,11 @@
 //! Invariant: never holds a start up. Layers that open before a profile is found are
 //! remembered for it.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use lazarette_fetcher::layer::Layer;
-use lazarette_fetcher::prefetch::{Place, Prefetch, PrefetchOptions, WantedPlaces};
+use lazarette_fetcher::prefetch::{Prefetch, PrefetchOptions, WantedPlaces};
 
 use crate::engine::Engine;
 use crate::image::Image;
@@ -88,12 +87,7 @@ fn wanted(
     by: &OnceLock<ProfileUse>,
 ) -> Option<WantedPlaces> {
     let (profile, guess) = known.choose(command)?;
-    let mut places: BTreeMap<usize, Vec<(u32, Place)>> = BTreeMap::new();
-    for (rank, block) in (0_u32..).zip(&profile.blocks) {
-        if let Ok(layer) = usize::try_from(block.layer) {
-            places.entry(layer).or_default().push((rank, block.place));
-        }
-    }
+    let places = super::places_of(profile);
     let options = match guess {
         true => PrefetchOptions::guess(),
         false => PrefetchOptions::default(),

@@ -11,7 +11,7 @@ use lazarette_fetcher::index::write::{Flavour, Format};
 use lazarette_fetcher::source::Body;
 use lazarette_fetcher::types::{ByteRange, MediaType, Repository};
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use super::*;
 
@@ -24,6 +24,9 @@ struct Registry {
     /// How many more pushes fail for now.
     outages: Mutex<u32>,
     reads: Mutex<Vec<Digest>>,
+    /// How many more calls return, if not all: the caller dies in the next one.
+    lives: Mutex<Option<u32>>,
+    dead: Notify,
 }
 
 impl Registry {
@@ -49,6 +52,19 @@ impl Registry {
         serde_json::from_slice(&manifests[&reference.to_string()].1).unwrap()
     }
 
+    /// Counts a call; the one that is too many never returns.
+    async fn live(&self) {
+        if let Some(left) = &mut *self.lives.lock().await {
+            match left.checked_sub(1) {
+                Some(fewer) => *left = fewer,
+                None => {
+                    self.dead.notify_one();
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
     /// One of the failures that are left.
     async fn outage(&self) -> Result<()> {
         let mut left = self.outages.lock().await;
@@ -72,6 +88,7 @@ impl Registry {
 #[async_trait]
 impl BlobSource for Registry {
     async fn resolve(&self, reference: &Reference) -> Result<Document> {
+        self.live().await;
         let manifests = self.manifests.lock().await;
         let found = manifests.get(&reference.to_string());
         let (media_type, bytes) = found.ok_or_else(|| Error::NotFound {
@@ -94,6 +111,7 @@ impl BlobSource for Registry {
     }
 
     async fn read_all(&self, blob: &BlobRef) -> Result<Body> {
+        self.live().await;
         self.reads.lock().await.push(blob.digest);
         let bytes = self.blobs.lock().await[&blob.digest].clone();
         let pieces: Vec<_> = bytes
@@ -116,6 +134,7 @@ impl BlobSource for Registry {
 #[async_trait]
 impl BlobSink for Registry {
     async fn blob_exists(&self, _: &Repository, digest: &Digest) -> Result<bool> {
+        self.live().await;
         Ok(self.blobs.lock().await.contains_key(digest))
     }
 
@@ -126,6 +145,7 @@ impl BlobSink for Registry {
         size: u64,
         file: File,
     ) -> Result<()> {
+        self.live().await;
         self.outage().await?;
         let pieces: Vec<Bytes> = file_stream(file).try_collect().await?;
         let bytes = pieces.concat();
@@ -144,6 +164,7 @@ impl BlobSink for Registry {
         media_type: &MediaType,
         bytes: Bytes,
     ) -> Result<Digest> {
+        self.live().await;
         self.outage().await?;
         let document: Value = serde_json::from_slice(&bytes).unwrap();
         Ok(self.tag(reference, media_type.clone(), &document).await)
@@ -377,6 +398,44 @@ async fn pushes_outlast_a_registry_that_restarts() {
     let error = convert(&registry, &[]).await.unwrap_err();
     assert!(error.to_string().contains("restarting"), "{error}");
     assert_eq!(*registry.outages.lock().await, 95, "five tries");
+}
+
+#[tokio::test]
+async fn a_kill_at_any_call_leaves_no_image_or_a_whole_one() {
+    let tars = [tar("a", b"1"), tar("b", &[2; 5000])];
+    for prioritized in [&[][..], &["b"]] {
+        let mut whole = false;
+        for calls in 0_u32.. {
+            let registry = Registry::default();
+            image(&registry, MediaType::OciManifest, &tars).await;
+            let before = registry.blobs.lock().await.len();
+            *registry.lives.lock().await = Some(calls);
+            tokio::select! {
+                done = convert(&registry, prioritized) => whole = done.is_ok(),
+                () = registry.dead.notified() => {}
+            }
+            *registry.lives.lock().await = None;
+            let pushed = registry.blobs.lock().await.len() - before;
+            assert_eq!(
+                registry.resolve(&dst()).await.is_ok(),
+                whole,
+                "after {calls}"
+            );
+            if whole {
+                // Two layers and a config; what came before the last call was no image.
+                assert!(pushed == 3 && calls > 8, "{pushed} blobs in {calls} calls");
+                break;
+            }
+            // Whatever was left behind, the next attempt makes it whole.
+            let report = convert(&registry, prioritized).await.unwrap();
+            for layer in &report.layers {
+                let blobs = registry.blobs.lock().await;
+                assert_eq!(blobs[&layer.blob_digest].len() as u64, layer.blob_size);
+            }
+            assert!(registry.resolve(&dst()).await.is_ok());
+        }
+        assert!(whole);
+    }
 }
 
 #[tokio::test]

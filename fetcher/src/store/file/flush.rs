@@ -1,0 +1,130 @@
+//! Recording what is present, so that it survives a crash.
+//!
+//! Invariant: bytes are on the device before a bit that speaks of them is, and a flush that
+//! returned well has both there, and the names that lead to them. It brings nothing back
+//! that somebody evicted.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::record::read_bitmap;
+use super::{DATA, LayerFile, Recorded};
+use crate::{Error, Result};
+
+/// When unrecorded chunks are worth a sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlushPolicy {
+    /// Decoded bytes written since the last flush.
+    pub bytes: u64,
+    /// Time since the first of them was noticed.
+    pub age: Duration,
+}
+
+impl Default for FlushPolicy {
+    /// What a crash may cost: 32 MiB or 5 s of fetching. Smaller means more syncs while
+    /// an image starts, when the disk has better things to do.
+    fn default() -> Self {
+        Self {
+            bytes: 32 << 20,
+            age: Duration::from_secs(5),
+        }
+    }
+}
+
+impl LayerFile {
+    /// Records every chunk that was present when the call began: syncs the data file,
+    /// then merges the bits into the bitmap file. Blocks on the device.
+    ///
+    /// After a failed sync, chunks that no earlier flush recorded are absent again. A
+    /// layer that was removed meanwhile has nothing to record, which is no error. Then
+    /// the store is brought back within its bounds, if it has any.
+    pub fn flush(&self) -> Result<()> {
+        let Some(store) = self.store.upgrade() else {
+            return self.flush_now();
+        };
+        store.with_room(|| self.flush_now())?;
+        self.note_touched();
+        self.write_copied();
+        store.keep_within();
+        Ok(())
+    }
+
+    fn flush_now(&self) -> Result<()> {
+        let mut recorded = self.flushing.lock();
+        *self.due.lock() = None;
+        self.dirty_bytes.store(0, Ordering::Relaxed);
+        if self.removed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if self.bits.snapshot() == recorded.stored.words {
+            return self.settle_names(&mut recorded);
+        }
+        let mut words = self.sync_present(&recorded)?;
+        let Some(lock) = self.lock_own()? else {
+            return Ok(());
+        };
+        if self.catch_up(&mut recorded)? {
+            // What was synced may be a hole by now, and what is no hole not synced.
+            words = self.sync_present(&recorded)?;
+        }
+        let mut merged = read_bitmap(&self.dir, self.bits.count())?;
+        merged
+            .words
+            .iter_mut()
+            .zip(&words)
+            .for_each(|(a, b)| *a |= b);
+        self.record(&merged)?;
+        self.bits.merge(&merged.words);
+        self.recount();
+        recorded.stored = merged;
+        drop(lock);
+        self.settle_names(&mut recorded)
+    }
+
+    /// Bits of chunks whose bytes are on the device when this returns.
+    fn sync_present(&self, recorded: &Recorded) -> Result<Vec<u64>> {
+        let words = self.bits.snapshot();
+        if let Err(error) = self.disk.sync_data(&self.data) {
+            self.failed_syncs.fetch_add(1, Ordering::AcqRel);
+            self.bits.retain(&recorded.stored.words);
+            self.recount();
+            return Err(Error::io("sync", self.dir.join(DATA), error));
+        }
+        Ok(words)
+    }
+
+    /// Returns once the layer's name and what its bitmap held when it was opened are on
+    /// the device: the part of [`LayerFile::flush`] that needs no new chunk. Cheap when
+    /// done before. Blocks on the device.
+    pub fn settle(&self) -> Result<()> {
+        self.settle_names(&mut self.flushing.lock())
+    }
+
+    fn settle_names(&self, recorded: &mut Recorded) -> Result<()> {
+        if recorded.named || self.removed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        for dir in [Some(&*self.dir), self.dir.parent()].into_iter().flatten() {
+            match self.disk.sync_dir(dir) {
+                Ok(()) => {}
+                // Removed by another process meanwhile: nothing is left to promise.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(Error::io("sync", dir, e)),
+            }
+        }
+        recorded.named = true;
+        Ok(())
+    }
+
+    /// Whether `policy` says that [`LayerFile::flush`] is worth it at `now`. Looks only at
+    /// memory.
+    pub fn is_flush_due(&self, policy: FlushPolicy, now: Instant) -> bool {
+        let dirty = self.dirty_bytes.load(Ordering::Relaxed);
+        if dirty == 0 {
+            return false;
+        }
+        let since = *self.due.lock().get_or_insert(now);
+        dirty >= policy.bytes || now.saturating_duration_since(since) >= policy.age
+    }
+}

@@ -1,0 +1,95 @@
+//! Writing chunks.
+//!
+//! Invariant: a chunk's bit is set only after all its verified bytes were written, and no
+//! hole is made between the two. Nothing is promised to survive a crash: a flush does that.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::{DATA, LayerFile};
+use crate::codec::VerifiedBytes;
+use crate::index::{Chunk, ChunkId};
+use crate::store::disk::Stretch;
+use crate::{Error, Result};
+
+/// How often a `put` writes again because a sync failed while it was writing.
+const PUT_ATTEMPTS_MAX: u32 = 4;
+
+impl LayerFile {
+    /// Writes a chunk's bytes and makes it present. Recorded by the next flush. Writing a
+    /// present chunk again is harmless. On a full disk the store first makes room, if it
+    /// may. Blocks on the device.
+    pub fn put(&self, id: ChunkId, bytes: &VerifiedBytes) -> Result<()> {
+        let chunk = self.chunk(id)?;
+        self.check_put(id, chunk, bytes)?;
+        let write = || {
+            let write = || self.disk.write_at(&self.data, chunk.data_offset, bytes);
+            self.put_now(id, chunk, &write)
+        };
+        match self.store.upgrade() {
+            Some(store) => store.with_room(write)?,
+            None => write()?,
+        }
+        self.note_place(id, chunk);
+        Ok(())
+    }
+
+    /// [`Self::put`] by sharing the blocks of `from`, where the verified bytes are and stay
+    /// meanwhile. Fails where that cannot be done; makes no room.
+    pub(in crate::store) fn put_shared(
+        &self,
+        id: ChunkId,
+        bytes: &VerifiedBytes,
+        from: &File,
+        stretch: Stretch,
+    ) -> Result<()> {
+        let chunk = self.chunk(id)?;
+        self.check_put(id, chunk, bytes)?;
+        self.put_now(id, chunk, &|| self.disk.share(from, &self.data, stretch))?;
+        self.note_place(id, chunk);
+        Ok(())
+    }
+
+    fn put_now(
+        &self,
+        id: ChunkId,
+        chunk: &Chunk,
+        write: &dyn Fn() -> io::Result<()>,
+    ) -> Result<()> {
+        let _no_holes = self.holes.read();
+        for _ in 0..PUT_ATTEMPTS_MAX {
+            let failures = self.failed_syncs.load(Ordering::Acquire);
+            write().map_err(|e| Error::io("write to", self.dir.join(DATA), e))?;
+            self.sound.set(id);
+            if self.bits.set(id) {
+                self.present_bytes
+                    .fetch_add(u64::from(chunk.len), Ordering::Relaxed);
+            }
+            // A sync that failed meanwhile may have dropped these bytes from the page
+            // cache's dirty set; a bit set now would be recorded without them.
+            if self.failed_syncs.load(Ordering::Acquire) == failures {
+                self.dirty_bytes
+                    .fetch_add(u64::from(chunk.len), Ordering::Relaxed);
+                return Ok(());
+            }
+            if self.bits.clear(id) {
+                self.present_bytes
+                    .fetch_sub(u64::from(chunk.len), Ordering::Relaxed);
+            }
+        }
+        let error = io::Error::other("the device keeps failing to sync");
+        Err(Error::io("write to", self.dir.join(DATA), error))
+    }
+
+    /// The caller verified the bytes against this chunk's digest; a wrong length shows
+    /// that it was another's.
+    fn check_put(&self, id: ChunkId, chunk: &Chunk, bytes: &[u8]) -> Result<()> {
+        if bytes.len() as u64 == u64::from(chunk.len) {
+            return Ok(());
+        }
+        let what = format!("chunk {id} of layer {}", self.index.blob_digest);
+        let detail = format!("{} bytes where the index says {}", bytes.len(), chunk.len);
+        Err(Error::malformed(what, detail))
+    }
+}

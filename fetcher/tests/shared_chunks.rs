@@ -1,0 +1,179 @@
+//! Two images that share files but no layer: what one has, the other does not fetch.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose set-up fails must stop there"
+)]
+
+use std::io::Cursor;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use lazarette_fetcher::codec::deflate::MemberCompressor;
+use lazarette_fetcher::index::FileKind;
+use lazarette_fetcher::index::write::{Options, write_layer};
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
+use lazarette_fetcher::source::{RegistrySource, SourceConfig};
+use lazarette_fetcher::store::Store;
+use lazarette_fetcher::test_util::FakeRegistry;
+use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference};
+
+/// Bytes that compress a little, the same for the same seed.
+fn noise(seed: u32, len: usize) -> Vec<u8> {
+    let mut state = seed;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24).to_le_bytes()[0] & 0x3f
+    })
+    .take(len)
+    .collect()
+}
+
+fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = Vec::new();
+    for (name, bytes) in files {
+        let mut header = [0_u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..107].copy_from_slice(b"0000644");
+        header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
+        header[156] = b'0';
+        header[148..156].copy_from_slice(b"        ");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        tar.extend_from_slice(&header);
+        tar.extend_from_slice(bytes);
+        tar.resize(tar.len().next_multiple_of(512), 0);
+    }
+    tar.resize(tar.len() + 1024, 0);
+    tar
+}
+
+/// A node and the registry it pulls from.
+struct World {
+    registry: FakeRegistry,
+    opener: LayerOpener,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let source = Arc::new(RegistrySource::new(SourceConfig::default()).unwrap());
+        Self {
+            registry: FakeRegistry::start().await,
+            opener: LayerOpener::new(store, source),
+            _dir: dir,
+        }
+    }
+
+    async fn open(&self, layer: Descriptor, diff_id: Digest) -> (Arc<Layer>, OpenedBy) {
+        let reference = format!("{}/a/b:t", self.registry.url_host());
+        let reference = Reference::parse(&reference).unwrap();
+        let request = LayerRequest::new(reference.repository().clone(), &layer, diff_id).unwrap();
+        self.opener
+            .open(&request, &AtomicU64::new(0))
+            .await
+            .unwrap()
+    }
+
+    async fn open_estargz(&self, tar: Vec<u8>) -> Arc<Layer> {
+        let mut blob = Vec::new();
+        let options = Options {
+            chunk_bytes: 64 << 10,
+            ..Options::default()
+        };
+        let written = write_layer("x", &mut Cursor::new(tar), &mut blob, &options).unwrap();
+        let size = blob.len() as u64;
+        let digest = self.registry.add_blob(blob);
+        let mut layer = Descriptor::new(MediaType::OciLayerGzip, digest, size);
+        let notes = written.annotations.into_iter();
+        layer.annotations = notes.map(|(key, value)| (key.to_owned(), value)).collect();
+        let (layer, by) = self.open(layer, written.diff_id).await;
+        assert_eq!(by, OpenedBy::Toc);
+        layer
+    }
+
+    async fn open_gzip(&self, tar: &[u8]) -> Arc<Layer> {
+        let blob = MemberCompressor::new(6).compress(tar);
+        let size = blob.len() as u64;
+        let digest = self.registry.add_blob(blob);
+        let layer = Descriptor::new(MediaType::OciLayerGzip, digest, size);
+        let (layer, by) = self.open(layer, Digest::sha256(tar)).await;
+        assert_eq!(by, OpenedBy::Stream);
+        layer
+    }
+}
+
+/// Place of a file in the data file.
+fn place(layer: &Layer, path: &str) -> ByteRange {
+    let mut files = layer.index().files.iter();
+    let file = files.find(|file| file.path == path.as_bytes()).unwrap();
+    match file.kind {
+        FileKind::Regular { size, data_offset } => ByteRange::at(data_offset, size).unwrap(),
+        _ => panic!("{path} is no file"),
+    }
+}
+
+fn read(layer: &Layer, path: &str) -> Option<Vec<u8>> {
+    let place = place(layer, path);
+    let mut bytes = vec![0; usize::try_from(place.len()).unwrap()];
+    let read = layer.try_read(place.start(), &mut bytes).unwrap();
+    read.then_some(bytes)
+}
+
+#[tokio::test]
+async fn files_of_another_image_are_read_without_the_registry() {
+    let world = World::new().await;
+    let (large, small, own) = (noise(1, 300_000), noise(2, 900), noise(3, 100_000));
+    let first = [
+        ("large", &large[..]),
+        ("old", &own[..50]),
+        ("small", &small),
+    ];
+    let first = world.open_estargz(tar(&first)).await;
+    first.fill_all().await.unwrap();
+    // In another place, and another order.
+    let second = [("small", &small[..]), ("dir", &own), ("zlarge", &large)];
+    let second = world.open_estargz(tar(&second)).await;
+    let before = world.registry.requests().blobs;
+    for (path, bytes) in [("small", &small), ("zlarge", &large)] {
+        assert_eq!(read(&second, path), None);
+        second.fill(place(&second, path)).await.unwrap();
+        assert_eq!(read(&second, path).as_ref(), Some(bytes));
+    }
+    let counters = second.counters();
+    assert_eq!((counters.requests, counters.bytes_fetched), (0, 0));
+    assert_eq!(counters.bytes_copied, 300_900);
+    assert_eq!(world.registry.requests().blobs, before);
+    second.fill_all().await.unwrap();
+    assert_eq!(read(&second, "dir"), Some(own));
+    let counters = second.counters();
+    assert!(counters.bytes_fetched < 120_000, "only the file of its own");
+    // Its source may go; the copy is its own.
+    first.file().evict_all().unwrap();
+    assert_eq!(read(&second, "zlarge"), Some(large));
+}
+
+#[tokio::test]
+async fn plain_gzip_layers_refill_from_each_other() {
+    let world = World::new().await;
+    let (shared, a, b) = (noise(1, 1_500_000), noise(2, 700_000), noise(3, 600_000));
+    let tar_a = tar(&[("a", &a), ("shared", &shared)]);
+    let tar_b = tar(&[("shared", &shared), ("b", &b)]);
+    let first = world.open_gzip(&tar_a).await;
+    let second = world.open_gzip(&tar_b).await;
+    second.file().evict_all().unwrap();
+    assert_eq!(read(&second, "shared"), None, "it can be fetched again");
+    second.fill(place(&second, "shared")).await.unwrap();
+    assert_eq!(read(&second, "shared"), Some(shared.clone()));
+    let counters = second.counters();
+    assert_eq!((counters.requests, counters.bytes_copied), (0, 1_500_000));
+    // And the other way round.
+    first.file().evict_all().unwrap();
+    first.fill_all().await.unwrap();
+    assert_eq!(read(&first, "shared"), Some(shared));
+    assert_eq!(read(&first, "a"), Some(a));
+    assert_eq!(first.counters().bytes_copied, 1_500_000);
+}
