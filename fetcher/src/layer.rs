@@ -12,13 +12,16 @@
 //! bytes come with it anyway. Then small ones that follow it in the blob, in the same
 //! request; nobody waits for those, and each is there as soon as its own bytes are.
 //!
-//! Readers go first: [`Layer::fill_all`] claims no more than it is about to fetch in one
-//! request, and begins it only while no reader's request is under way or waits.
+//! Readers go first, over all layers that share a [`FetchEngine`]: what a profile expects
+//! or nobody waits for begins only while no reader's request waits. Who wants a chunk that
+//! a less urgent request brings hurries that request on.
 //!
 //! Memory: a request holds its largest member encoded, two of its chunks decoded and one
-//! piece of the body as it came. It begins once the budget has room for them, and what
-//! could never fit is refused.
+//! piece of the body as it came. It begins once the engine's budget has room for them, and
+//! what could never fit is refused.
 
+mod behind;
+mod engine;
 mod fetch;
 mod gate;
 mod inflight;
@@ -34,7 +37,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::gate::{Gate, Pass};
+pub use self::engine::{EngineConfig, FetchEngine};
+use self::gate::{Ask, Pass, Ticket};
 use self::inflight::{Inflight, Mine};
 use crate::index::{ChunkId, LayerIndex};
 use crate::plan::{self, PlanLimits};
@@ -43,11 +47,6 @@ use crate::store::{FlushPolicy, LayerFile};
 use crate::task::blocking;
 use crate::types::ByteRange;
 use crate::{Error, Result};
-
-/// Encoded bytes that [`Layer::fill_all`] asks for at a time. A reader that comes while
-/// they arrive shares the link with them and may need one of them: 4 MiB are 30 ms of a
-/// gigabit, and still many round trips' worth.
-const BEHIND_BYTES: u64 = 4 << 20;
 
 /// Who waits for a chunk. Earlier ones go first, strictly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +57,11 @@ pub enum Priority {
     Profile,
     /// Nobody.
     Background,
+}
+
+impl Priority {
+    /// All of them, the most urgent first.
+    pub const ALL: [Self; 3] = [Self::OnDemand, Self::Profile, Self::Background];
 }
 
 /// What reading a layer has cost so far.
@@ -77,15 +81,11 @@ pub struct LayerCounters {
     pub chunks_corrupt: u64,
 }
 
-/// Bounds of what one layer does at once.
+/// How one layer is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerConfig {
     /// How chunks become requests.
     pub plan: PlanLimits,
-    /// Requests under way at once for readers. More than a handful only splits the link.
-    pub requests_max: u32,
-    /// Bytes held in memory by all requests. A chunk that needs more alone is refused.
-    pub memory_bytes_max: u64,
     /// Encoded bytes behind a missing chunk's member in which small missing chunks come
     /// with it, in the same request. Files that are next to each other in a layer are
     /// often read one after another, and a round trip costs more than this many bytes do.
@@ -98,10 +98,6 @@ impl Default for LayerConfig {
     fn default() -> Self {
         Self {
             plan: PlanLimits::default(),
-            requests_max: 4,
-            // What the largest chunk that an index may have needs, with some room. With
-            // the usual chunks of 4 MiB, four requests use a fifth of it.
-            memory_bytes_max: 256 << 20,
             // What a gigabit carries in one millisecond, the kernel's usual read-ahead.
             read_ahead_encoded_bytes: 128 << 10,
             flush: FlushPolicy::default(),
@@ -120,8 +116,9 @@ struct Shared {
     source: Arc<dyn BlobSource>,
     blob: BlobRef,
     config: LayerConfig,
+    host: Arc<str>,
     inflight: Inflight,
-    gate: Arc<Gate>,
+    engine: Arc<FetchEngine>,
     /// Turns of copying from other layers.
     copying: Semaphore,
     counters: Counters,
@@ -140,23 +137,26 @@ struct Counters {
 }
 
 impl Layer {
-    /// Joins a stored layer with the source that can fill it.
+    /// Joins a stored layer with the source that can fill it, and an engine of its own.
     pub fn new(file: Arc<LayerFile>, source: Arc<dyn BlobSource>, blob: BlobRef) -> Arc<Self> {
-        Self::with_config(file, source, blob, LayerConfig::default())
+        let engine = FetchEngine::new(EngineConfig::default());
+        Self::with_engine(file, source, blob, LayerConfig::default(), engine)
     }
 
-    /// [`Layer::new`] with other bounds.
-    pub fn with_config(
+    /// [`Layer::new`] with an engine that other layers share.
+    pub fn with_engine(
         file: Arc<LayerFile>,
         source: Arc<dyn BlobSource>,
         blob: BlobRef,
         config: LayerConfig,
+        engine: Arc<FetchEngine>,
     ) -> Arc<Self> {
         let shared = Arc::new(Shared {
             file,
             source,
+            host: blob.repository.host().into(),
             blob,
-            gate: Gate::new(config.requests_max, config.memory_bytes_max),
+            engine,
             config,
             copying: Semaphore::new(local::TURNS),
             inflight: Inflight::default(),
@@ -194,8 +194,10 @@ impl Layer {
         let is_present = |id| shared.file.is_present(id);
         let more =
             |claimed: &[ChunkId], free: &dyn Fn(ChunkId) -> bool| shared.along_with(claimed, free);
-        let claim = shared.inflight.claim(&missing, is_present, more);
-        shared.start(claim.mine, Leave::Asked(Priority::OnDemand));
+        let priority = Priority::OnDemand;
+        let claim = shared.inflight.claim(&missing, priority, is_present, more);
+        shared.hurry(&claim.hurry, priority);
+        shared.start(claim.mine, None);
         inflight::wait(claim.waits).await
     }
 
@@ -206,20 +208,16 @@ impl Layer {
         let count = shared.file.index().chunks.len();
         let is_known = |id: &ChunkId| usize::try_from(*id).is_ok_and(|id| id < count);
         let wanted: Vec<ChunkId> = ids.iter().copied().filter(is_known).collect();
-        let is_present = |id| shared.file.is_present(id);
-        let nothing = |_: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| Vec::new();
-        let claim = shared.inflight.claim(&wanted, is_present, nothing);
-        shared.start(claim.mine, Leave::Asked(priority));
-        inflight::wait(claim.waits).await
+        inflight::wait(shared.fetch(&wanted, priority, None)).await
     }
 
-    /// Makes the whole layer present, behind readers: one request at a time, begun only
-    /// while none of theirs is under way or waits. So a reader never waits for more than
-    /// one request of this, and only if that request brings what it wants or holds memory
-    /// that it needs. The first error ends it. Dropping the future stops it after the
-    /// request under way.
+    /// Makes the whole layer present, behind readers: a few requests at a time, begun only
+    /// while nobody else's is under way or waits. So a reader never waits for these, unless
+    /// one of them brings what it wants. One under way when a reader comes stops reading
+    /// after its current chunk until the reader has been served. The first error ends it.
+    /// Dropping the future stops it after the requests under way.
     pub async fn fill_all(&self) -> Result<()> {
-        self.shared.fill_behind(None).await?;
+        behind::fill(&self.shared, None).await?;
         self.flush().await
     }
 
@@ -233,7 +231,7 @@ impl Layer {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {}
-                outcome = shared.fill_behind(Some(blob_end)) => if let Err(error) = outcome {
+                outcome = behind::fill(&shared, Some(blob_end)) => if let Err(error) = outcome {
                     tracing::debug!(digest = %shared.blob.digest, %error, "prefetch ended early");
                 }
             }
@@ -311,62 +309,59 @@ impl Shared {
         more
     }
 
-    /// Fills missing chunks one background request after another, in the order of the data
-    /// file, up to the first that begins at or after `blob_end` in the blob.
-    async fn fill_behind(self: &Arc<Self>, blob_end: Option<u64>) -> Result<()> {
-        let mut from = 0;
-        while let Some(mut next) = self.behind(from)? {
-            if let Some(end) = blob_end {
-                if self.begins_at(next.first) >= end {
-                    break;
-                }
-                next.ids.retain(|id| self.begins_at(*id) < end);
-            }
-            from = next.first.saturating_add(1);
-            let need = fetch::memory_of(self, &next.ids);
-            let pass = self.gate.enter(Priority::Background, need).await;
-            // Readers may have claimed or filled some of it while we waited.
-            let is_present = |id| self.file.is_present(id);
-            let nothing = |_: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| Vec::new();
-            let claim = self.inflight.claim(&next.ids, is_present, nothing);
-            let leave = pass.map_or(Leave::Asked(Priority::Background), Leave::Given);
-            self.start(claim.mine, leave);
-            inflight::wait(claim.waits).await?;
+    /// Claims what is missing of `wanted` and fetches it, the first request on `pass`; what
+    /// to wait for.
+    fn fetch(
+        self: &Arc<Self>,
+        wanted: &[ChunkId],
+        priority: Priority,
+        pass: Option<Pass>,
+    ) -> Vec<inflight::Wait> {
+        let is_present = |id| self.file.is_present(id);
+        let nothing = |_: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| Vec::new();
+        let claim = self.inflight.claim(wanted, priority, is_present, nothing);
+        self.hurry(&claim.hurry, priority);
+        self.start(claim.mine, pass);
+        claim.waits
+    }
+
+    fn hurry(&self, tickets: &[Ticket], priority: Priority) {
+        for ticket in tickets {
+            self.engine.gate.promote(*ticket, priority);
         }
-        Ok(())
     }
 
-    /// Where a chunk's encoded bytes begin; past every blob for one that has none alone.
-    fn begins_at(&self, id: ChunkId) -> u64 {
-        let chunks = &self.file.index().chunks;
-        let chunk = usize::try_from(id).ok().and_then(|id| chunks.get(id));
-        let blob = chunk.and_then(|chunk| chunk.encoding.blob());
-        blob.map_or(u64::MAX, |blob| blob.start())
+    /// What the gate must know of a request for `ids`.
+    fn ask(&self, class: Priority, ids: &[ChunkId]) -> Result<Ask> {
+        Ok(Ask {
+            class,
+            host: Arc::clone(&self.host),
+            bytes: self.check_memory(ids)?,
+        })
     }
 
-    /// The next request of a background fill, at or after the chunk `from`.
-    fn behind(&self, from: ChunkId) -> Result<Option<Behind>> {
-        let index = self.file.index();
-        let missing = self.file.missing_from(from);
-        let ids = plan::first_bytes(index, missing, BEHIND_BYTES);
-        let Some(first) = ids.first().copied() else {
-            return Ok(None);
-        };
-        let plan = plan::plan(index, &ids, self.config.plan)?;
-        let has_first = |request: &plan::Request| request.chunks().any(|id| id == first);
-        let request = plan.requests.iter().find(|request| has_first(request));
-        // A table out of the blob's order may leave it for a later plan; then it goes alone.
-        let mut ids: Vec<ChunkId> = match request {
-            Some(request) => request.chunks().collect(),
-            None => vec![first],
-        };
-        ids.sort_unstable();
-        Ok(Some(Behind { first, ids }))
+    /// Bytes of memory that a request for `ids` takes; an error where the budget never has
+    /// as many.
+    fn check_memory(&self, ids: &[ChunkId]) -> Result<u64> {
+        let (need, max) = (
+            fetch::memory_of(self, ids),
+            self.engine.config.memory_bytes_max,
+        );
+        if need <= max {
+            return Ok(need);
+        }
+        let first = ids.first().copied().unwrap_or_default();
+        let what = format!("chunk {first} of layer {}", self.blob.digest);
+        let detail = format!(
+            "decoding it takes {need} bytes of memory, {max} are allowed; \
+             pull the image whole with --full"
+        );
+        Err(Error::limit(what, detail))
     }
 
     /// Fills the claimed chunks in a task of the layer's own: from other layers of this node
-    /// as far as they have them, the rest from the source.
-    fn start(self: &Arc<Self>, mine: Mine, leave: Leave) {
+    /// as far as they have them, the rest from the source, the first request on `pass`.
+    fn start(self: &Arc<Self>, mine: Mine, pass: Option<Pass>) {
         if mine.is_empty() {
             return;
         }
@@ -374,16 +369,10 @@ impl Shared {
         self.tasks.spawn(async move {
             let cancel = shared.cancel.clone();
             let mine = Arc::new(local::first(&shared, mine).await);
-            let fetch = async {
-                match leave {
-                    Leave::Given(pass) => fetch::run_behind(&shared, &mine, pass).await,
-                    Leave::Asked(priority) => fetch::run(&shared, &mine, priority).await,
-                }
-            };
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => mine.fail_rest(closed(&shared.blob)),
-                () = fetch => {}
+                () = fetch::run(&shared, &mine, pass) => {}
             }
             shared.flush_if_due().await;
         });
@@ -401,22 +390,6 @@ impl Shared {
             tracing::warn!(%error, "cannot record fetched chunks yet");
         }
     }
-}
-
-/// What lets a fetch send its requests.
-enum Leave {
-    /// Each of them asks the gate.
-    Asked(Priority),
-    /// All of them go, one after another, on this.
-    Given(Pass),
-}
-
-/// What a background fill asks for next.
-struct Behind {
-    /// The first missing chunk.
-    first: ChunkId,
-    /// What one request brings, the first chunk among it; ascending.
-    ids: Vec<ChunkId>,
 }
 
 fn closed(blob: &BlobRef) -> Error {

@@ -21,8 +21,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use lazarette_fetcher::Error as FetchError;
 use lazarette_fetcher::db::{Batch, Db, Table as _};
 use lazarette_fetcher::index::write::{Format, HotFiles, Options};
-use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::LayerOpener;
+use lazarette_fetcher::layer::{EngineConfig, FetchEngine, Layer};
 use lazarette_fetcher::source::{Pusher, RegistrySource, stack};
 use lazarette_fetcher::store::{Bounds, Store};
 use lazarette_fetcher::task::blocking;
@@ -57,6 +57,8 @@ pub struct Engine {
     snapshots: Snapshots,
     pusher: Pusher,
     keys: TrustedKeys,
+    /// Bounds what all layers fetch at once.
+    fetching: Arc<FetchEngine>,
 }
 
 impl Engine {
@@ -94,6 +96,7 @@ impl Engine {
             snapshots,
             pusher,
             keys,
+            fetching: FetchEngine::new(EngineConfig::default()),
         }))
     }
 
@@ -131,7 +134,9 @@ impl Engine {
     /// A puller for this engine's store.
     pub fn puller(&self, mode: PullMode, trace: Trace) -> Puller {
         let (store, source) = (Arc::clone(&self.store), Arc::clone(&self.resolver.source));
-        let opener = LayerOpener::new(store, source).trusting(self.keys.clone());
+        let opener = LayerOpener::new(store, source)
+            .trusting(self.keys.clone())
+            .fetching_with(Arc::clone(&self.fetching));
         Puller::new(opener, trace, mode)
     }
 

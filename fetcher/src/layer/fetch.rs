@@ -4,9 +4,13 @@
 //! data file, and then at once: not when its member or its request ends. Corrupt pieces
 //! are dropped and fetched once more, alone; then it is an error.
 //!
+//! What is left of a request that others go ahead of gets into line again; its claims stay
+//! where they are, so a reader who wants one of them hurries it on.
+//!
 //! What has arrived is decoded in one go on a blocking thread: one hop per part of a body
 //! that came together, not per chunk. No blocking thread waits for the network.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,14 +18,14 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::gate::Pass;
+use super::gate::{Pass, Turn};
 use super::inflight::Mine;
 use super::window::{Short, Window};
-use super::{Priority, Shared, closed};
+use super::{Shared, closed};
 use crate::codec;
 use crate::codec::pieces::Pieces;
 use crate::index::{ChunkId, Encoding};
-use crate::plan::{self, Member, Plan, Request};
+use crate::plan::{self, Member, Request};
 use crate::types::ByteRange;
 use crate::{Error, Result};
 
@@ -30,38 +34,50 @@ use crate::{Error, Result};
 const PIECE_BYTES: u64 = 64 << 10;
 const FIXED_BYTES: u64 = PIECE_BYTES + (128 << 10);
 
-/// Fetches everything in `mine` and ends every claim.
-pub(super) async fn run(shared: &Arc<Shared>, mine: &Arc<Mine>, priority: Priority) {
-    let mut wanted = refuse_large(shared, mine);
-    while let Some(plan) = next_plan(shared, mine, &mut wanted) {
-        let requests = plan.requests.into_iter();
-        let mut requests: FuturesUnordered<_> = requests
-            .map(|request| admit_request(shared, mine, request, priority))
-            .collect();
-        while requests.next().await.is_some() {}
-    }
-}
+/// Requests of one claim in line or under way at once. More would only wait in line.
+const REQUESTS_WAITING_MAX: usize = 32;
 
-/// Fetches everything in `mine` for nobody, one request after another on one pass.
-pub(super) async fn run_behind(shared: &Arc<Shared>, mine: &Arc<Mine>, mut pass: Pass) {
+/// Fetches everything in `mine` and ends every claim. The first request goes on `given`.
+pub(super) async fn run(shared: &Arc<Shared>, mine: &Arc<Mine>, mut given: Option<Pass>) {
     let mut wanted = refuse_large(shared, mine);
-    while let Some(plan) = next_plan(shared, mine, &mut wanted) {
-        for request in plan.requests {
-            fetch_request(shared, mine, &request, &mut pass).await;
+    while let Some(mut requests) = next_plan(shared, mine, &mut wanted) {
+        let mut flying = FuturesUnordered::new();
+        loop {
+            while flying.len() < REQUESTS_WAITING_MAX
+                && let Some(request) = next_request(mine, &mut requests)
+            {
+                flying.push(fetch_request(shared, mine, request, given.take()));
+            }
+            if flying.next().await.is_none() {
+                break;
+            }
         }
     }
 }
 
-/// Plans as much of `wanted` as goes at once and leaves the rest in it.
-fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<Plan> {
+/// Plans as much of `wanted` as goes at once and leaves the rest in it. What somebody has
+/// come to wait for goes first.
+fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<VecDeque<Request>> {
     let ids = std::mem::take(wanted);
     if ids.is_empty() {
         return None;
     }
-    match plan::plan(shared.file.index(), &ids, shared.config.plan) {
-        Ok(mut plan) => {
-            *wanted = std::mem::take(&mut plan.rest);
-            Some(plan)
+    let (mut first, mut later): (Vec<_>, Vec<_>) =
+        ids.into_iter().partition(|id| mine.is_hurried([*id]));
+    if first.is_empty() {
+        std::mem::swap(&mut first, &mut later);
+    }
+    match plan::plan(shared.file.index(), &first, shared.config.plan) {
+        Ok(plan) => {
+            *wanted = plan.rest;
+            wanted.extend(later);
+            wanted.sort_unstable();
+            let requests = plan.requests.into_iter();
+            Some(
+                requests
+                    .flat_map(|one| within_budget(shared, one))
+                    .collect(),
+            )
         }
         Err(error) => {
             mine.fail_rest(error);
@@ -70,72 +86,130 @@ fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<
     }
 }
 
+/// The request, or one for each of its chunks where they need too much memory together.
+fn within_budget(shared: &Shared, request: Request) -> Vec<Request> {
+    let ids: Vec<ChunkId> = request.chunks().collect();
+    if shared.check_memory(&ids).is_ok() {
+        return vec![request];
+    }
+    let alone = |blob: ByteRange, id: ChunkId| Request {
+        blob,
+        members: vec![Member {
+            blob,
+            chunks: vec![id],
+        }],
+    };
+    let members = request.members.into_iter();
+    members
+        .flat_map(|member| member.chunks.into_iter().map(move |id| (member.blob, id)))
+        .map(|(blob, id)| alone(blob, id))
+        .collect()
+}
+
+/// The first request that somebody has come to wait for, else the first.
+fn next_request(mine: &Mine, requests: &mut VecDeque<Request>) -> Option<Request> {
+    let hurried = requests
+        .iter()
+        .position(|request| mine.is_hurried(request.chunks()));
+    requests.remove(hurried.unwrap_or(0))
+}
+
 /// Ends the claims of chunks that cannot be decoded within the budget; returns the rest.
 fn refuse_large(shared: &Shared, mine: &Mine) -> Vec<ChunkId> {
-    let max = shared.config.memory_bytes_max;
-    let need = |id: &ChunkId| memory_of(shared, std::slice::from_ref(id));
     let ids = mine.ids().iter().copied();
-    let (fits, large) = ids.partition::<Vec<_>, _>(|id| need(id) <= max);
+    let (fits, large) = ids.partition::<Vec<_>, _>(|id| shared.check_memory(&[*id]).is_ok());
     for id in large {
-        let what = format!("chunk {id} of layer {}", shared.blob.digest);
-        let detail = format!(
-            "decoding it takes {} bytes of memory, {max} are allowed; \
-             pull the image whole with --full",
-            need(&id)
-        );
-        mine.finish(&[id], &Err(Arc::new(Error::limit(what, detail))));
+        if let Err(error) = shared.check_memory(&[id]) {
+            mine.finish(&[id], &Err(Arc::new(error)));
+        }
     }
     fits
 }
 
-/// One request; every chunk of it has a result afterwards.
-async fn admit_request(
+/// One request, in parts if it has to let others go first; every chunk of it has a result
+/// afterwards.
+async fn fetch_request(
     shared: &Arc<Shared>,
     mine: &Arc<Mine>,
     request: Request,
-    priority: Priority,
+    mut given: Option<Pass>,
 ) {
+    let mut left = Some(request);
+    while let Some(request) = left.take() {
+        let outcome = match pass_for(shared, mine, &request, given.take()).await {
+            Ok(pass) => try_request(shared, mine, &request, &pass).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(rest) => left = rest,
+            Err(error) => {
+                let ids: Vec<ChunkId> = request.chunks().collect();
+                mine.finish(&ids, &Err(Arc::new(error)));
+            }
+        }
+    }
+}
+
+/// Waits for leave to send the request, as urgently as anybody wants something of it.
+async fn pass_for(
+    shared: &Shared,
+    mine: &Mine,
+    request: &Request,
+    given: Option<Pass>,
+) -> Result<Pass> {
+    let gate = &shared.engine.gate;
     let ids: Vec<ChunkId> = request.chunks().collect();
-    let need = memory_of(shared, &ids);
-    match shared.gate.enter(priority, need).await {
-        Some(mut pass) => fetch_request(shared, mine, &request, &mut pass).await,
-        None => mine.finish(&ids, &Err(Arc::new(closed(&shared.blob)))),
+    if let Some(pass) = given {
+        gate.promote(pass.ticket(), mine.comes_with(&ids, pass.ticket()));
+        return Ok(pass);
     }
+    let entering = gate.enter(shared.ask(mine.priority(), &ids)?);
+    let ticket = entering.ticket();
+    // In line first: whoever comes from now on finds it there.
+    let urgency = mine.comes_with(&ids, ticket);
+    if urgency < mine.priority() {
+        gate.promote(ticket, urgency);
+    }
+    entering.pass().await.ok_or_else(|| closed(&shared.blob))
 }
 
-async fn fetch_request(shared: &Arc<Shared>, mine: &Arc<Mine>, request: &Request, pass: &mut Pass) {
-    if let Err(error) = try_request(shared, mine, request, pass).await {
-        let ids: Vec<ChunkId> = request.chunks().collect();
-        mine.finish(&ids, &Err(Arc::new(error)));
-    }
-}
-
+/// Sends the request and stores what comes; returns what was left to let others go first.
 async fn try_request(
     shared: &Arc<Shared>,
     mine: &Arc<Mine>,
     request: &Request,
-    pass: &mut Pass,
-) -> Result<()> {
-    for bad in read_members(shared, mine, request, pass).await? {
+    pass: &Pass,
+) -> Result<Option<Request>> {
+    let read = read_members(shared, mine, request, pass).await?;
+    for bad in read.corrupt {
         // The one more time.
         let alone = Request {
             blob: bad.member.blob,
             members: vec![bad.member],
         };
-        for bad in read_members(shared, mine, &alone, pass).await? {
+        for bad in read_members(shared, mine, &alone, pass).await?.corrupt {
             mine.finish(&bad.member.chunks, &Err(Arc::new(bad.error)));
         }
     }
-    Ok(())
+    Ok(read.left)
 }
 
-/// Sends the request and stores what comes; returns the chunks that were corrupt.
+/// What became of a request.
+#[derive(Default)]
+struct Read {
+    /// What came and was dropped.
+    corrupt: Vec<Bad>,
+    /// What is to be asked for again, for others go first now.
+    left: Option<Request>,
+}
+
+/// Sends the request and stores what comes. Between members it lets others go first.
 async fn read_members(
     shared: &Arc<Shared>,
     mine: &Arc<Mine>,
     request: &Request,
-    pass: &mut Pass,
-) -> Result<Vec<Bad>> {
+    pass: &Pass,
+) -> Result<Read> {
     let mut window = open(shared, request.blob).await?;
     let mut largest = PIECE_BYTES;
     let mut received = |bytes: u64| {
@@ -143,7 +217,7 @@ async fn read_members(
         pass.grow(bytes.saturating_sub(largest));
         largest = largest.max(bytes);
     };
-    let mut corrupt = Vec::new();
+    let mut read = Read::default();
     let mut members = request.members.iter().peekable();
     while let Some(member) = members.next() {
         let taken = window.take(member.blob, &mut received).await;
@@ -153,23 +227,37 @@ async fn read_members(
         while let Some(encoded) = members.peek().and_then(|next| window.ready(next.blob)) {
             batch.extend(members.next().map(|member| (member.clone(), encoded)));
         }
-        corrupt.extend(store(shared, mine, batch).await?);
+        read.corrupt.extend(store(shared, mine, batch).await?);
+        if let Some(next) = members.peek()
+            && pass.turn().await == Turn::Leave
+        {
+            let blob = ByteRange::new(next.blob.start(), request.blob.end());
+            read.left = blob.map(|blob| Request {
+                blob,
+                members: members.cloned().collect(),
+            });
+            break;
+        }
     }
-    Ok(corrupt)
+    Ok(read)
 }
 
-/// Bytes held while any one of `ids` is fetched and decoded: the encoded member, the
-/// chunk, the chunk before it while they overlap, and what every request holds.
+/// Bytes held while `ids` are fetched and decoded one after another: the longest encoded
+/// member, the longest chunk, the next longest while they overlap, and what every request
+/// holds.
 pub(super) fn memory_of(shared: &Shared, ids: &[ChunkId]) -> u64 {
     let index = shared.file.index();
     let chunks = ids.iter().filter_map(|id| plan::chunk(index, *id).ok());
-    let (encoded, decoded) = chunks.fold((0, 0), |(encoded, decoded), chunk| {
-        let member = chunk.encoding.blob().map_or(0, |blob| blob.len());
-        (member.max(encoded), u64::from(chunk.len).max(decoded))
-    });
-    FIXED_BYTES
-        .saturating_add(encoded)
-        .saturating_add(decoded.saturating_mul(2))
+    let (mut encoded, mut longest, mut second) = (0, 0, 0);
+    for chunk in chunks {
+        let len = u64::from(chunk.len);
+        encoded = encoded.max(chunk.encoding.blob().map_or(0, |blob| blob.len()));
+        second = second.max(len.min(longest));
+        longest = longest.max(len);
+    }
+    [encoded, longest, second]
+        .into_iter()
+        .fold(FIXED_BYTES, u64::saturating_add)
 }
 
 async fn open(shared: &Shared, range: ByteRange) -> Result<Window> {

@@ -1,269 +1,218 @@
-//! Who may send a request now.
+//! Who may send a request now, and the waiting for it.
 //!
-//! Invariant: what a profile expects goes only while no reader waits for leave; background
-//! work goes only while nobody else's request is under way or waits, one request at a time;
-//! so a reader's request never waits for more than one of its
-//! requests, and only if memory is short. Within a class it is first come, first served: a
-//! request that needs much memory is not overtaken forever. Memory counted never exceeds
-//! the budget when a request begins; [`Pass::grow`] may exceed it, and then nothing begins
-//! until it is back. Never does I/O, never knows chunks.
+//! Invariant: what [`line`] decides is what happens, at once: every change of the lines
+//! lets go whoever may go since. A request that is given up leaves its line, or gives back
+//! the pass it was just given. The one lock is held for look-ups only. Never does I/O,
+//! never knows chunks.
 
-use std::collections::VecDeque;
+mod line;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
 
-use super::Priority;
+use self::line::Lines;
+use super::{EngineConfig, Priority};
 
-/// The gate of one layer.
+/// Number of a request. Lower ones came earlier; 0 is none's.
+pub(super) type Ticket = u64;
+
+/// What a request needs.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    pub(super) class: Priority,
+    pub(super) host: Arc<str>,
+    /// Bytes it will hold, at most the budget.
+    pub(super) bytes: u64,
+}
+
+/// Who goes before background requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ahead {
+    Nobody,
+    /// Under way, or waiting for a slot.
+    Somebody,
+    /// Waiting for memory, which a background request may hold.
+    Starved,
+}
+
+/// What a request that is under way does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Go,
+    /// Gives back its pass and gets into line again.
+    Leave,
+}
+
+/// The gate of an engine.
+#[derive(Debug)]
 pub(super) struct Gate {
-    /// Requests under way at once, background ones aside.
-    requests_max: u32,
-    /// Bytes.
-    memory_max: u64,
-    state: Mutex<State>,
+    lines: Mutex<Lines<oneshot::Sender<Pass>>>,
+    tickets: AtomicU64,
+    pause_max: Duration,
+    /// Written under the lock, so that the last word is the latest one.
+    ahead: watch::Sender<Ahead>,
 }
 
-#[derive(Default)]
-struct State {
-    on_demand: Line,
-    profile: Line,
-    background: Line,
-    memory: u64,
-}
-
-/// Those under way and those waiting of one class.
-#[derive(Default)]
-struct Line {
-    running: u32,
-    waiting: VecDeque<Waiter>,
-}
-
-struct Waiter {
-    bytes: u64,
-    tell: oneshot::Sender<Pass>,
+/// A place in line; dropped, it is given up.
+pub(super) struct Entering {
+    gate: Arc<Gate>,
+    ticket: Ticket,
+    told: oneshot::Receiver<Pass>,
 }
 
 /// Leave to send one request. Dropped, the next one goes.
+#[derive(Debug)]
 pub(super) struct Pass {
     /// Taken when it is given back.
     gate: Option<Arc<Gate>>,
-    class: Priority,
-    bytes: u64,
+    ticket: Ticket,
 }
 
 impl Gate {
-    pub(super) fn new(requests_max: u32, memory_max: u64) -> Arc<Self> {
+    pub(super) fn new(config: EngineConfig) -> Arc<Self> {
         Arc::new(Self {
-            requests_max: requests_max.max(1),
-            memory_max,
-            state: Mutex::default(),
+            lines: Mutex::new(Lines::new(config)),
+            tickets: AtomicU64::new(1),
+            pause_max: config.pause_max,
+            ahead: watch::Sender::new(Ahead::Nobody),
         })
     }
 
-    /// Waits for leave to send a request that holds `bytes`; more than the budget counts
-    /// as all of it, so callers refuse such requests first. `None` is never the answer
-    /// while the gate exists. Dropping the future leaves the line.
-    pub(super) async fn enter(self: &Arc<Self>, class: Priority, bytes: u64) -> Option<Pass> {
+    /// Gets into line. Never waits.
+    pub(super) fn enter(self: &Arc<Self>, ask: Ask) -> Entering {
         let (tell, told) = oneshot::channel();
-        let bytes = bytes.min(self.memory_max);
-        let waiter = Waiter { bytes, tell };
-        self.state.lock().line(class).waiting.push_back(waiter);
-        self.admit();
-        told.await.ok()
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        self.lines.lock().push(ticket, ask, tell);
+        self.settle();
+        Entering {
+            gate: Arc::clone(self),
+            ticket,
+            told,
+        }
+    }
+
+    /// Makes a request more urgent. One that has ended is ignored.
+    pub(super) fn promote(self: &Arc<Self>, ticket: Ticket, class: Priority) {
+        self.lines.lock().promote(ticket, class);
+        self.settle();
+        // It may be paused, which this ends even if nobody's place changed.
+        self.ahead.send_modify(|_| ());
     }
 
     /// Lets go whoever may.
-    fn admit(self: &Arc<Self>) {
+    fn settle(self: &Arc<Self>) {
         loop {
-            let next = self.state.lock().next(self.requests_max, self.memory_max);
-            let Some((class, waiter)) = next else {
+            let next = {
+                let mut lines = self.lines.lock();
+                let next = lines.next();
+                let ahead = lines.ahead();
+                self.ahead
+                    .send_if_modified(|was| std::mem::replace(was, ahead) != ahead);
+                next
+            };
+            let Some((ticket, tell)) = next else {
                 return;
             };
             let pass = Pass {
                 gate: Some(Arc::clone(self)),
-                class,
-                bytes: waiter.bytes,
+                ticket,
             };
             // Who went away meanwhile leaves its place to the next round of this loop.
-            if let Err(mut unused) = waiter.tell.send(pass) {
+            if let Err(mut unused) = tell.send(pass) {
                 unused.gate = None;
-                self.state.lock().release(class, unused.bytes);
+                self.lines.lock().end(ticket);
             }
         }
     }
 
-    /// Bytes that requests under way hold.
+    /// Requests that pause.
     #[cfg(test)]
+    pub(super) fn pausing(&self) -> usize {
+        self.ahead.receiver_count()
+    }
+
+    /// Bytes that requests under way hold.
     pub(super) fn memory(&self) -> u64 {
-        self.state.lock().memory
+        self.lines.lock().memory()
     }
 }
 
-impl State {
-    fn line(&mut self, class: Priority) -> &mut Line {
-        match class {
-            Priority::OnDemand => &mut self.on_demand,
-            Priority::Profile => &mut self.profile,
-            Priority::Background => &mut self.background,
-        }
+impl Entering {
+    pub(super) fn ticket(&self) -> Ticket {
+        self.ticket
     }
 
-    /// Takes out of its line who may go now, and counts it as under way.
-    fn next(&mut self, requests_max: u32, memory_max: u64) -> Option<(Priority, Waiter)> {
-        let ahead = self.on_demand.running + self.profile.running;
-        let lines = [
-            (
-                Priority::OnDemand,
-                self.on_demand.first(),
-                self.on_demand.running < requests_max,
-            ),
-            (
-                Priority::Profile,
-                self.profile.first(),
-                ahead < requests_max,
-            ),
-            (
-                Priority::Background,
-                self.background.first(),
-                ahead + self.background.running == 0,
-            ),
-        ];
-        let first = lines
-            .into_iter()
-            .find_map(|(class, bytes, may)| Some((class, bytes?, may)));
-        let (class, bytes, may) = first?;
-        if !may || self.memory.saturating_add(bytes) > memory_max {
-            return None;
-        }
-        let line = self.line(class);
-        let waiter = line.waiting.pop_front()?;
-        line.running += 1;
-        self.memory = self.memory.saturating_add(bytes);
-        Some((class, waiter))
-    }
-
-    fn release(&mut self, class: Priority, bytes: u64) {
-        self.memory = self.memory.saturating_sub(bytes);
-        let line = self.line(class);
-        line.running = line.running.saturating_sub(1);
+    /// Waits for leave; `None` is never the answer while the gate exists.
+    pub(super) async fn pass(mut self) -> Option<Pass> {
+        (&mut self.told).await.ok()
     }
 }
 
-impl Line {
-    /// Bytes that the first who still waits needs.
-    fn first(&mut self) -> Option<u64> {
-        while self.waiting.front()?.tell.is_closed() {
-            self.waiting.pop_front();
-        }
-        self.waiting.front().map(|waiter| waiter.bytes)
+impl Drop for Entering {
+    fn drop(&mut self) {
+        self.gate.lines.lock().leave(self.ticket);
+        // Those behind it may have waited for it alone.
+        self.gate.settle();
     }
 }
 
 impl Pass {
+    pub(super) fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
+    /// How urgent it is now.
+    pub(super) fn class(&self) -> Option<Priority> {
+        self.gate.as_ref()?.lines.lock().class(self.ticket)
+    }
+
     /// Counts `bytes` more that this request turned out to hold.
-    pub(super) fn grow(&mut self, bytes: u64) {
-        self.bytes = self.bytes.saturating_add(bytes);
-        if let Some(gate) = &self.gate {
-            let mut state = gate.state.lock();
-            state.memory = state.memory.saturating_add(bytes);
+    pub(super) fn grow(&self, bytes: u64) {
+        if let Some(gate) = self.gate.as_ref().filter(|_| bytes > 0) {
+            gate.lines.lock().grow(self.ticket, bytes);
         }
+    }
+
+    /// Called between chunks. A background request waits here, not reading its body, while
+    /// anybody is ahead of it, and leaves if they need its memory or take long. Others go.
+    pub(super) async fn turn(&self) -> Turn {
+        let Some(gate) = &self.gate else {
+            return Turn::Go;
+        };
+        let mut changes = gate.ahead.subscribe();
+        let wait = async {
+            loop {
+                let ahead = *changes.borrow_and_update();
+                if self.class() != Some(Priority::Background) {
+                    return Turn::Go;
+                }
+                match ahead {
+                    Ahead::Nobody => return Turn::Go,
+                    Ahead::Starved => return Turn::Leave,
+                    Ahead::Somebody => {}
+                }
+                if changes.changed().await.is_err() {
+                    return Turn::Go;
+                }
+            }
+        };
+        timeout(gate.pause_max, wait).await.unwrap_or(Turn::Leave)
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
         if let Some(gate) = self.gate.take() {
-            gate.state.lock().release(self.class, self.bytes);
-            gate.admit();
+            gate.lines.lock().end(self.ticket);
+            gate.settle();
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::pin::Pin;
-
-    use futures_util::{FutureExt as _, poll};
-
-    use super::*;
-
-    type Entering = Pin<Box<dyn Future<Output = Option<Pass>>>>;
-
-    fn enter(gate: &Arc<Gate>, class: Priority, bytes: u64) -> Entering {
-        let gate = Arc::clone(gate);
-        Box::pin(async move { gate.enter(class, bytes).await })
-    }
-
-    async fn goes(entering: &mut Entering) -> Option<Pass> {
-        match poll!(entering) {
-            std::task::Poll::Ready(pass) => pass,
-            std::task::Poll::Pending => None,
-        }
-    }
-
-    #[tokio::test]
-    async fn background_goes_alone_and_after_every_reader() {
-        let gate = Gate::new(2, 100);
-        let background = enter(&gate, Priority::Background, 10).await.unwrap();
-        let mut second = enter(&gate, Priority::Background, 10);
-        assert!(goes(&mut second).await.is_none(), "one at a time");
-        // It is under way, and a reader goes at once beside it.
-        let mut readers: Vec<Entering> = (0..3)
-            .map(|_| enter(&gate, Priority::OnDemand, 10))
-            .collect();
-        let first = goes(&mut readers[0]).await.unwrap();
-        let other = goes(&mut readers[1]).await.unwrap();
-        assert!(
-            goes(&mut readers[2]).await.is_none(),
-            "two requests at once"
-        );
-        drop(background);
-        assert!(goes(&mut second).await.is_none(), "readers are under way");
-        drop(first);
-        let third = goes(&mut readers[2]).await.unwrap();
-        drop(other);
-        assert!(goes(&mut second).await.is_none());
-        drop(third);
-        drop(goes(&mut second).await.unwrap());
-        assert_eq!(gate.memory(), 0);
-    }
-
-    #[tokio::test]
-    async fn memory_is_shared_out_in_order() {
-        let gate = Gate::new(10, 100);
-        let mut small = enter(&gate, Priority::OnDemand, 60).await.unwrap();
-        let mut large = enter(&gate, Priority::OnDemand, 500);
-        let mut late = enter(&gate, Priority::OnDemand, 10);
-        assert!(goes(&mut large).await.is_none());
-        assert!(goes(&mut late).await.is_none(), "nobody overtakes");
-        small.grow(70);
-        assert_eq!(gate.memory(), 130);
-        drop(small);
-        let large = goes(&mut large).await.unwrap();
-        assert_eq!(gate.memory(), 100, "more than all is all");
-        drop(large);
-        drop(goes(&mut late).await.unwrap());
-        assert_eq!(gate.memory(), 0);
-    }
-
-    #[tokio::test]
-    async fn who_goes_away_leaves_its_place() {
-        let gate = Gate::new(1, 100);
-        let running = enter(&gate, Priority::OnDemand, 10).await.unwrap();
-        let mut gone = enter(&gate, Priority::OnDemand, 100);
-        let mut told = enter(&gate, Priority::OnDemand, 10);
-        let mut last = enter(&gate, Priority::Background, 10);
-        for waiting in [&mut gone, &mut told, &mut last] {
-            assert!(waiting.now_or_never().is_none());
-        }
-        drop(gone);
-        // `told` gets its pass but is dropped before it looks.
-        drop(running);
-        assert_eq!(gate.memory(), 10);
-        drop(told);
-        drop(goes(&mut last).await.unwrap());
-        assert_eq!(gate.memory(), 0);
-    }
-}
+mod tests;

@@ -2,7 +2,10 @@
 //!
 //! Invariant: a chunk is claimed by one fetch at a time, and every claim ends: with a
 //! result, or, when its fetch is dropped, with an error. Results are not kept. A claim
-//! that nobody waits for takes some 24 bytes, for one fetch may claim very many.
+//! that nobody waits for takes some 40 bytes, for one fetch may claim very many.
+//!
+//! A claim knows the most urgent of those who want it, and the request that will bring it
+//! as soon as there is one, so that who comes later can hurry that request on.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -11,11 +14,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::Priority;
+use super::gate::Ticket;
 use crate::index::ChunkId;
 use crate::{Error, Result};
 
+/// How a claim ended; `None` until then.
 type Outcome = Option<Result<(), Arc<Error>>>;
-type Wait = watch::Receiver<Outcome>;
+pub(super) type Wait = watch::Receiver<Outcome>;
 
 /// The table of claims. Its lock is held for look-ups only.
 #[derive(Default)]
@@ -34,6 +40,10 @@ struct Table {
 struct Held {
     /// Number of the [`Mine`] that has it.
     owner: u64,
+    /// The request that brings it; 0 before there is one.
+    ticket: Ticket,
+    /// Of all who want it, the most urgent.
+    urgency: Priority,
     /// Made for the first who waits.
     tell: Option<watch::Sender<Outcome>>,
 }
@@ -44,12 +54,15 @@ pub(super) struct Claim {
     pub(super) mine: Mine,
     /// What the wanted chunks wait for; present ones wait for nothing.
     pub(super) waits: Vec<Wait>,
+    /// Requests of others that bring wanted chunks less urgently than this.
+    pub(super) hurry: Vec<Ticket>,
 }
 
 /// Claimed chunks. Dropping it ends the claims that have no result yet.
 pub(super) struct Mine {
     table: Arc<Mutex<Table>>,
     owner: u64,
+    priority: Priority,
     ids: Vec<ChunkId>,
 }
 
@@ -60,6 +73,7 @@ impl Inflight {
     pub(super) fn claim(
         &self,
         wanted: &[ChunkId],
+        priority: Priority,
         is_present: impl Fn(ChunkId) -> bool,
         more: impl FnOnce(&[ChunkId], &dyn Fn(ChunkId) -> bool) -> Vec<ChunkId>,
     ) -> Claim {
@@ -67,13 +81,20 @@ impl Inflight {
         let owner = table.next;
         table.next += 1;
         let mut ids = Vec::new();
-        let mut waits = Vec::new();
+        let (mut waits, mut hurry) = (Vec::new(), Vec::new());
         // Presence is asked under the lock: a claim ends only after its chunk is present.
         for id in wanted.iter().copied().filter(|id| !is_present(*id)) {
             let held = table.claims.entry(id).or_insert_with(|| {
                 ids.push(id);
-                Held { owner, tell: None }
+                Held::new(owner, priority)
             });
+            if held.urgency > priority {
+                held.urgency = priority;
+                // One of no request yet is asked about when there is one.
+                if held.ticket != 0 && !hurry.contains(&held.ticket) {
+                    hurry.push(held.ticket);
+                }
+            }
             let tell = held.tell.get_or_insert_with(|| watch::channel(None).0);
             waits.push(tell.subscribe());
         }
@@ -84,7 +105,7 @@ impl Inflight {
                     continue;
                 }
                 if let Entry::Vacant(free) = table.claims.entry(id) {
-                    free.insert(Held { owner, tell: None });
+                    free.insert(Held::new(owner, priority));
                     ids.push(id);
                 }
             }
@@ -92,20 +113,46 @@ impl Inflight {
         drop(table);
         ids.sort_unstable();
         let table = Arc::clone(&self.table);
-        let mine = Mine { table, owner, ids };
-        Claim { mine, waits }
+        let mine = Mine {
+            table,
+            owner,
+            priority,
+            ids,
+        };
+        Claim { mine, waits, hurry }
+    }
+
+    /// What `look` makes of the table, which it asks whether a chunk is claimed.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&dyn Fn(ChunkId) -> bool) -> T) -> T {
+        let table = self.table.lock();
+        look(&|id| table.claims.contains_key(&id))
     }
 
     /// A claim to nothing.
     pub(super) fn nothing(&self) -> Mine {
         let table = Arc::clone(&self.table);
-        let (owner, ids) = (u64::MAX, Vec::new());
-        Mine { table, owner, ids }
+        Mine {
+            table,
+            owner: u64::MAX,
+            priority: Priority::Background,
+            ids: Vec::new(),
+        }
     }
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.table.lock().claims.is_empty()
+    }
+}
+
+impl Held {
+    fn new(owner: u64, urgency: Priority) -> Self {
+        Self {
+            owner,
+            ticket: 0,
+            urgency,
+            tell: None,
+        }
     }
 }
 
@@ -132,6 +179,37 @@ impl Mine {
 
     pub(super) fn is_empty(&self) -> bool {
         self.ids.is_empty()
+    }
+
+    /// How urgent it was when it was claimed.
+    pub(super) fn priority(&self) -> Priority {
+        self.priority
+    }
+
+    /// Whether somebody wants any of `ids` more urgently than this fetch does.
+    pub(super) fn is_hurried(&self, ids: impl IntoIterator<Item = ChunkId>) -> bool {
+        if self.priority == Priority::OnDemand {
+            return false;
+        }
+        let table = self.table.lock();
+        let mut held = ids.into_iter().filter_map(|id| table.claims.get(&id));
+        held.any(|held| held.owner == self.owner && held.urgency < self.priority)
+    }
+
+    /// Says which request brings `ids` from now on; returns the most urgent of those who
+    /// want any of them. Who comes later finds the ticket.
+    pub(super) fn comes_with(&self, ids: &[ChunkId], ticket: Ticket) -> Priority {
+        let mut table = self.table.lock();
+        let mut urgency = self.priority;
+        for id in ids {
+            if let Some(held) = table.claims.get_mut(id)
+                && held.owner == self.owner
+            {
+                held.ticket = ticket;
+                urgency = urgency.min(held.urgency);
+            }
+        }
+        urgency
     }
 
     /// Ends the claims of `ids` and tells everyone who waits. Ended ones stay as they are.

@@ -22,7 +22,7 @@ use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::Layer;
+use super::{EngineConfig, FetchEngine, Layer, LayerConfig};
 use crate::index::estargz::TocLayer;
 use crate::index::ingest::{Ingest, IngestPlan};
 use crate::source::BlobSource;
@@ -55,6 +55,8 @@ pub enum OpenedBy {
 pub struct LayerOpener {
     store: Arc<Store>,
     source: Arc<dyn BlobSource>,
+    /// What all its layers fetch with.
+    engine: Arc<FetchEngine>,
     /// Whose indexes are used.
     keys: TrustedKeys,
     /// One opening per layer at a time: an image may hold a layer twice, and two images
@@ -68,6 +70,7 @@ impl LayerOpener {
         Self {
             store,
             source,
+            engine: FetchEngine::new(EngineConfig::default()),
             keys: TrustedKeys::default(),
             opening: Mutex::default(),
         }
@@ -77,6 +80,12 @@ impl LayerOpener {
     #[must_use]
     pub fn trusting(self, keys: TrustedKeys) -> Self {
         Self { keys, ..self }
+    }
+
+    /// The same, whose layers fetch with `engine`: a node has one, however many openers.
+    #[must_use]
+    pub fn fetching_with(self, engine: Arc<FetchEngine>) -> Self {
+        Self { engine, ..self }
     }
 
     /// Makes the layer readable. `received` counts encoded bytes of a full stream as they
@@ -123,7 +132,13 @@ impl LayerOpener {
     }
 
     fn layer(&self, file: Arc<LayerFile>, request: &LayerRequest) -> Arc<Layer> {
-        Layer::new(file, Arc::clone(&self.source), request.blob.clone())
+        Layer::with_engine(
+            file,
+            Arc::clone(&self.source),
+            request.blob.clone(),
+            LayerConfig::default(),
+            Arc::clone(&self.engine),
+        )
     }
 
     /// Makes the layer readable by a table somebody else made, if there is one to trust.

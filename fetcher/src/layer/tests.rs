@@ -247,11 +247,16 @@ struct Bench {
 }
 
 fn bench(members: &[&[u32]], config: LayerConfig) -> Bench {
+    bench_within(members, config, EngineConfig::default())
+}
+
+fn bench_within(members: &[&[u32]], config: LayerConfig, bounds: EngineConfig) -> Bench {
     let sample = sample(members);
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let source = TestSource::new(sample.blob.clone());
-    let layer = join(&store, &sample, &source, config);
+    let engine = FetchEngine::new(bounds);
+    let layer = join_with(&store, &sample, &source, config, engine);
     Bench {
         sample,
         source,
@@ -267,6 +272,17 @@ fn join(
     source: &Arc<TestSource>,
     config: LayerConfig,
 ) -> Arc<Layer> {
+    let engine = FetchEngine::new(EngineConfig::default());
+    join_with(store, sample, source, config, engine)
+}
+
+fn join_with(
+    store: &Arc<Store>,
+    sample: &Sample,
+    source: &Arc<TestSource>,
+    config: LayerConfig,
+    engine: Arc<FetchEngine>,
+) -> Arc<Layer> {
     let file = store.create_layer(sample.index.clone()).unwrap();
     let blob = BlobRef {
         repository: Reference::parse("localhost/x")
@@ -276,12 +292,8 @@ fn join(
         digest: sample.index.blob_digest,
         size: sample.index.blob_size,
     };
-    Layer::with_config(
-        file,
-        Arc::clone(source) as Arc<dyn BlobSource>,
-        blob,
-        config,
-    )
+    let source = Arc::clone(source) as Arc<dyn BlobSource>;
+    Layer::with_engine(file, source, blob, config, engine)
 }
 
 /// One request per member, to count by.
@@ -302,6 +314,18 @@ fn range(start: u64, len: u64) -> ByteRange {
 }
 
 impl Bench {
+    /// The chunk at which each request of the source so far began, of one chunk a member.
+    fn asked(&self) -> Vec<usize> {
+        let chunks = &self.sample.index.chunks;
+        let begins = |chunk: &Chunk| chunk.encoding.blob().map(|blob| blob.start());
+        let asked = self.source.asked.lock();
+        let asked = asked.iter().map(|range| Some(range.start()));
+        asked
+            .map(|at| chunks.iter().position(|chunk| begins(chunk) == at))
+            .map(|id| id.expect("requests begin at members"))
+            .collect()
+    }
+
     /// Waits for the fetches that nobody waits for.
     async fn quiet(&self) {
         let quiet = async {
@@ -438,7 +462,11 @@ async fn small_reads_in_a_row_cost_fewer_requests() {
 #[tokio::test]
 async fn a_reader_does_not_wait_for_a_background_fill() {
     let members: Vec<&[u32]> = vec![&[5000]; 40];
-    let bench = bench(&members, unmerged());
+    let bounds = EngineConfig {
+        background_max: 1,
+        ..EngineConfig::default()
+    };
+    let bench = bench_within(&members, unmerged(), bounds);
     let index = bench.sample.index.clone();
     let start_of = |id: usize| index.chunks[id].encoding.blob().unwrap().start();
     // The source never answers for what the background asks first.
@@ -478,6 +506,104 @@ async fn a_reader_does_not_wait_for_a_background_fill() {
         "nothing was fetched twice"
     );
     assert!(bench.read(range(0, index.data_len)));
+}
+
+#[tokio::test]
+async fn a_background_fill_has_several_requests_under_way() {
+    let members: Vec<&[u32]> = vec![&[5000]; 12];
+    let bench = bench(&members, unmerged());
+    bench.source.gate.send_replace(false);
+    let mut fill = Box::pin(bench.layer.fill_all());
+    while bench.source.asked.lock().len() < 3 {
+        assert!(futures_util::poll!(&mut fill).is_pending());
+        tokio::task::yield_now().await;
+    }
+    bench.source.gate.send_replace(true);
+    fill.await.unwrap();
+    assert!(bench.layer.file().is_complete());
+    assert_eq!(bench.asked(), (0..12).collect::<Vec<_>>(), "in order, once");
+}
+
+#[tokio::test]
+async fn a_reader_hurries_on_what_a_profile_has_in_line() {
+    let members: Vec<&[u32]> = vec![&[5000]; 60];
+    let bounds = EngineConfig {
+        profile_max: 1,
+        ..EngineConfig::default()
+    };
+    let bench = bench_within(&members, unmerged(), bounds);
+    bench.source.gate.send_replace(false);
+    let all: Vec<ChunkId> = (0..60).collect();
+    let mut profile = Box::pin(bench.layer.fill_chunks(&all, Priority::Profile));
+    assert!(futures_util::poll!(&mut profile).is_pending());
+    bench.source.arrived.notified().await;
+    // One is in line, the other one of those that have no place in it yet.
+    let at = |id: usize| bench.sample.index.chunks[id].data_offset;
+    let mut readers = [7, 55].map(|id| Box::pin(bench.layer.fill(range(at(id), 1))));
+    for reader in &mut readers {
+        assert!(futures_util::poll!(reader).is_pending());
+    }
+    bench.source.arrived.notified().await;
+    assert_eq!(bench.asked(), [0, 7], "at once, beside the other");
+    bench.source.gate.send_replace(true);
+    futures_util::future::try_join_all(readers).await.unwrap();
+    profile.await.unwrap();
+    assert_eq!(bench.asked().len(), 60, "nothing was fetched twice");
+    let place = bench.asked().iter().position(|id| *id == 55).unwrap();
+    assert!(place < 5, "it went {place}th");
+}
+
+/// Two layers of one engine: what one fills for nobody waits for a reader of the other.
+#[tokio::test]
+async fn a_background_request_under_way_yields_after_its_chunk() {
+    for pause_max in [Duration::ZERO, Duration::from_secs(3600)] {
+        let bounds = EngineConfig {
+            background_max: 1,
+            pause_max,
+            ..EngineConfig::default()
+        };
+        let members: Vec<&[u32]> = vec![&[5000]; 40];
+        let bench = bench_within(&members, LayerConfig::default(), bounds);
+        let other = sample(&[&[5000]]);
+        let source = TestSource::new(other.blob.clone());
+        let engine = Arc::clone(&bench.layer.shared.engine);
+        let read = join_with(&bench.store, &other, &source, unmerged(), engine);
+        // The background's body stops within its third chunk.
+        let ends = |id: usize| bench.sample.index.chunks[id].encoding.blob().unwrap().end();
+        *bench.source.free_bytes.lock() = usize::try_from(ends(1)).unwrap() + 100;
+        bench.source.gate.send_replace(false);
+        let layer = Arc::clone(&bench.layer);
+        let background = tokio::spawn(async move { layer.fill_all().await });
+        while !bench.layer.file().is_present(1) {
+            tokio::task::yield_now().await;
+        }
+        source.gate.send_replace(false);
+        let reader = Arc::clone(&read);
+        let reader = tokio::spawn(async move { reader.fill(range(0, 1)).await });
+        source.arrived.notified().await;
+        bench.source.gate.send_replace(true);
+        let alone = fetch::memory_of(&read.shared, &[0]);
+        let engine = &bench.layer.shared.engine;
+        let has_stopped = || match pause_max.is_zero() {
+            true => engine.memory_bytes() == alone,
+            false => engine.gate.pausing() == 1,
+        };
+        while !has_stopped() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!bench.layer.file().is_present(4), "it went on regardless");
+        source.gate.send_replace(true);
+        reader.await.unwrap().unwrap();
+        background.await.unwrap().unwrap();
+        let left = if pause_max.is_zero() { 2 } else { 1 };
+        assert_eq!(bench.layer.counters().requests, left, "{pause_max:?}");
+        assert_eq!(
+            bench.layer.counters().chunks_filled,
+            40,
+            "none of them twice"
+        );
+        assert!(bench.layer.file().is_complete());
+    }
 }
 
 /// A table may list files in another order than the blob holds them.
@@ -570,11 +696,15 @@ async fn a_member_of_very_many_chunks_is_decoded_once() {
 
 #[tokio::test]
 async fn a_member_over_the_budget_is_refused_and_takes_no_other_with_it() {
-    let config = LayerConfig {
+    let bounds = EngineConfig {
         memory_bytes_max: 400 << 10,
-        ..LayerConfig::default()
+        ..EngineConfig::default()
     };
-    let bench = bench(&[&[5000], &[300_000], &[5000]], config);
+    let bench = bench_within(
+        &[&[5000], &[300_000], &[5000]],
+        LayerConfig::default(),
+        bounds,
+    );
     let error = bench.layer.fill(range(8192, 1)).await.unwrap_err();
     assert!(matches!(error, Error::Limit { .. }), "{error}");
     assert!(error.to_string().contains("--full"), "{error}");
@@ -582,8 +712,10 @@ async fn a_member_over_the_budget_is_refused_and_takes_no_other_with_it() {
     bench.layer.fill(range(last, 1)).await.unwrap();
     bench.layer.fill(range(0, 1)).await.unwrap();
     assert!(bench.layer.fill_all().await.is_err());
+    // Others of its requests may be under way still.
+    bench.layer.close().await.unwrap();
     assert!(bench.layer.shared.inflight.is_empty());
-    assert_eq!(bench.layer.shared.gate.memory(), 0);
+    assert_eq!(bench.layer.shared.engine.memory_bytes(), 0);
 }
 
 #[tokio::test]
@@ -600,11 +732,14 @@ async fn pieces_of_a_body_count_as_long_as_they_are() {
     }
     let shared = &bench.layer.shared;
     let counted = fetch::memory_of(shared, &[0]);
-    assert_eq!(shared.gate.memory(), counted + (1 << 20) - (64 << 10));
+    assert_eq!(
+        shared.engine.memory_bytes(),
+        counted + (1 << 20) - (64 << 10)
+    );
     bench.source.gate.send_replace(true);
     fill.await.unwrap();
     bench.layer.close().await.unwrap();
-    assert_eq!(bench.layer.shared.gate.memory(), 0);
+    assert_eq!(bench.layer.shared.engine.memory_bytes(), 0);
 }
 
 #[tokio::test]
@@ -716,13 +851,13 @@ async fn closing_waits_for_what_is_being_stored() {
 
 #[tokio::test]
 async fn permits_bound_what_is_held_in_memory() {
-    let config = LayerConfig {
+    let bounds = EngineConfig {
         memory_bytes_max: 512 << 10,
-        requests_max: 16,
-        ..unmerged()
+        on_demand_max: 16,
+        ..EngineConfig::default()
     };
     let members: Vec<&[u32]> = vec![&[60_000]; 40];
-    let bench = bench(&members, config);
+    let bench = bench_within(&members, unmerged(), bounds);
     bench.source.gate.send_replace(false);
     let fill = bench.layer.fill(range(0, bench.sample.index.data_len));
     let mut fill = Box::pin(fill);
@@ -735,7 +870,7 @@ async fn permits_bound_what_is_held_in_memory() {
     fill.await.unwrap();
     assert!(bench.read(range(0, bench.sample.index.data_len)));
     bench.layer.close().await.unwrap();
-    assert_eq!(bench.layer.shared.gate.memory(), 0);
+    assert_eq!(bench.layer.shared.engine.memory_bytes(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -750,12 +885,17 @@ async fn random_reads_under_faults_equal_a_plain_copy() {
                 request_bytes_max: rng.random_range(1..300_000),
                 total_bytes_max: rng.random_range(1..600_000),
             },
-            requests_max: rng.random_range(1..5),
-            memory_bytes_max: rng.random_range(800_000..2_000_000),
             read_ahead_encoded_bytes: rng.random_range(0..200_000),
             ..LayerConfig::default()
         };
-        let bench = Arc::new(bench(&members, config));
+        let bounds = EngineConfig {
+            on_demand_max: rng.random_range(1..5),
+            profile_max: rng.random_range(1..5),
+            background_max: rng.random_range(1..5),
+            memory_bytes_max: rng.random_range(800_000..2_000_000),
+            pause_max: Duration::from_millis(rng.random_range(0..3)),
+        };
+        let bench = Arc::new(bench_within(&members, config, bounds));
         *bench.source.piece_bytes.lock() = rng.random_range(1..100_000);
         *bench.source.random.lock() = Some(StdRng::seed_from_u64(seed));
         let background = Arc::clone(&bench.layer);

@@ -200,7 +200,8 @@ impl Engine {
     async fn repair(self: &Arc<Self>, digest: Digest, found: Option<LayerCheck>) -> Result<()> {
         let request = self.request_of(digest).await?;
         let source = Arc::clone(&self.resolver.source);
-        let opener = LayerOpener::new(Arc::clone(&self.store), source);
+        let opener = LayerOpener::new(Arc::clone(&self.store), source)
+            .fetching_with(Arc::clone(&self.fetching));
         let dropped = found.as_ref().map(|found| found.dropped.clone());
         if !self.can_refetch(digest, dropped.as_deref()).await? {
             let store = Arc::clone(&self.store);

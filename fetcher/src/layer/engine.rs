@@ -1,0 +1,74 @@
+//! What all layers of a node share when they fetch: slots, memory, and who goes first.
+//!
+//! Invariant: one engine bounds every request of all layers that were joined with it,
+//! whatever their number and size, and its order of priorities holds across them. A node
+//! has one; tests may give each layer its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::gate::Gate;
+
+/// Bounds of what all layers of an engine do at once.
+///
+/// The three limits on requests come to 16 together, which is what a source sends to one
+/// host at once by default: so a reader's request never waits in the source for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Requests under way at once to one host for readers, at least 1. More than a handful
+    /// only splits the link.
+    pub on_demand_max: u32,
+    /// The same for what a profile expects, readers' requests counted with them. Enough
+    /// small ones to fill a gigabit at 10 ms, so that none has to be made larger by bytes
+    /// that nobody wants.
+    pub profile_max: u32,
+    /// The same for what nobody waits for.
+    pub background_max: u32,
+    /// Bytes held in memory by all requests. A chunk that needs more alone is refused.
+    pub memory_bytes_max: u64,
+    /// How long a background request under way keeps its connection, without reading from
+    /// it, while others go ahead. Then it gives it up and asks again later.
+    pub pause_max: Duration,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            on_demand_max: 5,
+            profile_max: 8,
+            background_max: 3,
+            // Five times what the usual chunks of 4 MiB need alone.
+            memory_bytes_max: 64 << 20,
+            // A burst of misses is over by then; no server gives a reader up as early.
+            pause_max: Duration::from_secs(2),
+        }
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct FetchEngine {
+    pub(super) config: EngineConfig,
+    pub(super) gate: Arc<Gate>,
+}
+
+impl FetchEngine {
+    /// An engine with these bounds.
+    pub fn new(config: EngineConfig) -> Arc<Self> {
+        let config = EngineConfig {
+            on_demand_max: config.on_demand_max.max(1),
+            profile_max: config.profile_max.max(1),
+            background_max: config.background_max.max(1),
+            ..config
+        };
+        Arc::new(Self {
+            config,
+            gate: Gate::new(config),
+        })
+    }
+
+    /// Bytes that requests under way hold now.
+    pub fn memory_bytes(&self) -> u64 {
+        self.gate.memory()
+    }
+}
