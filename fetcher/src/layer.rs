@@ -23,6 +23,7 @@
 mod behind;
 mod engine;
 mod fetch;
+mod first;
 mod gate;
 mod inflight;
 mod local;
@@ -37,6 +38,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::engine::Host;
 pub use self::engine::{EngineConfig, FetchEngine};
 use self::gate::{Ask, Pass, Ticket};
 use self::inflight::{Inflight, Mine};
@@ -84,7 +86,7 @@ pub struct LayerCounters {
 /// How one layer is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerConfig {
-    /// How chunks become requests.
+    /// How chunks become requests at most; the link and who waits make it tighter.
     pub plan: PlanLimits,
     /// Encoded bytes behind a missing chunk's member in which small missing chunks come
     /// with it, in the same request. Files that are next to each other in a layer are
@@ -116,7 +118,7 @@ struct Shared {
     source: Arc<dyn BlobSource>,
     blob: BlobRef,
     config: LayerConfig,
-    host: Arc<str>,
+    host: Arc<Host>,
     inflight: Inflight,
     engine: Arc<FetchEngine>,
     /// Turns of copying from other layers.
@@ -154,7 +156,7 @@ impl Layer {
         let shared = Arc::new(Shared {
             file,
             source,
-            host: blob.repository.host().into(),
+            host: engine.host(blob.repository.host()),
             blob,
             engine,
             config,
@@ -304,9 +306,15 @@ impl Shared {
         let mut more = plan::siblings(index, claimed);
         if let Some(last) = more.last().copied() {
             let bytes_max = config.read_ahead_encoded_bytes;
-            more.extend(plan::ahead(index, last, bytes_max, config.plan, free));
+            let limits = self.limits(Priority::OnDemand);
+            more.extend(plan::ahead(index, last, bytes_max, limits, free));
         }
         more
+    }
+
+    /// How chunks become requests on the link as it is known now.
+    fn limits(&self, priority: Priority) -> PlanLimits {
+        self.config.plan.on(self.host.link(), priority)
     }
 
     /// Claims what is missing of `wanted` and fetches it, the first request on `pass`; what
@@ -335,7 +343,7 @@ impl Shared {
     fn ask(&self, class: Priority, ids: &[ChunkId]) -> Result<Ask> {
         Ok(Ask {
             class,
-            host: Arc::clone(&self.host),
+            host: Arc::clone(&self.host.name),
             bytes: self.check_memory(ids)?,
         })
     }

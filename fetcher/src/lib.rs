@@ -11,6 +11,7 @@ pub mod db;
 mod error;
 pub mod index;
 pub mod layer;
+pub mod link;
 pub mod plan;
 pub mod prefetch;
 pub mod source;

@@ -2,9 +2,10 @@
 //!
 //! Invariant: every wanted chunk is in exactly one request, requests are in blob order
 //! and within the limits, except that a piece that exceeds a limit alone is requested
-//! alone. Pure: no I/O, no clock, no state.
+//! alone. What the limits should be on a given link is [`PlanLimits::on`]. Pure: no I/O, no clock, no state.
 
 mod expand;
+mod shape;
 
 use crate::index::{Chunk, ChunkId, LayerIndex};
 use crate::types::ByteRange;
@@ -20,9 +21,11 @@ pub const MEMBER_SPAN_MAX: u64 = 128 << 20;
 /// What a request may be. All in encoded bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanLimits {
-    /// Unwanted bytes worth fetching to save a request. About what the link carries in
-    /// one round trip.
+    /// Unwanted bytes in a row worth fetching to save a request.
     pub gap_bytes_max: u64,
+    /// Wanted bytes that a request must have for each unwanted one; 0 where it may have
+    /// as many of those as the gaps come to.
+    pub wanted_per_gap: u64,
     /// Longest request. Longer ones save nothing and make a failure dearer.
     pub request_bytes_max: u64,
     /// Longest all requests of a plan together.
@@ -33,6 +36,7 @@ impl Default for PlanLimits {
     fn default() -> Self {
         Self {
             gap_bytes_max: 64 << 10,
+            wanted_per_gap: 0,
             request_bytes_max: 8 << 20,
             total_bytes_max: 64 << 20,
         }
@@ -49,6 +53,14 @@ pub struct Request {
 }
 
 impl Request {
+    /// A request for pieces that have one part of the blob in common.
+    pub fn of(member: Member) -> Self {
+        Self {
+            blob: member.blob,
+            members: vec![member],
+        }
+    }
+
     /// The chunks it yields, in the order in which they can be decoded.
     pub fn chunks(&self) -> impl Iterator<Item = ChunkId> + '_ {
         let members = self.members.iter();
@@ -80,11 +92,13 @@ pub struct Plan {
 pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Result<Plan> {
     let mut plan = Plan::default();
     let mut total = 0_u64;
+    // Bytes of the last request that are of no member.
+    let mut gaps = 0_u64;
     for member in members(index, wanted)? {
         let joined = plan
             .requests
             .last()
-            .and_then(|request| join(request.blob, member.blob, limits));
+            .and_then(|request| join(request.blob, gaps, member.blob, limits));
         let grows = match (joined, plan.requests.last()) {
             (Some(blob), Some(request)) => blob.len() - request.blob.len(),
             _ => member.blob.len(),
@@ -97,25 +111,31 @@ pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Resul
         total = total.saturating_add(grows);
         match (joined, plan.requests.last_mut()) {
             (Some(blob), Some(request)) => {
+                gaps += member.blob.start() - request.blob.end();
                 request.blob = blob;
                 request.members.push(member);
             }
-            _ => plan.requests.push(Request {
-                blob: member.blob,
-                members: vec![member],
-            }),
+            _ => {
+                gaps = 0;
+                plan.requests.push(Request::of(member));
+            }
         }
     }
     plan.rest.sort_unstable();
     Ok(plan)
 }
 
-/// `request` and `next` as one request, if that is allowed and worth it. Never for parts
-/// that overlap: who takes a request apart takes each byte once.
-fn join(request: ByteRange, next: ByteRange, limits: PlanLimits) -> Option<ByteRange> {
+/// `request`, which has `gaps` unwanted bytes, and `next` as one request, if that is
+/// allowed and worth it. Never for parts that overlap: who takes a request apart takes each
+/// byte once.
+fn join(request: ByteRange, gaps: u64, next: ByteRange, limits: PlanLimits) -> Option<ByteRange> {
     let gap = next.start().checked_sub(request.end())?;
     let both = request.cover(&next);
-    (gap <= limits.gap_bytes_max && both.len() <= limits.request_bytes_max).then_some(both)
+    let gaps = gaps.saturating_add(gap);
+    let wanted = both.len().saturating_sub(gaps);
+    let is_near = gap <= limits.gap_bytes_max;
+    let is_dense = gap == 0 || gaps.saturating_mul(limits.wanted_per_gap) <= wanted;
+    (is_near && is_dense && both.len() <= limits.request_bytes_max).then_some(both)
 }
 
 /// Wanted chunks by the encoded bytes they share, in blob order.

@@ -91,7 +91,7 @@ fn next(shared: &Shared, reach: Reach) -> Result<Option<Batch>> {
     let Some(first) = ids.first().copied() else {
         return Ok(None);
     };
-    let plan = plan::plan(index, &ids, shared.config.plan)?;
+    let plan = plan::plan(index, &ids, shared.limits(Priority::Background))?;
     let has_first = |request: &plan::Request| request.chunks().any(|id| id == first);
     let request = plan.requests.iter().find(|request| has_first(request));
     // A table out of the blob's order may leave it for a later plan; then it goes alone.

@@ -2,12 +2,20 @@
 //!
 //! Invariant: one engine bounds every request of all layers that were joined with it,
 //! whatever their number and size, and its order of priorities holds across them. A node
-//! has one; tests may give each layer its own.
+//! has one; tests may give each layer its own. What it learns of a host's link is shared
+//! in the same way. Locks are held for look-ups only, one at a time.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::gate::Gate;
+use crate::link::{Link, LinkEstimator};
+
+/// Hosts that are remembered without a layer that fetches from them.
+const HOSTS_MAX: usize = 256;
 
 /// Bounds of what all layers of an engine do at once.
 ///
@@ -50,6 +58,7 @@ impl Default for EngineConfig {
 pub struct FetchEngine {
     pub(super) config: EngineConfig,
     pub(super) gate: Arc<Gate>,
+    hosts: Mutex<HashMap<Arc<str>, Arc<Host>>>,
 }
 
 impl FetchEngine {
@@ -64,11 +73,76 @@ impl FetchEngine {
         Arc::new(Self {
             config,
             gate: Gate::new(config),
+            hosts: Mutex::default(),
         })
+    }
+
+    /// What is known of a host, by the name that images have for it.
+    pub(super) fn host(&self, name: &str) -> Arc<Host> {
+        let mut hosts = self.hosts.lock();
+        if hosts.len() >= HOSTS_MAX {
+            hosts.retain(|_, host| Arc::strong_count(host) > 1);
+        }
+        let name: Arc<str> = name.into();
+        let host = hosts.entry(Arc::clone(&name));
+        Arc::clone(host.or_insert_with(|| Host::new(name)))
+    }
+
+    /// What the link to a registry host can do, as far as has been learned.
+    pub fn link(&self, host: &str) -> Link {
+        let known = self.hosts.lock().get(host).map(Arc::clone);
+        known.map_or(Link::GUESS, |host| host.link())
     }
 
     /// Bytes that requests under way hold now.
     pub fn memory_bytes(&self) -> u64 {
         self.gate.memory()
+    }
+}
+
+/// A host and the link to it.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) name: Arc<str>,
+    estimator: Mutex<LinkEstimator>,
+}
+
+impl Host {
+    fn new(name: Arc<str>) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            estimator: Mutex::default(),
+        })
+    }
+
+    pub(super) fn link(&self) -> Link {
+        self.estimator.lock().link()
+    }
+
+    /// A body began to arrive, its first byte `took` after the request was sent.
+    pub(super) fn arrives(self: &Arc<Self>, took: Duration) -> Arrival {
+        self.estimator.lock().begin(took, Instant::now());
+        Arrival {
+            host: Arc::clone(self),
+        }
+    }
+}
+
+/// A body that arrives. Dropped when it has ended or nobody reads it any more.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    host: Arc<Host>,
+}
+
+impl Arrival {
+    /// Bytes of it came.
+    pub(super) fn piece(&self, bytes: u64) {
+        self.host.estimator.lock().piece(bytes, Instant::now());
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        self.host.estimator.lock().end();
     }
 }

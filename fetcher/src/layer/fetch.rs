@@ -21,7 +21,7 @@ use futures_util::stream::FuturesUnordered;
 use super::gate::{Pass, Turn};
 use super::inflight::Mine;
 use super::window::{Short, Window};
-use super::{Shared, closed};
+use super::{Shared, closed, first};
 use crate::codec;
 use crate::codec::pieces::Pieces;
 use crate::index::{ChunkId, Encoding};
@@ -67,7 +67,7 @@ fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<
     if first.is_empty() {
         std::mem::swap(&mut first, &mut later);
     }
-    match plan::plan(shared.file.index(), &first, shared.config.plan) {
+    match plan::plan(shared.file.index(), &first, shared.limits(mine.priority())) {
         Ok(plan) => {
             *wanted = plan.rest;
             wanted.extend(later);
@@ -92,12 +92,9 @@ fn within_budget(shared: &Shared, request: Request) -> Vec<Request> {
     if shared.check_memory(&ids).is_ok() {
         return vec![request];
     }
-    let alone = |blob: ByteRange, id: ChunkId| Request {
-        blob,
-        members: vec![Member {
-            blob,
-            chunks: vec![id],
-        }],
+    let alone = |blob: ByteRange, id: ChunkId| {
+        let chunks = vec![id];
+        Request::of(Member { blob, chunks })
     };
     let members = request.members.into_iter();
     members
@@ -183,10 +180,7 @@ async fn try_request(
     let read = read_members(shared, mine, request, pass).await?;
     for bad in read.corrupt {
         // The one more time.
-        let alone = Request {
-            blob: bad.member.blob,
-            members: vec![bad.member],
-        };
+        let alone = Request::of(bad.member);
         for bad in read_members(shared, mine, &alone, pass).await?.corrupt {
             mine.finish(&bad.member.chunks, &Err(Arc::new(bad.error)));
         }
@@ -210,13 +204,21 @@ async fn read_members(
     request: &Request,
     pass: &Pass,
 ) -> Result<Read> {
-    let mut window = open(shared, request.blob).await?;
+    let first = first::bytes(shared, request.blob, pass.class()).await;
+    let first = first.map_err(with_advice)?;
+    let arrival = shared.host.arrives(first.took);
     let mut largest = PIECE_BYTES;
-    let mut received = |bytes: u64| {
+    let mut count = |bytes: u64| {
         add(&shared.counters.bytes_fetched, bytes);
         pass.grow(bytes.saturating_sub(largest));
         largest = largest.max(bytes);
     };
+    count(first.piece.len() as u64);
+    let mut received = |bytes: u64| {
+        arrival.piece(bytes);
+        count(bytes);
+    };
+    let mut window = Window::new(first.piece, first.body, request.blob.start());
     let mut read = Read::default();
     let mut members = request.members.iter().peekable();
     while let Some(member) = members.next() {
@@ -258,13 +260,6 @@ pub(super) fn memory_of(shared: &Shared, ids: &[ChunkId]) -> u64 {
     [encoded, longest, second]
         .into_iter()
         .fold(FIXED_BYTES, u64::saturating_add)
-}
-
-async fn open(shared: &Shared, range: ByteRange) -> Result<Window> {
-    shared.counters.requests.fetch_add(1, Ordering::Relaxed);
-    let body = shared.source.read_range(&shared.blob, range).await;
-    body.map(|body| Window::new(body, range.start()))
-        .map_err(with_advice)
 }
 
 /// Laziness needs ranges; whoever cannot have them must be told the way out.
@@ -386,7 +381,7 @@ fn note_corrupt(shared: &Shared, range: ByteRange, error: &Error) {
     tracing::warn!(%digest, %range, %error, "dropped corrupt bytes");
 }
 
-fn add(counter: &AtomicU64, n: u64) {
+pub(super) fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 

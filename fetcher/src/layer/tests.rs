@@ -301,6 +301,7 @@ fn unmerged() -> LayerConfig {
     LayerConfig {
         plan: PlanLimits {
             gap_bytes_max: 0,
+            wanted_per_gap: 0,
             request_bytes_max: 1,
             total_bytes_max: u64::MAX,
         },
@@ -623,6 +624,7 @@ async fn a_background_fill_reaches_every_chunk_in_any_order() {
     let config = LayerConfig {
         plan: PlanLimits {
             gap_bytes_max: 0,
+            wanted_per_gap: 0,
             request_bytes_max: 1,
             total_bytes_max: 1,
         },
@@ -882,6 +884,7 @@ async fn random_reads_under_faults_equal_a_plain_copy() {
         let config = LayerConfig {
             plan: PlanLimits {
                 gap_bytes_max: rng.random_range(0..70_000),
+                wanted_per_gap: rng.random_range(0..10),
                 request_bytes_max: rng.random_range(1..300_000),
                 total_bytes_max: rng.random_range(1..600_000),
             },

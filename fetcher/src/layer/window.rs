@@ -21,12 +21,9 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn new(body: Body, at: u64) -> Self {
-        Self {
-            body,
-            at,
-            piece: Bytes::new(),
-        }
+    /// The rest of a body of which `piece` came already.
+    pub(super) fn new(piece: Bytes, body: Body, at: u64) -> Self {
+        Self { body, at, piece }
     }
 
     /// Bytes `range` of the blob. Ranges must come in order and must not overlap; what
@@ -117,7 +114,7 @@ mod tests {
                 pieces.push(Ok(Bytes::copy_from_slice(piece)));
                 rest = tail;
             }
-            let mut window = Window::new(futures_util::stream::iter(pieces).boxed(), start);
+            let mut window = Window::new(Bytes::new(), futures_util::stream::iter(pieces).boxed(), start);
             let mut at = 0;
             for (gap, len) in parts {
                 let range = ByteRange::at(start + at + gap, len).unwrap();

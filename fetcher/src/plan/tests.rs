@@ -41,6 +41,7 @@ fn layer(shape: &[(u64, u64, u32)]) -> LayerIndex {
 fn limits(gap: u64, request: u64, total: u64) -> PlanLimits {
     PlanLimits {
         gap_bytes_max: gap,
+        wanted_per_gap: 0,
         request_bytes_max: request,
         total_bytes_max: total,
     }
@@ -69,6 +70,67 @@ fn merges_by_gap_and_length() {
         assert_eq!(ranges(&plan), expected, "{limits:?}");
         assert!(plan.rest.is_empty());
     }
+}
+
+#[test]
+fn gaps_are_a_small_part_where_they_must_be() {
+    let index = layer(&[(0, 100, 1), (20, 60, 1), (5, 40, 1), (1, 400, 1)]);
+    let all = [0, 1, 2, 3];
+    let table: [(u64, &[(u64, u64)]); 5] = [
+        (0, &[(0, 626)]),
+        (8, &[(0, 626)]),
+        (9, &[(0, 100), (120, 626)]),
+        (21, &[(0, 100), (120, 180), (185, 626)]),
+        (441, &[(0, 100), (120, 180), (185, 225), (226, 626)]),
+    ];
+    for (wanted_per_gap, expected) in table {
+        let limits = PlanLimits {
+            wanted_per_gap,
+            ..limits(64, 5000, 9000)
+        };
+        assert_eq!(ranges(&plan(&index, &all, limits).unwrap()), expected);
+    }
+}
+
+/// The link makes requests tighter, and never looser than the base.
+#[test]
+fn limits_follow_the_link() {
+    use crate::layer::Priority::{Background, OnDemand, Profile};
+    use crate::link::Link;
+    use std::time::Duration;
+    let link = |micros, bytes_per_second| Link {
+        round_trip: Duration::from_micros(micros),
+        bytes_per_second,
+    };
+    let (near, usual, far) = (
+        link(100, 125_000_000),
+        Link::GUESS,
+        link(40_000, 12_500_000),
+    );
+    let fast = link(20_000, 1_250_000_000);
+    // Gap, request, wanted bytes per gap.
+    let table = [
+        (near, OnDemand, (8 << 10, 1 << 20, 0)),
+        (near, Profile, (8 << 10, 1 << 20, 8)),
+        (usual, OnDemand, (64 << 10, 1_250_000, 0)),
+        (usual, Background, (64 << 10, 1_250_000, 8)),
+        (far, Profile, (64 << 10, 1 << 20, 8)),
+        (fast, OnDemand, (64 << 10, 8 << 20, 0)),
+        (link(0, 1), Profile, (8 << 10, 1 << 20, 8)),
+        (link(u64::MAX, u64::MAX), OnDemand, (64 << 10, 8 << 20, 0)),
+    ];
+    for (link, priority, (gap, request, wanted_per_gap)) in table {
+        let expected = PlanLimits {
+            gap_bytes_max: gap,
+            wanted_per_gap,
+            request_bytes_max: request,
+            ..PlanLimits::default()
+        };
+        let limits = PlanLimits::default().on(link, priority);
+        assert_eq!(limits, expected, "{link:?} {priority:?}");
+    }
+    let tight = limits(0, 1, 1);
+    assert_eq!(tight.on(fast, OnDemand), tight);
 }
 
 #[test]
@@ -180,12 +242,14 @@ proptest! {
         shape in prop::collection::vec((0_u64..300, 1_u64..400, 1_u32..4), 1..40),
         picks in prop::collection::vec(any::<bool>(), 120),
         (gap, request, total) in (0_u64..200, 1_u64..1500, 1_u64..4000),
+        wanted_per_gap in 0_u64..20,
     ) {
         let index = layer(&shape);
         let wanted: Vec<ChunkId> = (0..u32::try_from(index.chunks.len()).unwrap())
             .filter(|id| picks[*id as usize])
             .collect();
-        let plan = plan(&index, &wanted, limits(gap, request, total)).unwrap();
+        let limits = PlanLimits { wanted_per_gap, ..limits(gap, request, total) };
+        let plan = plan(&index, &wanted, limits).unwrap();
         let mut got: Vec<ChunkId> = plan.requests.iter().flat_map(Request::chunks).collect();
         got.extend(&plan.rest);
         got.sort_unstable();
@@ -209,6 +273,8 @@ proptest! {
                 }
             }
             prop_assert_eq!(at, one.blob.end());
+            let wanted: u64 = one.members.iter().map(|member| member.blob.len()).sum();
+            prop_assert!((one.blob.len() - wanted) * wanted_per_gap <= wanted);
         }
     }
 }
