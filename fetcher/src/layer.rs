@@ -16,6 +16,8 @@
 //! or nobody waits for begins only while no reader's request waits. Who wants a chunk that
 //! a less urgent request brings hurries that request on.
 //!
+//! A reader's request whose answer is late is sent once more, within a budget.
+//!
 //! Memory: a request holds its largest member encoded, two of its chunks decoded and one
 //! piece of the body as it came. It begins once the engine's budget has room for them, and
 //! what could never fit is refused.
@@ -71,6 +73,8 @@ impl Priority {
 pub struct LayerCounters {
     /// Ranged requests sent to the source.
     pub requests: u64,
+    /// Those of them that were sent because a first one was late.
+    pub second_tries: u64,
     /// Encoded bytes received from the source.
     pub bytes_fetched: u64,
     /// Chunks fetched, verified and stored.
@@ -131,6 +135,7 @@ struct Shared {
 #[derive(Default)]
 struct Counters {
     requests: AtomicU64,
+    second_tries: AtomicU64,
     bytes_fetched: AtomicU64,
     chunks_filled: AtomicU64,
     chunks_copied: AtomicU64,
@@ -265,6 +270,7 @@ impl Layer {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         LayerCounters {
             requests: read(&counters.requests),
+            second_tries: read(&counters.second_tries),
             bytes_fetched: read(&counters.bytes_fetched),
             chunks_filled: read(&counters.chunks_filled),
             chunks_copied: read(&counters.chunks_copied),

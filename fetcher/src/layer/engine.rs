@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::first::{self, SecondTries};
 use super::gate::Gate;
 use crate::link::{Link, LinkEstimator};
 
@@ -37,6 +38,9 @@ pub struct EngineConfig {
     /// How long a background request under way keeps its connection, without reading from
     /// it, while others go ahead. Then it gives it up and asks again later.
     pub pause_max: Duration,
+    /// How long a reader's request waits at least for its first byte before it is sent
+    /// once more. The usual time of the host makes it longer.
+    pub late_after_min: Duration,
 }
 
 impl Default for EngineConfig {
@@ -49,6 +53,8 @@ impl Default for EngineConfig {
             memory_bytes_max: 64 << 20,
             // A burst of misses is over by then; no server gives a reader up as early.
             pause_max: Duration::from_secs(2),
+            // A busy node takes tens of milliseconds to look at an answer that is there.
+            late_after_min: Duration::from_millis(100),
         }
     }
 }
@@ -105,6 +111,7 @@ impl FetchEngine {
 pub(super) struct Host {
     pub(super) name: Arc<str>,
     estimator: Mutex<LinkEstimator>,
+    second_tries: Mutex<SecondTries>,
 }
 
 impl Host {
@@ -112,7 +119,20 @@ impl Host {
         Arc::new(Self {
             name,
             estimator: Mutex::default(),
+            second_tries: Mutex::default(),
         })
+    }
+
+    /// A reader's request is sent; after how long it is late, `shortest` at least.
+    pub(super) fn sends(&self, shortest: Duration) -> Duration {
+        self.second_tries.lock().earn();
+        let median = self.estimator.lock().first_byte_median();
+        first::late_after(median, shortest)
+    }
+
+    /// Whether a late request may be sent once more; if so, that is counted.
+    pub(super) fn may_try_again(&self) -> bool {
+        self.second_tries.lock().spend()
     }
 
     pub(super) fn link(&self) -> Link {

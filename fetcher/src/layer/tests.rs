@@ -23,6 +23,8 @@ use crate::types::{Descriptor, Digest, Reference, Repository};
 #[derive(Debug, Clone, Copy)]
 enum Act {
     Serve,
+    /// Never answer.
+    Stall,
     /// Flip a bit in the middle.
     Corrupt,
     /// End after half.
@@ -121,6 +123,7 @@ impl BlobSource for TestSource {
         let mut end = None;
         match self.next_act() {
             Act::Serve => {}
+            Act::Stall => std::future::pending().await,
             Act::Corrupt => bytes[half] ^= 1,
             Act::Truncate => bytes.truncate(half),
             Act::Break => {
@@ -247,7 +250,15 @@ struct Bench {
 }
 
 fn bench(members: &[&[u32]], config: LayerConfig) -> Bench {
-    bench_within(members, config, EngineConfig::default())
+    bench_within(members, config, patient())
+}
+
+/// Sends nothing twice, however long a source is held back.
+fn patient() -> EngineConfig {
+    EngineConfig {
+        late_after_min: Duration::from_secs(3600),
+        ..EngineConfig::default()
+    }
 }
 
 fn bench_within(members: &[&[u32]], config: LayerConfig, bounds: EngineConfig) -> Bench {
@@ -272,7 +283,7 @@ fn join(
     source: &Arc<TestSource>,
     config: LayerConfig,
 ) -> Arc<Layer> {
-    let engine = FetchEngine::new(EngineConfig::default());
+    let engine = FetchEngine::new(patient());
     join_with(store, sample, source, config, engine)
 }
 
@@ -465,7 +476,7 @@ async fn a_reader_does_not_wait_for_a_background_fill() {
     let members: Vec<&[u32]> = vec![&[5000]; 40];
     let bounds = EngineConfig {
         background_max: 1,
-        ..EngineConfig::default()
+        ..patient()
     };
     let bench = bench_within(&members, unmerged(), bounds);
     let index = bench.sample.index.clone();
@@ -526,11 +537,81 @@ async fn a_background_fill_has_several_requests_under_way() {
 }
 
 #[tokio::test]
+async fn a_reader_is_answered_though_a_request_is_lost() {
+    let hasty = EngineConfig {
+        late_after_min: Duration::ZERO,
+        ..EngineConfig::default()
+    };
+    let bench = bench_within(&[&[5000], &[5000], &[5000]], unmerged(), hasty);
+    let table: [&[Act]; 3] = [
+        &[Act::Stall, Act::Serve],
+        &[Act::Stall, Act::Corrupt, Act::Stall, Act::Serve],
+        &[Act::Serve],
+    ];
+    for (chunk, acts) in bench.sample.index.chunks.iter().zip(table) {
+        bench.source.script(acts);
+        let wanted = range(chunk.data_offset, 5000);
+        bench.layer.fill(wanted).await.unwrap();
+        assert!(bench.read(wanted));
+    }
+    bench.layer.close().await.unwrap();
+    assert_eq!(bench.layer.shared.engine.memory_bytes(), 0);
+}
+
+#[tokio::test]
+async fn one_error_of_two_is_not_an_answer() {
+    let hasty = EngineConfig {
+        late_after_min: Duration::ZERO,
+        ..EngineConfig::default()
+    };
+    let bench = bench_within(&[&[5000]], unmerged(), hasty);
+    bench.source.script(&[Act::Stall, Act::Refuse]);
+    let mut fill = Box::pin(bench.layer.fill(range(0, 1)));
+    while !bench.source.script.lock().is_empty() {
+        assert!(futures_util::poll!(&mut fill).is_pending());
+        tokio::task::yield_now().await;
+    }
+    assert!(
+        futures_util::poll!(&mut fill).is_pending(),
+        "the first may answer"
+    );
+    bench.layer.close().await.unwrap();
+    assert!(fill.await.is_err());
+}
+
+#[tokio::test]
+async fn nobody_but_readers_asks_again_and_they_not_for_ever() {
+    let hasty = EngineConfig {
+        late_after_min: Duration::ZERO,
+        on_demand_max: 50,
+        profile_max: 50,
+        ..EngineConfig::default()
+    };
+    let members: Vec<&[u32]> = vec![&[5000]; 34];
+    let bench = bench_within(&members, unmerged(), hasty);
+    let ids: Vec<ChunkId> = (0..34).collect();
+    bench.source.script(&[Act::Stall; 200]);
+    let mut profile = Box::pin(bench.layer.fill_chunks(&ids[..4], Priority::Profile));
+    assert!(futures_util::poll!(&mut profile).is_pending());
+    let mut readers = Box::pin(bench.layer.fill_chunks(&ids[4..], Priority::OnDemand));
+    // 30 first ones; four second ones are saved up, and one is earned by then.
+    while bench.layer.counters().requests < 4 + 30 + 4 {
+        assert!(futures_util::poll!(&mut readers).is_pending());
+        tokio::task::yield_now().await;
+    }
+    let counters = bench.layer.counters();
+    assert!(counters.second_tries <= 4 + 1, "{counters:?}");
+    bench.layer.close().await.unwrap();
+    assert!(readers.await.is_err() && profile.await.is_err());
+    assert_eq!(bench.layer.shared.engine.memory_bytes(), 0);
+}
+
+#[tokio::test]
 async fn a_reader_hurries_on_what_a_profile_has_in_line() {
     let members: Vec<&[u32]> = vec![&[5000]; 60];
     let bounds = EngineConfig {
         profile_max: 1,
-        ..EngineConfig::default()
+        ..patient()
     };
     let bench = bench_within(&members, unmerged(), bounds);
     bench.source.gate.send_replace(false);
@@ -561,7 +642,7 @@ async fn a_background_request_under_way_yields_after_its_chunk() {
         let bounds = EngineConfig {
             background_max: 1,
             pause_max,
-            ..EngineConfig::default()
+            ..patient()
         };
         let members: Vec<&[u32]> = vec![&[5000]; 40];
         let bench = bench_within(&members, LayerConfig::default(), bounds);
@@ -700,7 +781,7 @@ async fn a_member_of_very_many_chunks_is_decoded_once() {
 async fn a_member_over_the_budget_is_refused_and_takes_no_other_with_it() {
     let bounds = EngineConfig {
         memory_bytes_max: 400 << 10,
-        ..EngineConfig::default()
+        ..patient()
     };
     let bench = bench_within(
         &[&[5000], &[300_000], &[5000]],
@@ -856,7 +937,7 @@ async fn permits_bound_what_is_held_in_memory() {
     let bounds = EngineConfig {
         memory_bytes_max: 512 << 10,
         on_demand_max: 16,
-        ..EngineConfig::default()
+        ..patient()
     };
     let members: Vec<&[u32]> = vec![&[60_000]; 40];
     let bench = bench_within(&members, unmerged(), bounds);
@@ -897,6 +978,7 @@ async fn random_reads_under_faults_equal_a_plain_copy() {
             background_max: rng.random_range(1..5),
             memory_bytes_max: rng.random_range(800_000..2_000_000),
             pause_max: Duration::from_millis(rng.random_range(0..3)),
+            late_after_min: Duration::from_micros(rng.random_range(0..300)),
         };
         let bench = Arc::new(bench_within(&members, config, bounds));
         *bench.source.piece_bytes.lock() = rng.random_range(1..100_000);

@@ -19,6 +19,7 @@ fn pausing(slots: u32, pause_max: Duration) -> Arc<Gate> {
         background_max: slots,
         memory_bytes_max: 100,
         pause_max,
+        ..EngineConfig::default()
     })
 }
 
