@@ -388,6 +388,39 @@ async fn fifty_readers_of_one_chunk_cost_one_request() {
     assert!(bench.layer.shared.inflight.is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn fifty_readers_of_a_cold_file_fetch_every_chunk_once() {
+    let members: Vec<&[u32]> = vec![&[9000, 300]; 60];
+    for config in [unmerged(), LayerConfig::default()] {
+        let bench = bench(&members, config);
+        let background = Arc::clone(&bench.layer);
+        let background = tokio::spawn(async move { background.fill_all().await });
+        let end = bench.sample.index.data_len;
+        let readers: Vec<_> = (0..50)
+            .map(|n| {
+                let layer = Arc::clone(&bench.layer);
+                tokio::spawn(async move {
+                    for at in 0..end / 1000 {
+                        // Some forwards, some backwards.
+                        let at = if n % 2 == 0 { at } else { end / 1000 - 1 - at };
+                        layer.fill(range(at * 1000, 1000)).await?;
+                    }
+                    Result::Ok(())
+                })
+            })
+            .collect();
+        for reader in readers {
+            reader.await.unwrap().unwrap();
+        }
+        background.await.unwrap().unwrap();
+        bench.layer.close().await.unwrap();
+        let counters = bench.layer.counters();
+        assert_eq!(counters.chunks_filled, 120);
+        assert_eq!(counters.bytes_fetched, bench.sample.index.blob_size);
+        assert!(bench.read(range(0, end)));
+    }
+}
+
 #[tokio::test]
 async fn a_reader_that_goes_away_stops_nobody_else() {
     let bench = bench(&[&[5000]], unmerged());
