@@ -77,6 +77,17 @@ async fn privileged_the_second_start_waits_for_less() {
     let first = run(&laz, &image, &[], READ_ALL).await;
     assert_eq!(first["profile"], Value::Null);
     assert_eq!(first["ready_by"], "output");
+    // What it read is to be evicted last, by any process.
+    let mut layers = std::fs::read_dir(laz.path("root/layers")).unwrap();
+    let pinned = layers.next().unwrap().unwrap().path().join("pinned");
+    let pins = || {
+        let hours = std::fs::read(&pinned).unwrap();
+        let extents = hours.chunks(4).map(|hour| hour != [0; 4]);
+        extents.collect::<Vec<bool>>()
+    };
+    let first_pins = pins();
+    assert!(first_pins.contains(&true), "{first_pins:?}");
+    std::fs::remove_file(&pinned).unwrap();
     let (misses, blocks) = (
         number(&first["misses"]),
         number(&first["recorded"]["blocks"]),
@@ -91,6 +102,7 @@ async fn privileged_the_second_start_waits_for_less() {
 
     empty(&laz, &image).await;
     let second = run(&laz, &image, &[], READ_ALL).await;
+    assert_eq!(pins(), first_pins, "a known start pins too");
     let used = &second["profile"];
     assert_eq!(
         (number(&used["blocks"]), number(&used["runs"])),
