@@ -405,7 +405,7 @@ async fn fifty_readers_of_a_cold_file_fetch_every_chunk_once() {
                         let at = if n % 2 == 0 { at } else { end / 1000 - 1 - at };
                         layer.fill(range(at * 1000, 1000)).await?;
                     }
-                    Result::Ok(())
+                    Ok::<(), Error>(())
                 })
             })
             .collect();
