@@ -320,7 +320,8 @@ impl Shared {
 
     /// How chunks become requests on the link as it is known now.
     fn limits(&self, priority: Priority) -> PlanLimits {
-        self.config.plan.on(self.host.link(), priority)
+        let parts_max = self.source.parts_max(&self.blob);
+        self.config.plan.on(self.host.link(), parts_max, priority)
     }
 
     /// Claims what is missing of `wanted` and fetches it, the first request on `pass`; what

@@ -26,6 +26,8 @@ pub struct PlanLimits {
     /// Wanted bytes that a request must have for each unwanted one; 0 where it may have
     /// as many of those as the gaps come to.
     pub wanted_per_gap: u64,
+    /// Parts of the blob that a request may ask for, at least 1.
+    pub parts_max: usize,
     /// Longest request. Longer ones save nothing and make a failure dearer.
     pub request_bytes_max: u64,
     /// Longest all requests of a plan together.
@@ -37,6 +39,7 @@ impl Default for PlanLimits {
         Self {
             gap_bytes_max: 64 << 10,
             wanted_per_gap: 0,
+            parts_max: 1,
             request_bytes_max: 8 << 20,
             total_bytes_max: 64 << 20,
         }
@@ -46,9 +49,9 @@ impl Default for PlanLimits {
 /// One ranged request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Bytes of the blob to ask for, never empty.
-    pub blob: ByteRange,
-    /// The pieces to decode from them, in blob order.
+    /// Bytes of the blob to ask for: ascending, apart, none empty, at least one.
+    pub parts: Vec<ByteRange>,
+    /// The pieces to decode from them, in blob order; each lies in one part.
     pub members: Vec<Member>,
 }
 
@@ -56,9 +59,42 @@ impl Request {
     /// A request for pieces that have one part of the blob in common.
     pub fn of(member: Member) -> Self {
         Self {
-            blob: member.blob,
+            parts: vec![member.blob],
             members: vec![member],
         }
+    }
+
+    /// Bytes it brings.
+    pub fn len(&self) -> u64 {
+        self.parts.iter().map(ByteRange::len).sum()
+    }
+
+    /// Whether it brings none, which no planned request does.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the bytes of one of its members are in its answer.
+    pub fn place(&self, member: ByteRange) -> Option<ByteRange> {
+        let mut before = 0_u64;
+        for part in &self.parts {
+            if part.contains(&member) {
+                return ByteRange::at(before + (member.start() - part.start()), member.len());
+            }
+            before += part.len();
+        }
+        None
+    }
+
+    /// What is left of it from the byte `start` of the blob on; `None` if no member is.
+    pub fn rest(&self, start: u64) -> Option<Self> {
+        let later = |part: &ByteRange| ByteRange::new(part.start().max(start), part.end());
+        let parts = self.parts.iter().filter_map(later);
+        let parts: Vec<ByteRange> = parts.filter(|part| !part.is_empty()).collect();
+        let members = self.members.iter();
+        let members = members.filter(|member| member.blob.start() >= start);
+        let members: Vec<Member> = members.cloned().collect();
+        (!members.is_empty()).then_some(Self { parts, members })
     }
 
     /// The chunks it yields, in the order in which they can be decoded.
@@ -95,14 +131,13 @@ pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Resul
     // Bytes of the last request that are of no member.
     let mut gaps = 0_u64;
     for member in members(index, wanted)? {
-        let joined = plan
-            .requests
-            .last()
-            .and_then(|request| join(request.blob, gaps, member.blob, limits));
-        let grows = match (joined, plan.requests.last()) {
-            (Some(blob), Some(request)) => blob.len() - request.blob.len(),
-            _ => member.blob.len(),
+        let last = plan.requests.last();
+        let joined = last.and_then(|request| join(request, gaps, member.blob, limits));
+        let gap = match joined {
+            Some(Joined::Over(gap)) => gap,
+            Some(Joined::Beside) | None => 0,
         };
+        let grows = gap.saturating_add(member.blob.len());
         let fits = total.saturating_add(grows) <= limits.total_bytes_max;
         if !plan.rest.is_empty() || !fits && !plan.requests.is_empty() {
             plan.rest.extend(member.chunks);
@@ -110,9 +145,12 @@ pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Resul
         }
         total = total.saturating_add(grows);
         match (joined, plan.requests.last_mut()) {
-            (Some(blob), Some(request)) => {
-                gaps += member.blob.start() - request.blob.end();
-                request.blob = blob;
+            (Some(joined), Some(request)) => {
+                gaps += gap;
+                match (joined, request.parts.last_mut()) {
+                    (Joined::Over(_), Some(part)) => *part = part.cover(&member.blob),
+                    _ => request.parts.push(member.blob),
+                }
                 request.members.push(member);
             }
             _ => {
@@ -125,17 +163,30 @@ pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Resul
     Ok(plan)
 }
 
-/// `request`, which has `gaps` unwanted bytes, and `next` as one request, if that is
-/// allowed and worth it. Never for parts that overlap: who takes a request apart takes each
-/// byte once.
-fn join(request: ByteRange, gaps: u64, next: ByteRange, limits: PlanLimits) -> Option<ByteRange> {
-    let gap = next.start().checked_sub(request.end())?;
-    let both = request.cover(&next);
+/// How a piece goes into a request.
+#[derive(Debug, Clone, Copy)]
+enum Joined {
+    /// With the last part, over a gap of so many bytes.
+    Over(u64),
+    /// As a part of its own.
+    Beside,
+}
+
+/// How `next` goes into `request`, which has `gaps` unwanted bytes, if that is allowed and
+/// worth it. Never for parts that overlap: who takes a request apart takes each byte once.
+fn join(request: &Request, gaps: u64, next: ByteRange, limits: PlanLimits) -> Option<Joined> {
+    let gap = next.start().checked_sub(request.parts.last()?.end())?;
+    let apart = request.len().saturating_add(next.len());
+    let together = apart.saturating_add(gap);
     let gaps = gaps.saturating_add(gap);
-    let wanted = both.len().saturating_sub(gaps);
+    let wanted = together.saturating_sub(gaps);
     let is_near = gap <= limits.gap_bytes_max;
     let is_dense = gap == 0 || gaps.saturating_mul(limits.wanted_per_gap) <= wanted;
-    (is_near && is_dense && both.len() <= limits.request_bytes_max).then_some(both)
+    if is_near && is_dense && together <= limits.request_bytes_max {
+        return Some(Joined::Over(gap));
+    }
+    let fits = gap > 0 && apart <= limits.request_bytes_max;
+    (fits && request.parts.len() < limits.parts_max).then_some(Joined::Beside)
 }
 
 /// Wanted chunks by the encoded bytes they share, in blob order.

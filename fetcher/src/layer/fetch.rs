@@ -10,7 +10,7 @@
 //! What has arrived is decoded in one go on a blocking thread: one hop per part of a body
 //! that came together, not per chunk. No blocking thread waits for the network.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -62,12 +62,17 @@ fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<
     if ids.is_empty() {
         return None;
     }
+    let index = shared.file.index();
+    let hurried = ids.iter().copied().filter(|id| mine.is_hurried([*id]));
+    let hurried: Vec<ChunkId> = hurried.collect();
+    // What is decoded together is fetched together, or its bytes would come twice.
+    let first: HashSet<ChunkId> = plan::siblings(index, &hurried).into_iter().collect();
     let (mut first, mut later): (Vec<_>, Vec<_>) =
-        ids.into_iter().partition(|id| mine.is_hurried([*id]));
+        ids.into_iter().partition(|id| first.contains(id));
     if first.is_empty() {
         std::mem::swap(&mut first, &mut later);
     }
-    match plan::plan(shared.file.index(), &first, shared.limits(mine.priority())) {
+    match plan::plan(index, &first, shared.limits(mine.priority())) {
         Ok(plan) => {
             *wanted = plan.rest;
             wanted.extend(later);
@@ -204,7 +209,7 @@ async fn read_members(
     request: &Request,
     pass: &Pass,
 ) -> Result<Read> {
-    let first = first::bytes(shared, request.blob, pass.class()).await;
+    let first = first::bytes(shared, &request.parts, pass.class()).await;
     let first = first.map_err(with_advice)?;
     let arrival = shared.host.arrives(first.took);
     let mut largest = PIECE_BYTES;
@@ -218,26 +223,24 @@ async fn read_members(
         arrival.piece(bytes);
         count(bytes);
     };
-    let mut window = Window::new(first.piece, first.body, request.blob.start());
+    let mut window = Window::new(first.piece, first.body, 0);
     let mut read = Read::default();
     let mut members = request.members.iter().peekable();
     while let Some(member) = members.next() {
-        let taken = window.take(member.blob, &mut received).await;
-        let encoded = taken.map_err(|short| broken(shared, request.blob, short))?;
+        let taken = window.take(place(request, member)?, &mut received).await;
+        let encoded = taken.map_err(|short| broken(shared, request, short))?;
         let mut batch = vec![(member.clone(), encoded)];
         // What came in the same piece costs no further hop.
-        while let Some(encoded) = members.peek().and_then(|next| window.ready(next.blob)) {
+        while let Some(next) = members.peek()
+            && let Some(encoded) = window.ready(place(request, next)?)
+        {
             batch.extend(members.next().map(|member| (member.clone(), encoded)));
         }
         read.corrupt.extend(store(shared, mine, batch).await?);
         if let Some(next) = members.peek()
             && pass.turn().await == Turn::Leave
         {
-            let blob = ByteRange::new(next.blob.start(), request.blob.end());
-            read.left = blob.map(|blob| Request {
-                blob,
-                members: members.cloned().collect(),
-            });
+            read.left = request.rest(next.blob.start());
             break;
         }
     }
@@ -275,13 +278,21 @@ fn with_advice(error: Error) -> Error {
     }
 }
 
-fn broken(shared: &Shared, request: ByteRange, short: Short) -> Error {
+/// Where a member's bytes are in the request's answer.
+fn place(request: &Request, member: &Member) -> Result<ByteRange> {
+    request.place(member.blob).ok_or_else(|| {
+        let what = format!("bytes {} of a layer", member.blob);
+        Error::malformed(what, "they are in no part of the request for them")
+    })
+}
+
+fn broken(shared: &Shared, request: &Request, short: Short) -> Error {
     match short {
         Short::Failed(error) => with_advice(error),
         Short::Ended(at) => Error::Unavailable {
-            what: format!("bytes {request} of layer {}", shared.blob.digest),
+            what: format!("bytes {:?} of layer {}", request.parts, shared.blob.digest),
             host: shared.blob.repository.host().to_owned(),
-            detail: format!("the body ended at byte {at}"),
+            detail: format!("the body ended after {at} bytes"),
         },
     }
 }

@@ -1,4 +1,4 @@
-//! Asking for a range, up to its first bytes; for a reader once more if they are late.
+//! Asking for a request's bytes, up to the first of them; for a reader once more if they are late.
 //!
 //! Most requests of a host are answered alike, so one that takes several times as long as
 //! usual is often lost on the way, or stuck behind something. Then a second one is sent on
@@ -80,13 +80,13 @@ pub(super) fn late_after(median: Option<Duration>, shortest: Duration) -> Durati
     }
 }
 
-/// Asks the source for `range`, for a request of this class.
+/// Asks the source for `parts` of the blob, for a request of this class.
 pub(super) async fn bytes(
     shared: &Shared,
-    range: ByteRange,
+    parts: &[ByteRange],
     class: Option<Priority>,
 ) -> Result<First> {
-    let mut first = pin!(ask(shared, range));
+    let mut first = pin!(ask(shared, parts));
     if class != Some(Priority::OnDemand) {
         return first.await;
     }
@@ -98,8 +98,8 @@ pub(super) async fn bytes(
         return first.await;
     }
     add(&shared.counters.second_tries, 1);
-    tracing::debug!(digest = %shared.blob.digest, %range, "late answer, asking once more");
-    let second = pin!(ask(shared, range));
+    tracing::debug!(digest = %shared.blob.digest, ?parts, "late answer, asking once more");
+    let second = pin!(ask(shared, parts));
     match select(first, second).await {
         Either::Left((Err(error), second)) => second.await.map_err(|_| error),
         Either::Right((Err(_), first)) => first.await,
@@ -108,10 +108,10 @@ pub(super) async fn bytes(
     }
 }
 
-async fn ask(shared: &Shared, range: ByteRange) -> Result<First> {
+async fn ask(shared: &Shared, parts: &[ByteRange]) -> Result<First> {
     add(&shared.counters.requests, 1);
     let sent = Instant::now();
-    let mut body = shared.source.read_range(&shared.blob, range).await?;
+    let mut body = shared.source.read_parts(&shared.blob, parts).await?;
     let piece = body.next().await.transpose()?.unwrap_or_default();
     Ok(First {
         piece,

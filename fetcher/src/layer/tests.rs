@@ -311,6 +311,7 @@ fn join_with(
 fn unmerged() -> LayerConfig {
     LayerConfig {
         plan: PlanLimits {
+            parts_max: 1,
             gap_bytes_max: 0,
             wanted_per_gap: 0,
             request_bytes_max: 1,
@@ -566,7 +567,13 @@ async fn a_background_fill_has_several_requests_under_way() {
     bench.source.gate.send_replace(true);
     fill.await.unwrap();
     assert!(bench.layer.file().is_complete());
-    assert_eq!(bench.asked(), (0..12).collect::<Vec<_>>(), "in order, once");
+    let mut asked = bench.asked();
+    // Of those under way at once any may be sent first.
+    for (place, number) in asked.iter().enumerate() {
+        assert!(place.abs_diff(*number) < 3, "about in order: {asked:?}");
+    }
+    asked.sort_unstable();
+    assert_eq!(asked, (0..12).collect::<Vec<_>>(), "once");
 }
 
 #[tokio::test]
@@ -737,6 +744,7 @@ async fn a_background_fill_reaches_every_chunk_in_any_order() {
     let source = TestSource::new(sample.blob.clone());
     let config = LayerConfig {
         plan: PlanLimits {
+            parts_max: 1,
             gap_bytes_max: 0,
             wanted_per_gap: 0,
             request_bytes_max: 1,
@@ -896,7 +904,7 @@ async fn one_bad_chunk_of_a_member_does_not_take_the_others() {
 #[tokio::test]
 async fn every_waiter_gets_the_error_and_what_to_do() {
     let table: [(Act, &str); 4] = [
-        (Act::Truncate, "the body ended at byte"),
+        (Act::Truncate, "the body ended after"),
         (Act::Break, "scripted"),
         (Act::Refuse, "scripted"),
         (Act::NoRanges, "--full"),
@@ -997,6 +1005,7 @@ async fn random_reads_under_faults_equal_a_plain_copy() {
         let members: Vec<&[u32]> = members.iter().map(Vec::as_slice).collect();
         let config = LayerConfig {
             plan: PlanLimits {
+                parts_max: 1,
                 gap_bytes_max: rng.random_range(0..70_000),
                 wanted_per_gap: rng.random_range(0..10),
                 request_bytes_max: rng.random_range(1..300_000),

@@ -21,6 +21,11 @@
 //! over several connections at once. On a link with a short round trip there is no gain
 //! in that, and 1 MiB still is some milliseconds.
 //!
+//! A server's own work for a request is mostly the same however little is asked for (one
+//! that is common allocates 4 MiB for each), and much less for a further part of one. So
+//! where a source takes several parts in a request, what many requests would bring comes
+//! in few, and hardly a gap is worth its bytes.
+//!
 //! Invariant: never looser than the base limits. Pure.
 
 use super::PlanLimits;
@@ -37,11 +42,20 @@ const REQUEST_BYTES_MIN: u64 = 1 << 20;
 const WANTED_PER_GAP: u64 = 8;
 
 impl PlanLimits {
-    /// These limits, as tight as `link` and the kind of request make sensible.
+    /// These limits, as tight as `link`, the parts that the source takes in a request, and
+    /// the kind of request make sensible. Readers' requests stay of one part: what one
+    /// waits for should not come behind what others want.
     #[must_use]
-    pub fn on(self, link: Link, priority: Priority) -> Self {
+    pub fn on(self, link: Link, parts_max: usize, priority: Priority) -> Self {
+        let parts_max = match priority {
+            Priority::OnDemand => 1,
+            Priority::Profile | Priority::Background => parts_max.max(1),
+        };
         let round_trip = link.round_trip_bytes();
-        let gap = (round_trip / TOGETHER).max(GAP_BYTES_MIN);
+        let gap = match parts_max {
+            1 => (round_trip / TOGETHER).max(GAP_BYTES_MIN),
+            _ => GAP_BYTES_MIN,
+        };
         let wanted_per_gap = match priority {
             Priority::OnDemand => self.wanted_per_gap,
             Priority::Profile | Priority::Background => self.wanted_per_gap.max(WANTED_PER_GAP),
@@ -52,6 +66,7 @@ impl PlanLimits {
                 .request_bytes_max
                 .min(round_trip.max(REQUEST_BYTES_MIN)),
             wanted_per_gap,
+            parts_max,
             ..self
         }
     }

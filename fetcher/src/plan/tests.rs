@@ -42,14 +42,15 @@ fn limits(gap: u64, request: u64, total: u64) -> PlanLimits {
     PlanLimits {
         gap_bytes_max: gap,
         wanted_per_gap: 0,
+        parts_max: 1,
         request_bytes_max: request,
         total_bytes_max: total,
     }
 }
 
 fn ranges(plan: &Plan) -> Vec<(u64, u64)> {
-    let range = |r: &Request| (r.blob.start(), r.blob.end());
-    plan.requests.iter().map(range).collect()
+    let parts = plan.requests.iter().flat_map(|request| &request.parts);
+    parts.map(|part| (part.start(), part.end())).collect()
 }
 
 #[test]
@@ -126,11 +127,49 @@ fn limits_follow_the_link() {
             request_bytes_max: request,
             ..PlanLimits::default()
         };
-        let limits = PlanLimits::default().on(link, priority);
+        let limits = PlanLimits::default().on(link, 1, priority);
         assert_eq!(limits, expected, "{link:?} {priority:?}");
     }
     let tight = limits(0, 1, 1);
-    assert_eq!(tight.on(fast, OnDemand), tight);
+    assert_eq!(tight.on(fast, 1, OnDemand), tight);
+    // Parts are cheaper than gaps, but not for readers.
+    for (priority, parts, gap) in [(OnDemand, 1, 64 << 10), (Profile, 48, 8 << 10)] {
+        let limits = PlanLimits::default().on(usual, 48, priority);
+        assert_eq!((limits.parts_max, limits.gap_bytes_max), (parts, gap));
+    }
+}
+
+#[test]
+fn what_is_apart_comes_in_parts() {
+    // At 0, 120, 185 and 1200.
+    let index = layer(&[(0, 100, 1), (20, 60, 1), (5, 15, 1), (1000, 200, 1)]);
+    type Requests = &'static [&'static [(u64, u64)]];
+    let table: [(usize, u64, u64, Requests); 6] = [
+        (1, 8, 5000, &[&[(0, 100)], &[(120, 200)], &[(1200, 1400)]]),
+        (2, 8, 5000, &[&[(0, 100), (120, 200)], &[(1200, 1400)]]),
+        (3, 8, 5000, &[&[(0, 100), (120, 200), (1200, 1400)]]),
+        (9, 50, 5000, &[&[(0, 200), (1200, 1400)]]),
+        (9, 50, 399, &[&[(0, 200)], &[(1200, 1400)]]),
+        (
+            9,
+            4,
+            175,
+            &[&[(0, 100), (120, 180), (185, 200)], &[(1200, 1400)]],
+        ),
+    ];
+    for (parts_max, gap, request, expected) in table {
+        let limits = PlanLimits {
+            parts_max,
+            ..limits(gap, request, 9000)
+        };
+        let plan = plan(&index, &[0, 1, 2, 3], limits).unwrap();
+        let parts = plan.requests.iter().map(|request| {
+            let parts = request.parts.iter();
+            parts.map(|part| (part.start(), part.end())).collect()
+        });
+        let parts: Vec<Vec<(u64, u64)>> = parts.collect();
+        assert_eq!(parts, expected, "{parts_max} {gap} {request}");
+    }
 }
 
 #[test]
@@ -242,39 +281,59 @@ proptest! {
         shape in prop::collection::vec((0_u64..300, 1_u64..400, 1_u32..4), 1..40),
         picks in prop::collection::vec(any::<bool>(), 120),
         (gap, request, total) in (0_u64..200, 1_u64..1500, 1_u64..4000),
-        wanted_per_gap in 0_u64..20,
+        (wanted_per_gap, parts_max) in (0_u64..20, 1_usize..6),
     ) {
         let index = layer(&shape);
         let wanted: Vec<ChunkId> = (0..u32::try_from(index.chunks.len()).unwrap())
             .filter(|id| picks[*id as usize])
             .collect();
-        let limits = PlanLimits { wanted_per_gap, ..limits(gap, request, total) };
+        let limits = PlanLimits { wanted_per_gap, parts_max, ..limits(gap, request, total) };
         let plan = plan(&index, &wanted, limits).unwrap();
         let mut got: Vec<ChunkId> = plan.requests.iter().flat_map(Request::chunks).collect();
         got.extend(&plan.rest);
         got.sort_unstable();
         prop_assert_eq!(&got, &wanted);
         prop_assert!(plan.requests.is_empty() == wanted.is_empty());
-        for pair in plan.requests.windows(2) {
-            prop_assert!(pair[0].blob.end() <= pair[1].blob.start());
+        let all: Vec<ByteRange> = plan.requests.iter().flat_map(|one| one.parts.clone()).collect();
+        for pair in all.windows(2) {
+            prop_assert!(pair[0].end() <= pair[1].start());
         }
-        let sum: u64 = plan.requests.iter().map(|r| r.blob.len()).sum();
+        let sum: u64 = plan.requests.iter().map(Request::len).sum();
         prop_assert!(sum <= total || plan.requests.len() == 1 && plan.requests[0].members.len() == 1);
         for one in &plan.requests {
-            prop_assert!(one.blob.len() <= request || one.members.len() == 1);
-            let mut at = one.blob.start();
+            prop_assert!(one.len() <= request || one.members.len() == 1);
+            prop_assert!((1..=parts_max).contains(&one.parts.len()));
+            let (mut at, mut part) = (one.parts[0].start(), 0);
+            let mut placed = 0;
             for member in &one.members {
-                prop_assert!(one.blob.contains(&member.blob));
+                if !one.parts[part].contains(&member.blob) {
+                    prop_assert_eq!(at, one.parts[part].end());
+                    part += 1;
+                    at = one.parts[part].start();
+                    prop_assert_eq!(at, member.blob.start());
+                }
+                prop_assert!(one.parts[part].contains(&member.blob));
                 prop_assert!(member.blob.start() - at <= gap);
+                placed += member.blob.start() - at;
+                let place = one.place(member.blob).unwrap();
+                prop_assert_eq!((place.start(), place.len()), (placed, member.blob.len()));
+                placed += member.blob.len();
                 at = member.blob.end();
                 for id in &member.chunks {
                     let blob = index.chunks[*id as usize].encoding.blob();
                     prop_assert_eq!(blob, Some(member.blob));
                 }
+                let rest = one.rest(member.blob.start()).unwrap();
+                prop_assert_eq!(rest.members.first(), Some(member));
+                prop_assert_eq!(rest.parts[0].start(), member.blob.start());
+                prop_assert_eq!(rest.len(), one.len() - place.start());
             }
-            prop_assert_eq!(at, one.blob.end());
+            prop_assert_eq!(at, one.parts[part].end());
+            prop_assert_eq!(part + 1, one.parts.len());
+            prop_assert_eq!(placed, one.len());
+            prop_assert_eq!(one.rest(at), None);
             let wanted: u64 = one.members.iter().map(|member| member.blob.len()).sum();
-            prop_assert!((one.blob.len() - wanted) * wanted_per_gap <= wanted);
+            prop_assert!((one.len() - wanted) * wanted_per_gap <= wanted);
         }
     }
 }
