@@ -62,8 +62,7 @@ fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<
     if ids.is_empty() {
         return None;
     }
-    let (mut first, mut later): (Vec<_>, Vec<_>) =
-        ids.into_iter().partition(|id| mine.is_hurried([*id]));
+    let (mut first, mut later) = hurried(shared, mine, ids);
     if first.is_empty() {
         std::mem::swap(&mut first, &mut later);
     }
@@ -84,6 +83,20 @@ fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<
             None
         }
     }
+}
+
+/// Those of `ids` (ascending) that somebody has come to wait for, with those whose bytes
+/// come with theirs anyway; and the others.
+fn hurried(shared: &Shared, mine: &Mine, ids: Vec<ChunkId>) -> (Vec<ChunkId>, Vec<ChunkId>) {
+    let awaited: Vec<ChunkId> = ids
+        .iter()
+        .copied()
+        .filter(|id| mine.is_hurried([*id]))
+        .collect();
+    let along = plan::siblings(shared.file.index(), &awaited);
+    let is_first =
+        |id: &ChunkId| awaited.binary_search(id).is_ok() || along.binary_search(id).is_ok();
+    ids.into_iter().partition(is_first)
 }
 
 /// The request, or one for each of its chunks where they need too much memory together.
