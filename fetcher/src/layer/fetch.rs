@@ -10,7 +10,7 @@
 //! What has arrived is decoded in one go on a blocking thread: one hop per part of a body
 //! that came together, not per chunk. No blocking thread waits for the network.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -62,17 +62,11 @@ fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<
     if ids.is_empty() {
         return None;
     }
-    let index = shared.file.index();
-    let hurried = ids.iter().copied().filter(|id| mine.is_hurried([*id]));
-    let hurried: Vec<ChunkId> = hurried.collect();
-    // What is decoded together is fetched together, or its bytes would come twice.
-    let first: HashSet<ChunkId> = plan::siblings(index, &hurried).into_iter().collect();
-    let (mut first, mut later): (Vec<_>, Vec<_>) =
-        ids.into_iter().partition(|id| first.contains(id));
+    let (mut first, mut later) = hurried(shared, mine, ids);
     if first.is_empty() {
         std::mem::swap(&mut first, &mut later);
     }
-    match plan::plan(index, &first, shared.limits(mine.priority())) {
+    match plan::plan(shared.file.index(), &first, shared.limits(mine.priority())) {
         Ok(plan) => {
             *wanted = plan.rest;
             wanted.extend(later);
@@ -89,6 +83,20 @@ fn next_plan(shared: &Shared, mine: &Mine, wanted: &mut Vec<ChunkId>) -> Option<
             None
         }
     }
+}
+
+/// Those of `ids` (ascending) that somebody has come to wait for, with those whose bytes
+/// come with theirs anyway; and the others.
+fn hurried(shared: &Shared, mine: &Mine, ids: Vec<ChunkId>) -> (Vec<ChunkId>, Vec<ChunkId>) {
+    let awaited: Vec<ChunkId> = ids
+        .iter()
+        .copied()
+        .filter(|id| mine.is_hurried([*id]))
+        .collect();
+    let along = plan::siblings(shared.file.index(), &awaited);
+    let is_first =
+        |id: &ChunkId| awaited.binary_search(id).is_ok() || along.binary_search(id).is_ok();
+    ids.into_iter().partition(is_first)
 }
 
 /// The request, or one for each of its chunks where they need too much memory together.

@@ -36,7 +36,8 @@ pub(crate) fn siblings(index: &LayerIndex, wanted: &[ChunkId]) -> Vec<ChunkId> {
 }
 
 /// Missing chunks whose encoded bytes follow those of `last` closely enough to come with
-/// them: all within `bytes_max` behind its member, in one request with it by `limits`.
+/// them: all within `bytes_max` behind its member, in one request with it by `limits`, and
+/// up to the first member that is not missing.
 pub(crate) fn ahead(
     index: &LayerIndex,
     last: ChunkId,
@@ -62,7 +63,11 @@ pub(crate) fn ahead(
             break;
         }
         if !is_missing(id) {
-            continue;
+            if blob.start() == current.start() {
+                continue;
+            }
+            // What is beyond it would bring its bytes once more, for a guess.
+            break;
         }
         let len = chunk(index, id).map_or(0, |chunk| u64::from(chunk.len));
         let Some(left) = decoded_left.checked_sub(len) else {

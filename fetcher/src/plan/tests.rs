@@ -254,7 +254,7 @@ fn ahead_stays_near_small_and_missing() {
         (0, 10, 1),
     ]);
     // Present ids, bytes, gap; the ids that come along with chunk 0.
-    let table: [(&[ChunkId], u64, u64, &[ChunkId]); 8] = [
+    let table: [(&[ChunkId], u64, u64, &[ChunkId]); 10] = [
         (&[], 0, 64, &[]),
         (&[], 39, 64, &[]),
         (&[], 40, 64, &[1, 2]),
@@ -262,7 +262,9 @@ fn ahead_stays_near_small_and_missing() {
         (&[], 90, 9, &[1, 2]),
         (&[2], 90, 64, &[1, 3]),
         (&[1, 2], 90, 49, &[]),
-        (&[1, 2], 9000, 64, &[3, 4, 5]),
+        (&[1, 2], 9000, 64, &[]),
+        (&[3], 9000, 64, &[1, 2]),
+        (&[], 9000, 64, &[1, 2, 3, 4, 5]),
     ];
     for (present, bytes_max, gap, expected) in table {
         let limits = limits(gap, 5000, 5000);
