@@ -22,7 +22,7 @@ pub use args::{Args, Command, OutputFormat};
 
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::{Error, exit, sys};
+use crate::{Error, exit};
 
 /// Runs the command line `laz` was started with. `origin` is when the process began.
 pub fn main(origin: Instant) -> ExitCode {
@@ -30,7 +30,6 @@ pub fn main(origin: Instant) -> ExitCode {
         Ok(args) => args,
         Err(error) => return usage(&error),
     };
-    sys::memory::give_back_at_once();
     start_logging(args.debug);
     install_tls_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
