@@ -11,6 +11,7 @@
 //! file table, each starting at the next multiple of [`DATA_ALIGN`], with nothing else
 //! between or after them. A file's chunks follow one another without gaps.
 
+mod attributes;
 pub mod details;
 pub mod estargz;
 pub mod ingest;
@@ -18,6 +19,7 @@ mod limits;
 mod path;
 mod tables;
 pub mod tar;
+mod time;
 mod validate;
 pub mod wire;
 pub mod write;
