@@ -17,6 +17,7 @@ pub mod estargz;
 pub mod ingest;
 mod limits;
 mod path;
+pub mod soci;
 mod tables;
 pub mod tar;
 mod time;
