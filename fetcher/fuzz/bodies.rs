@@ -7,13 +7,14 @@
 use std::io::Read as _;
 
 use lazarette_fetcher::Result;
-use lazarette_fetcher::codec::Packer;
 use lazarette_fetcher::codec::stream::{Decoder, detect};
 use lazarette_fetcher::codec::unpack::decoder;
+use lazarette_fetcher::codec::{self, Packer};
+use lazarette_fetcher::index::details::SpanDetails;
 use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
 use lazarette_fetcher::index::tar::{Parser, Step};
 use lazarette_fetcher::index::write::{Flavour, Format, Options, write_layer};
-use lazarette_fetcher::index::{estargz, wire, zstdchunked};
+use lazarette_fetcher::index::{estargz, soci, wire, zstdchunked};
 use lazarette_fetcher::source::BlobRef;
 use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference};
 
@@ -120,6 +121,38 @@ pub(crate) fn fuzz_zstdchunked_toc(json: &[u8]) {
         let bytes = wire::encode(&layer.index, &[]).expect("memory");
         assert_eq!(wire::decode(&bytes).expect("what was encoded"), layer.index);
     }
+}
+
+/// A SOCI zTOC behind a right digest, and before it the size of its blob:
+/// [`soci::parse`].
+pub(crate) fn fuzz_soci(data: &[u8]) {
+    let Some(found) = read_ztoc(data) else {
+        return;
+    };
+    let bytes = wire::encode(&found.index, &found.details).expect("memory");
+    assert_eq!(wire::decode(&bytes).expect("what was encoded"), found.index);
+    for span in &found.index.spans {
+        let place = |at| usize::try_from(at).expect("it is in memory");
+        let details = place(span.details.start())..place(span.details.end());
+        let details = found.details.slice(details);
+        let digests = found.index.digests_of(span);
+        SpanDetails::parse(span, digests, details).expect("what was encoded");
+    }
+}
+
+/// What is accepted of an input of [`fuzz_soci`].
+pub(crate) fn read_ztoc(data: &[u8]) -> Option<soci::Ztoc> {
+    let (size, ztoc) = data.split_first_chunk()?;
+    let blob = BlobRef {
+        repository: Reference::parse("example.com/a:b")
+            .expect("it is one")
+            .repository()
+            .clone(),
+        digest: Digest::sha256(b"blob"),
+        size: u64::from_le_bytes(*size),
+    };
+    let verified = codec::verify(String::new, &Digest::sha256(ztoc), ztoc.to_vec());
+    soci::parse(&blob, &verified.expect("its own digest")).ok()
 }
 
 /// A tar, pushed in two pieces and in small ones: [`Parser`].

@@ -1,7 +1,7 @@
 //! Bounded decoders and hashing.
 //!
 //! Invariant: [`VerifiedBytes`] exist only for bytes whose digest was compared here with
-//! the promised one. Decoders never panic on any input, never keep more than their
+//! the promised one, or that were decoded from such bytes ([`whole`]). Decoders never panic on any input, never keep more than their
 //! window, and stop at the output limit they were given. Never reads or writes a file.
 
 pub mod deflate;
@@ -9,6 +9,7 @@ pub mod gzip;
 pub mod pieces;
 pub mod stream;
 pub mod unpack;
+pub mod whole;
 pub mod zran;
 pub mod zstd_write;
 

@@ -11,13 +11,16 @@
 //! file table, each starting at the next multiple of [`DATA_ALIGN`], with nothing else
 //! between or after them. A file's chunks follow one another without gaps.
 
+mod attributes;
 pub mod details;
 pub mod estargz;
 pub mod ingest;
 mod limits;
 mod path;
+pub mod soci;
 mod tables;
 pub mod tar;
+mod time;
 mod validate;
 pub mod wire;
 pub mod write;
@@ -66,7 +69,8 @@ pub struct LayerIndex {
     /// byte, rounded up to a file's start, ends. They cover every byte of every file
     /// and overlap nowhere.
     pub chunks: Vec<Chunk>,
-    /// Places of a gzip blob where decoding can begin, ascending; empty for other formats.
+    /// Places of a gzip or tar blob where decoding can begin, ascending; empty for other
+    /// formats.
     pub spans: Vec<Span>,
     /// Length of the data file in bytes: where the last payload ends.
     pub data_len: u64,
@@ -109,9 +113,28 @@ impl LayerIndex {
             data_len,
         })
     }
+
+    /// How many digests the details of `span` begin with: one for each of its chunks, or
+    /// one for the encoded span.
+    pub fn digests_of(&self, span: &Span) -> u32 {
+        let first = usize::try_from(span.first_chunk).ok();
+        let first = first.and_then(|at| self.chunks.get(at));
+        match first.map(|chunk| chunk.encoding) {
+            Some(Encoding::WholeSpan { .. }) => 1,
+            _ => span.chunk_count,
+        }
+    }
+
+    /// Whether some of its spans are verified whole, so that digests of their chunks become
+    /// known only when they are decoded.
+    pub fn has_whole_spans(&self) -> bool {
+        let whole = |chunk: &Chunk| matches!(chunk.encoding, Encoding::WholeSpan { .. });
+        self.chunks.iter().any(whole)
+    }
 }
 
-/// A place of a gzip blob where decoding can begin, between two deflate blocks.
+/// A place of a blob where decoding can begin: in gzip between two deflate blocks, in a tar
+/// anywhere.
 ///
 /// What decoding and verifying it takes, its *details*, is long and only needed when it is
 /// touched: it stands behind the tables ([`details`]).
@@ -145,7 +168,8 @@ pub struct Chunk {
     pub data_offset: u64,
     /// Decoded length in bytes, never 0.
     pub len: u32,
-    /// SHA-256 of the decoded bytes; `None` where it is among the details of its span.
+    /// SHA-256 of the decoded bytes; `None` where the details of its span have it, or vouch
+    /// for the encoded bytes.
     pub chunk_digest: Option<[u8; 32]>,
 }
 
@@ -183,6 +207,16 @@ pub enum Encoding {
         /// Position in [`LayerIndex::spans`].
         span: u32,
     },
+    /// Inside a span that fills `blob` and is verified whole, as it is encoded: skip `skip`
+    /// decoded bytes, take `len`. The blob's layout says how it is encoded.
+    WholeSpan {
+        /// All encoded bytes of the span. Neighbours may share a byte.
+        blob: ByteRange,
+        /// Decoded bytes before the chunk in its span.
+        skip: u64,
+        /// Position in [`LayerIndex::spans`].
+        span: u32,
+    },
     /// Inside the zstd frames that fill `blob`: skip `skip` decoded bytes, take `len`.
     ZstdFrame {
         /// Encoded bytes of the frame (or of the frames up to the next chunk's).
@@ -201,6 +235,7 @@ impl Encoding {
             Self::Stored { blob }
             | Self::GzipMember { blob, .. }
             | Self::GzipSpan { blob, .. }
+            | Self::WholeSpan { blob, .. }
             | Self::ZstdFrame { blob, .. } => Some(*blob),
         }
     }
@@ -211,6 +246,7 @@ impl Encoding {
             Self::Stream | Self::Stored { .. } => 0,
             Self::GzipMember { skip, .. }
             | Self::GzipSpan { skip, .. }
+            | Self::WholeSpan { skip, .. }
             | Self::ZstdFrame { skip, .. } => *skip,
         }
     }

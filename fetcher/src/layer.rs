@@ -23,6 +23,7 @@
 //! what could never fit is refused.
 
 mod behind;
+mod decode;
 mod engine;
 mod fetch;
 mod first;

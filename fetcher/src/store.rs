@@ -14,6 +14,7 @@
 //! <root>/layers/<algorithm>-<hex>/index   file and chunk tables
 //! <root>/layers/<algorithm>-<hex>/bitmap  which chunks are present
 //! <root>/layers/<algorithm>-<hex>/data    payloads of files, sparse
+//! <root>/layers/<algorithm>-<hex>/learned digests of chunks, where the index lacks them
 //! <root>/layers/<algorithm>-<hex>/touched a hint: which parts were read lately
 //! <root>/layers/<algorithm>-<hex>/pinned  a hint: which parts start-ups read
 //! <root>/layers/<algorithm>-<hex>/copied  a hint: how much came from other layers
@@ -35,6 +36,7 @@ mod evict;
 mod evictions;
 mod file;
 mod ingest;
+mod learned;
 pub(crate) mod lock;
 mod recover;
 mod sys;

@@ -3,7 +3,7 @@
 //! Promise: errors, never panics. Runs on the pinned toolchain, from a fixed seed, for a
 //! fixed number of inputs; libFuzzer explores further (see `fetcher/fuzz`).
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::Command;
 
 #[path = "../fuzz/bodies.rs"]
@@ -20,6 +20,11 @@ const CHUNKED: [(&[u8], &str); 2] = [
         include_bytes!("fixtures/zstdchunked/stargz.zst"),
         include_str!("fixtures/zstdchunked/stargz.zst.json"),
     ),
+];
+/// Layers' sizes, and zTOCs of them.
+const ZTOCS: [(u64, &[u8]); 2] = [
+    (458_240, include_bytes!("fixtures/soci/tar.ztoc.gz")),
+    (70_958, include_bytes!("fixtures/soci/plain-v1.ztoc.gz")),
 ];
 const INDEX: &[u8] = include_bytes!("fixtures/index-v3.bin");
 /// Mutations per seed; all targets together take a few seconds.
@@ -75,11 +80,15 @@ impl Random {
 }
 
 fn smoke(body: fn(&[u8]), seeds: &[&[u8]]) {
+    smoke_rounds(body, seeds, ROUNDS);
+}
+
+fn smoke_rounds(body: fn(&[u8]), seeds: &[&[u8]], rounds: u32) {
     let mut random = Random(7);
     body(b"");
     for seed in seeds {
         body(seed);
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             body(&random.mutate(seed));
         }
     }
@@ -161,6 +170,25 @@ fn zstdchunked_toc() {
         bodies::fuzz_zstdchunked_toc,
         &tocs.each_ref().map(Vec::as_slice),
     );
+}
+
+#[test]
+fn soci_ztoc() {
+    let seed = |(size, ztoc): (u64, &[u8])| {
+        let mut seed = size.to_le_bytes().to_vec();
+        let mut ztoc = flate2::read::GzDecoder::new(ztoc);
+        ztoc.read_to_end(&mut seed).expect("a fixture");
+        seed
+    };
+    let [tar, plain] = ZTOCS.map(seed);
+    assert!(
+        [&tar, &plain]
+            .iter()
+            .all(|seed| bodies::read_ztoc(seed).is_some())
+    );
+    smoke(bodies::fuzz_soci, &[&tar]);
+    // Nearly all of it is windows, so it is long, and few mutations meet anything else.
+    smoke_rounds(bodies::fuzz_soci, &[&plain], ROUNDS / 10);
 }
 
 #[test]

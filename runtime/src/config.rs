@@ -33,6 +33,18 @@ pub struct Config {
     pub store: StoreConfig,
     /// Whose word counts besides an image's own.
     pub trust: TrustConfig,
+    /// Which layer formats are read.
+    pub formats: FormatsConfig,
+}
+
+/// Which layer formats are read. Those that an image itself leads to always are.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FormatsConfig {
+    /// Whether SOCI indexes of version 1 are used, which refer to an image and are not named
+    /// by it. Off: whoever may push to a repository can add one, and it decides what files
+    /// say.
+    pub soci_referrers: bool,
 }
 
 /// Whose word counts besides an image's own.
@@ -127,6 +139,15 @@ mod tests {
         for bad in ["budget = \"much\"", "budget = 5", "floor = \"1g\""] {
             assert!(read(&format!("[store]\n{bad}\n")).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn referrers_are_not_trusted_unless_told() {
+        let read = |text: &str| toml::from_str::<Config>(text).map(|config| config.formats);
+        assert!(!read("").unwrap().soci_referrers);
+        let told = read("[formats]\nsoci_referrers = true\n").unwrap();
+        assert!(told.soci_referrers);
+        assert!(read("[formats]\nsoci = true\n").is_err());
     }
 
     #[test]

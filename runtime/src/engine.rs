@@ -37,7 +37,7 @@ pub use keep::{CheckReport, CheckedLayer, EvictReport, EvictWhat, Kept, Pruned, 
 pub use run::RunRequest;
 
 use crate::Result;
-use crate::config::Config;
+use crate::config::{Config, FormatsConfig};
 use crate::image::convert::{ConvertEvent, ConvertOptions, ConvertReport, Converter};
 use crate::image::pull::{LAYERS_AT_ONCE, Landmarks, PullMode, Puller};
 use crate::image::resolve::Resolver;
@@ -59,6 +59,7 @@ pub struct Engine {
     keys: TrustedKeys,
     /// Bounds what all layers fetch at once.
     fetching: Arc<FetchEngine>,
+    formats: FormatsConfig,
 }
 
 impl Engine {
@@ -97,6 +98,7 @@ impl Engine {
             pusher,
             keys,
             fetching: FetchEngine::new(EngineConfig::default()),
+            formats: config.formats,
         }))
     }
 

@@ -10,6 +10,7 @@ mod document;
 pub mod pull;
 mod record;
 pub mod resolve;
+pub mod soci;
 
 pub use document::{ConfigDocument, IndexDocument, ManifestDocument};
 pub use record::{ImageRecord, ImageTable, LayerRecord};
@@ -29,6 +30,8 @@ pub struct Image {
     pub config: ConfigDocument,
     /// Layers from the base up.
     pub layers: Vec<ImageLayer>,
+    /// Digest of the SOCI index that the manifest names.
+    pub soci_index: Option<Digest>,
 }
 
 impl Image {

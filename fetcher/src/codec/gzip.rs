@@ -12,7 +12,7 @@ use super::zran::sys::RawInflate;
 use crate::{Error, Result};
 
 /// Deflate cannot expand more than this many times (a 258-byte match costs two bits).
-pub(super) const EXPANSION_MAX: u64 = 1032;
+pub(crate) const EXPANSION_MAX: u64 = 1032;
 
 const FLAG_HEADER_CRC: u8 = 2;
 const FLAG_EXTRA: u8 = 4;

@@ -1,7 +1,9 @@
-//! What it takes to decode one span of a gzip blob and to verify its chunks.
+//! What it takes to decode one span of a blob and to verify its chunks.
 //!
 //! ```text
-//! SHA-256 of each chunk of the span, in order      32 each
+//! SHA-256 of each chunk of the span, in order;     32 each
+//! of a span that is verified whole: one SHA-256,
+//! of its encoded bytes
 //! window, packed; absent where it is not needed    the rest
 //! ```
 //!
@@ -32,13 +34,14 @@ pub struct SpanDetails {
 }
 
 impl SpanDetails {
-    /// Reads `bytes`, which come from a file or a registry.
-    pub fn parse(span: &Span, bytes: Bytes) -> Result<Self> {
+    /// Reads `bytes`, which come from a file or a registry and begin with so many digests
+    /// ([`LayerIndex::digests_of`](super::LayerIndex::digests_of)).
+    pub fn parse(span: &Span, digests: u32, bytes: Bytes) -> Result<Self> {
         let what = || format!("details of the span at {} of a layer", span.start);
         let bytes = codec::verify_chunk(what, &span.details_digest, bytes)?.into_bytes();
-        let len = usize::try_from(span.chunk_count).map_or(usize::MAX, |n| n.saturating_mul(32));
+        let len = usize::try_from(digests).map_or(usize::MAX, |n| n.saturating_mul(DIGEST_LEN));
         if len > bytes.len() {
-            let detail = format!("{} bytes for {} chunks", bytes.len(), span.chunk_count);
+            let detail = format!("{} bytes for {digests} digests", bytes.len());
             return Err(Error::malformed(what(), detail));
         }
         let packed = bytes.slice(len..);
@@ -51,7 +54,7 @@ impl SpanDetails {
         Ok(Self { digests, window })
     }
 
-    /// SHA-256 of the span's chunk of this number.
+    /// The digest of this number.
     pub fn digest(&self, number: usize) -> Option<[u8; 32]> {
         let start = number.checked_mul(DIGEST_LEN)?;
         let digest = self.digests.get(start..start.checked_add(DIGEST_LEN)?)?;

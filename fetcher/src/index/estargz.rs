@@ -10,7 +10,6 @@
 //! [`external_toc_tag`] names: [`parse_external_toc`].
 
 mod footer;
-mod time;
 pub(super) mod toc;
 
 pub use footer::{Footer, FooterKind, check_toc_len, read_footer, tail_len};

@@ -32,6 +32,13 @@ pub(super) fn normalize(name: &[u8]) -> Result<Vec<u8>, &'static str> {
     Ok(out)
 }
 
+/// [`normalize`] of a name in a tar: an absolute one is relative to the root, as everything
+/// that unpacks tars has it.
+pub(super) fn normalize_in_tar(name: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let start = name.iter().position(|byte| *byte != b'/');
+    normalize(name.get(start.unwrap_or(name.len())..).unwrap_or_default())
+}
+
 /// Whether `path` has the form that the file table promises.
 pub(super) fn check(path: &[u8]) -> Result<(), &'static str> {
     if path.is_empty() {
@@ -113,6 +120,9 @@ mod tests {
             );
         }
         assert_eq!(normalize(b"\xff\xfe/x").unwrap(), b"\xff\xfe/x");
+        for (name, path) in [("/etc/", "etc"), ("///", ""), ("./a", "a")] {
+            assert_eq!(normalize_in_tar(name.as_bytes()).unwrap(), path.as_bytes());
+        }
     }
 
     #[test]

@@ -39,6 +39,17 @@ pub(super) fn pax_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     pax::record(records)
 }
 
+/// Names and values of xattrs.
+pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The xattrs among PAX records that came one by one; `None` where they say that the file is
+/// sparse. `Err` says what is wrong. Records that say neither are passed over.
+pub(super) fn pax_xattrs<'a>(
+    records: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> Result<Option<Xattrs>, String> {
+    pax::xattrs(records)
+}
+
 /// Name and prefix fields of a header, joined.
 pub(super) fn name(block: &[u8; BLOCK_LEN]) -> Vec<u8> {
     header::name(block)

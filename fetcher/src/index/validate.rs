@@ -78,11 +78,14 @@ pub(super) fn spans(blob: &LayerBlob, chunks: &[Chunk], spans: &mut [Span]) -> R
         details_end = span.details.end();
         (span.first_chunk, span.chunk_count) = (0, 0);
     }
-    let (mut last, mut end) = (0, 0);
+    let (mut last, mut before) = (0, None);
     for (id, chunk) in chunks.iter().enumerate() {
-        let Encoding::GzipSpan { blob, span, .. } = chunk.encoding else {
+        let (Encoding::GzipSpan { blob, span, .. } | Encoding::WholeSpan { blob, span, .. }) =
+            chunk.encoding
+        else {
             continue;
         };
+        let whole = matches!(chunk.encoding, Encoding::WholeSpan { .. });
         let id = ChunkId::try_from(id).unwrap_or(ChunkId::MAX);
         let number = usize::try_from(span).unwrap_or(usize::MAX);
         let Some(span) = spans.get_mut(number).filter(|span| {
@@ -94,16 +97,24 @@ pub(super) fn spans(blob: &LayerBlob, chunks: &[Chunk], spans: &mut [Span]) -> R
             );
         };
         last = number;
-        let before = std::mem::replace(&mut end, blob.end());
+        let previous = before.replace((whole, blob.end()));
         if span.chunk_count == 0 {
             span.first_chunk = id;
-        } else if span.first_chunk.checked_add(span.chunk_count) != Some(id) || blob.end() < before
+        } else if span.first_chunk.checked_add(span.chunk_count) != Some(id)
+            || previous.is_none_or(|(kind, end)| {
+                kind != whole || blob.end() < end || whole && blob.end() != end
+            })
         {
             return refuse(number, "its chunks do not follow one another");
         }
         span.chunk_count += 1;
-        if u64::from(span.chunk_count) * 32 > span.details.len() {
-            return refuse(number, "its details are too short for its chunks");
+        let digests = if whole {
+            1
+        } else {
+            u64::from(span.chunk_count)
+        };
+        if digests * 32 > span.details.len() {
+            return refuse(number, "its details are too short for its digests");
         }
     }
     Ok(())
@@ -250,6 +261,9 @@ impl Place<'_> {
             Encoding::Stored { .. } => format == LayerFormat::Tar,
             Encoding::GzipMember { .. } => format == LayerFormat::Estargz,
             Encoding::GzipSpan { .. } => format == LayerFormat::Gzip,
+            Encoding::WholeSpan { .. } => {
+                matches!(format, LayerFormat::Gzip | LayerFormat::Tar)
+            }
             Encoding::ZstdFrame { .. } => {
                 matches!(format, LayerFormat::Zstd | LayerFormat::ZstdChunked)
             }
@@ -277,7 +291,11 @@ impl Place<'_> {
                 encoding.skip()
             ));
         }
-        if chunk.chunk_digest.is_none() && !matches!(encoding, Encoding::GzipSpan { .. }) {
+        let in_span = matches!(
+            encoding,
+            Encoding::GzipSpan { .. } | Encoding::WholeSpan { .. }
+        );
+        if chunk.chunk_digest.is_none() && !in_span {
             return Err("a chunk without a digest".to_owned());
         }
         if matches!(encoding, Encoding::Stored { .. }) && blob.len() != u64::from(chunk.len) {

@@ -26,6 +26,7 @@
 //!           2 gzip member, 3 zstd frame: blob start z | blob len v | skip v | digest 32
 //!           4 gzip span: span minus that of the chunk before v | blob end minus that of the
 //!             chunk before, or minus the span's start for its first v | skip v
+//!           5 span verified whole: as 4
 //! ```
 //!
 //! u32 and u64 are little endian; v is LEB128, z the same of a zigzag value, b a v length
@@ -383,11 +384,20 @@ fn chunk(
         },
         2 => places.alone(reader, |blob, skip| Encoding::GzipMember { blob, skip })?,
         3 => places.alone(reader, |blob, skip| Encoding::ZstdFrame { blob, skip })?,
-        4 => places.in_span(reader, spans)?,
+        4 => places.in_span(reader, spans, |blob, skip, span| Encoding::GzipSpan {
+            blob,
+            skip,
+            span,
+        })?,
+        5 => places.in_span(reader, spans, |blob, skip, span| Encoding::WholeSpan {
+            blob,
+            skip,
+            span,
+        })?,
         _ => return None,
     };
     let digest = match encoding {
-        Encoding::GzipSpan { .. } => None,
+        Encoding::GzipSpan { .. } | Encoding::WholeSpan { .. } => None,
         _ => Some(reader.array()?),
     };
     Some((encoding, len, digest))
@@ -412,7 +422,12 @@ impl Places {
         Some(encoding(blob, reader.varint()?))
     }
 
-    fn in_span(&mut self, reader: &mut Reader<'_>, spans: &[Span]) -> Option<Encoding> {
+    fn in_span(
+        &mut self,
+        reader: &mut Reader<'_>,
+        spans: &[Span],
+        encoding: fn(ByteRange, u64, u32) -> Encoding,
+    ) -> Option<Encoding> {
         let further: u32 = reader.small()?;
         if further > 0 {
             self.span = self.span.checked_add(further)?;
@@ -424,11 +439,8 @@ impl Places {
             .unwrap_or(start)
             .checked_add(reader.varint()?)?;
         self.span_end = Some(end);
-        Some(Encoding::GzipSpan {
-            blob: ByteRange::new(start, end)?,
-            skip: reader.varint()?,
-            span: self.span,
-        })
+        let blob = ByteRange::new(start, end)?;
+        Some(encoding(blob, reader.varint()?, self.span))
     }
 }
 
@@ -475,17 +487,29 @@ impl Writer {
             Encoding::GzipMember { blob, skip } => self.alone(2, (blob, *skip), places),
             Encoding::ZstdFrame { blob, skip } => self.alone(3, (blob, *skip), places),
             Encoding::GzipSpan { blob, skip, span } => {
-                self.byte(4);
-                self.varint(u64::from(span.saturating_sub(places.span)));
-                if *span != places.span {
-                    (places.span, places.span_end) = (*span, None);
-                }
-                let before = places.span_end.unwrap_or(blob.start());
-                self.varint(blob.end().saturating_sub(before));
-                places.span_end = Some(blob.end());
-                self.varint(*skip);
+                self.in_span(4, (blob, *skip, *span), places);
+            }
+            Encoding::WholeSpan { blob, skip, span } => {
+                self.in_span(5, (blob, *skip, *span), places);
             }
         }
+    }
+
+    fn in_span(
+        &mut self,
+        kind: u8,
+        (blob, skip, span): (&ByteRange, u64, u32),
+        places: &mut Places,
+    ) {
+        self.byte(kind);
+        self.varint(u64::from(span.saturating_sub(places.span)));
+        if span != places.span {
+            (places.span, places.span_end) = (span, None);
+        }
+        let before = places.span_end.unwrap_or(blob.start());
+        self.varint(blob.end().saturating_sub(before));
+        places.span_end = Some(blob.end());
+        self.varint(skip);
     }
 
     fn alone(&mut self, kind: u8, (blob, skip): (&ByteRange, u64), places: &mut Places) {

@@ -18,13 +18,13 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
+use super::decode::{Decoded, Decoder};
 use super::gate::{Pass, Turn};
 use super::inflight::Mine;
 use super::window::{Short, Window};
 use super::{Shared, closed, first};
 use crate::codec;
-use crate::codec::pieces::Pieces;
-use crate::index::{ChunkId, Encoding};
+use crate::index::ChunkId;
 use crate::plan::{self, Member, Request};
 use crate::types::ByteRange;
 use crate::{Error, Result};
@@ -338,12 +338,20 @@ fn store_member(
     member: &Member,
     encoded: &[u8],
 ) -> Result<Option<Bad>> {
-    let mut pieces = pieces(shared, member, encoded)?;
+    let mut decoder = match Decoder::new(&shared.file, member, encoded) {
+        Ok(decoder) => decoder,
+        Err(error @ Error::Corrupt { .. }) => {
+            note_corrupt(shared, member.blob, &error);
+            let member = member.clone();
+            return Ok(Some(Bad { member, error }));
+        }
+        Err(error) => return Err(error),
+    };
     let (mut bad, mut reason) = (Vec::new(), None);
     let mut rest = member.chunks.iter().copied();
     while let Some(id) = rest.next() {
         let chunk = plan::chunk(shared.file.index(), id)?;
-        let decoded = match pieces.take(chunk.encoding.skip(), chunk.len) {
+        let decoded = match decoder.take(chunk.encoding.skip(), chunk.len) {
             Ok(decoded) => decoded,
             Err(error) => {
                 bad.push(id);
@@ -369,29 +377,17 @@ fn store_member(
     }))
 }
 
-fn verify_and_put(shared: &Shared, id: ChunkId, bytes: Bytes) -> Result<()> {
+fn verify_and_put(shared: &Shared, id: ChunkId, decoded: Decoded) -> Result<()> {
     let what = || format!("chunk {id} of layer {}", shared.blob.digest);
-    let verified = codec::verify_chunk(what, &shared.file.chunk_digest(id)?, bytes)?;
+    let verified = match decoded {
+        Decoded::Verified(bytes) => bytes,
+        Decoded::Unverified(bytes) => {
+            codec::verify_chunk(what, &shared.file.chunk_digest(id)?, bytes)?
+        }
+    };
     shared.file.put(id, &verified)?;
     add(&shared.counters.chunks_filled, 1);
     Ok(())
-}
-
-/// A decoder of one member's bytes, by how its first chunk is encoded.
-fn pieces<'a>(shared: &Shared, member: &Member, encoded: &'a [u8]) -> Result<Pieces<'a>> {
-    let first = member.chunks.first().copied().unwrap_or_default();
-    let index = shared.file.index();
-    match plan::chunk(index, first)?.encoding {
-        Encoding::GzipMember { .. } => Pieces::gzip(encoded),
-        Encoding::GzipSpan { span, .. } => {
-            let details = shared.file.span_details(span)?;
-            let at = usize::try_from(span).unwrap_or(usize::MAX);
-            let bits = index.spans.get(at).map_or(0, |span| span.bits);
-            Pieces::span(encoded, bits, &details.window)
-        }
-        Encoding::ZstdFrame { .. } => Pieces::zstd(encoded),
-        Encoding::Stored { .. } | Encoding::Stream => Ok(Pieces::stored(encoded)),
-    }
 }
 
 fn note_corrupt(shared: &Shared, range: ByteRange, error: &Error) {

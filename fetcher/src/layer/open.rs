@@ -1,14 +1,15 @@
 //! From a layer's descriptor to a [`Layer`] that can be read.
 //!
-//! Three ways, tried in this order: the store already has it; there is a TOC that the
-//! manifest vouches for, so an index is read and the data comes later; otherwise the
-//! blob is streamed in full, its digest and diff_id checked, and the index made on the
+//! Three ways, tried in this order: the store already has it; there is a table that the
+//! manifest vouches for, or somebody whom this node trusts, so an index is read and the data
+//! comes later; otherwise the blob is streamed in full, its digest and diff_id checked, and the index made on the
 //! way. A way that cannot be gone ([`Error::Unsupported`]) leads to the next one and a
 //! line in the log; one that leads to wrong bytes is the end.
 //!
-//! Invariant: a layer is in the store only with an index that one of the three chains of
-//! trust reaches. Never decides whether a whole image is pulled: callers do.
+//! Invariant: a layer is in the store only with an index that a chain of trust reaches: from
+//! the manifest (TOC, zTOC), from a key or a setting of this node, or its own streaming. Never decides whether a whole image is pulled: callers do.
 
+mod document;
 mod offered;
 mod request;
 mod toc;
@@ -25,7 +26,8 @@ use tokio::sync::mpsc;
 use super::{EngineConfig, FetchEngine, Layer, LayerConfig};
 use crate::index::estargz::TocLayer;
 use crate::index::ingest::{Ingest, IngestPlan};
-use crate::source::BlobSource;
+use crate::index::soci;
+use crate::source::{BlobRef, BlobSource};
 use crate::store::{LayerFile, LayerIngest, Store};
 use crate::task::blocking;
 use crate::trust::TrustedKeys;
@@ -44,7 +46,7 @@ const PIECES_WAITING_MAX: usize = 8;
 pub enum OpenedBy {
     /// It was in the store.
     Store,
-    /// A table that came with it was read, its own TOC or a signed index; data is fetched
+    /// A table that came with it was read, its TOC, its zTOC or a signed index; data is fetched
     /// when it is needed.
     Toc,
     /// It was streamed in full.
@@ -153,9 +155,15 @@ impl LayerOpener {
             }
             Err(error) => return Err(error),
         }
-        match &request.index {
-            Some(offered) if !self.keys.is_empty() => self.by_offered(request, offered).await,
-            Some(_) | None => Ok(None),
+        // Before a zTOC: it has smaller pieces, and the signer verified the layer.
+        if let Some(offered) = request.index.as_ref().filter(|_| !self.keys.is_empty())
+            && let Some(layer) = self.by_offered(request, offered).await?
+        {
+            return Ok(Some(layer));
+        }
+        match &request.ztoc {
+            Some(ztoc) => self.by_ztoc(request, ztoc).await,
+            None => Ok(None),
         }
     }
 
@@ -176,6 +184,27 @@ impl LayerOpener {
         };
         let store = Arc::clone(&self.store);
         let file = blocking(move || store.create_layer_with(index, &details)).await?;
+        Ok(Some(self.layer(file, request)))
+    }
+
+    /// Makes the layer readable by a SOCI zTOC. It is only a shortcut: whatever is wrong with
+    /// it is said in the log.
+    async fn by_ztoc(&self, request: &LayerRequest, ztoc: &BlobRef) -> Result<Option<Arc<Layer>>> {
+        let read = document::read(self.source.as_ref(), ztoc, soci::ZTOC_LEN_MAX).await;
+        let (store, blob) = (Arc::clone(&self.store), request.blob.clone());
+        let parsed = match read {
+            Ok(bytes) => blocking(move || soci::parse(&blob, &bytes)).await,
+            Err(error) => Err(error),
+        };
+        let parsed = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                let digest = &request.blob.digest;
+                tracing::warn!(%digest, %error, "not using the layer's zTOC, pulling it whole");
+                return Ok(None);
+            }
+        };
+        let file = blocking(move || store.create_layer_with(parsed.index, &parsed.details)).await?;
         Ok(Some(self.layer(file, request)))
     }
 

@@ -55,8 +55,8 @@ pub(super) fn open(path: &Path) -> Result<(LayerIndex, Details)> {
 }
 
 impl Details {
-    /// The details of span `number`.
-    pub(super) fn read(&self, number: u32, span: &Span) -> Result<Arc<SpanDetails>> {
+    /// The details of span `number`, which begin with so many digests.
+    pub(super) fn read(&self, number: u32, span: &Span, digests: u32) -> Result<Arc<SpanDetails>> {
         if let Some((last, details)) = &*self.last.lock()
             && *last == number
         {
@@ -68,7 +68,7 @@ impl Details {
         self.file
             .read_exact_at(&mut bytes, at)
             .map_err(|e| Error::io("read", &self.path, e))?;
-        let details = Arc::new(SpanDetails::parse(span, Bytes::from(bytes))?);
+        let details = Arc::new(SpanDetails::parse(span, digests, Bytes::from(bytes))?);
         *self.last.lock() = Some((number, Arc::clone(&details)));
         Ok(details)
     }

@@ -44,6 +44,7 @@ use super::bitmap::{Bitmap, Stored};
 use super::details::Details;
 use super::disk::Disk;
 use super::evictions::Evictions;
+use super::learned::{self, Learned};
 use crate::index::{Chunk, ChunkId, LayerIndex};
 use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
@@ -80,6 +81,8 @@ pub struct LayerUsage {
 pub struct LayerFile {
     index: Arc<LayerIndex>,
     details: Details,
+    /// Digests of chunks that the index has none of.
+    learned: Option<Learned>,
     dir: PathBuf,
     data: File,
     inode: u64,
@@ -147,6 +150,7 @@ impl LayerFile {
             bits: Bitmap::empty(count),
             sound: Bitmap::empty(count),
             inode: meta.ino(),
+            learned: learned::open(dir, &index)?,
             index: Arc::new(index),
             details,
             dir: dir.to_path_buf(),

@@ -13,7 +13,7 @@ use super::bitmap::{Bitmap, Stored};
 use super::disk::Disk;
 use super::file::{BITMAP, DATA, INDEX, LayerFile, chunk_count, write_new};
 use super::lock::is_held;
-use super::{Store, bitmap, remove_tree};
+use super::{Store, bitmap, learned, remove_tree};
 use crate::index::ingest::LayerSink;
 use crate::index::{LayerIndex, wire};
 use crate::types::Digest;
@@ -70,6 +70,7 @@ impl Draft {
             self.disk.sync_data(&self.data)
         };
         data().map_err(|e| Error::io("write to", self.path(DATA), e))?;
+        learned::create(&*self.disk, &self.dir, index)?;
         let mut stored = Stored::nothing(bits.count());
         stored.words = bits.snapshot();
         let bits = bitmap::encode(bits.count(), &stored);

@@ -71,7 +71,10 @@ impl Content {
                         "mediaType": media_type.as_str(),
                         "digest": target,
                         "size": bytes.len(),
-                        "artifactType": json.get("artifactType"),
+                        // As registries have it: the config's type stands in for it.
+                        "artifactType": json
+                            .get("artifactType")
+                            .or_else(|| json.pointer("/config/mediaType")),
                         "annotations": json.get("annotations"),
                     })
                 })

@@ -24,6 +24,7 @@ use super::Engine;
 use crate::image::Image;
 use crate::image::artifact::{self, ArtifactBlob};
 use crate::image::pull::Puller;
+use crate::image::soci::{self, Ztocs};
 use crate::{Error, Result};
 
 /// Kind of the artifact and media type of its blobs.
@@ -122,13 +123,38 @@ impl Engine {
         Ok((count, digest))
     }
 
-    /// Tells `puller` of the indexes that the registry has beside `image`. Asks for none
-    /// where no key is trusted or every layer is here. A failure is logged: it only costs
+    /// Tells `puller` of the tables that the registry has beside `image` and that may be
+    /// used. Asks for none where every layer is here. A failure is logged: it only costs
     /// laziness.
     pub(super) async fn look_for_indexes(&self, image: &Image, puller: &Puller) {
-        if self.keys.is_empty() || !self.lacks_index(image).await {
+        let signed = !self.keys.is_empty();
+        let ztocs = image.soci_index.is_some() || self.formats.soci_referrers;
+        if !(signed || ztocs) || !self.lacks_index(image).await {
             return;
         }
+        if signed {
+            self.look_for_signed(image, puller).await;
+        }
+        if ztocs {
+            self.look_for_ztocs(image, puller).await;
+        }
+    }
+
+    /// Those of the index that the image names; only where it names none, referring ones.
+    async fn look_for_ztocs(&self, image: &Image, puller: &Puller) {
+        let source = self.resolver.source.as_ref();
+        let found = match image.soci_index {
+            Some(_) => soci::of_image(source, image).await,
+            None => soci::of_referrers(source, image).await,
+        };
+        let found = found.unwrap_or_else(|error| {
+            tracing::warn!(image = %image.reference, %error, "cannot read the image's SOCI index");
+            Ztocs::default()
+        });
+        let _ = puller.ztocs.set(found);
+    }
+
+    async fn look_for_signed(&self, image: &Image, puller: &Puller) {
         let repository = image.reference.repository();
         let source = self.resolver.source.as_ref();
         let found = artifact::find(source, repository, &image.manifest.digest, INDEX_TYPE).await;
@@ -173,10 +199,11 @@ fn digest(layer: &Arc<Layer>) -> Digest {
     layer.index().blob_digest
 }
 
-/// Whether its blob says nothing of where its files are.
+/// Whether its blob says nothing of where its files are, and this node found it out itself.
 fn is_plain(layer: &Arc<Layer>) -> bool {
-    match layer.index().format {
-        LayerFormat::Tar | LayerFormat::Gzip | LayerFormat::Zstd => true,
+    let index = layer.index();
+    match index.format {
+        LayerFormat::Tar | LayerFormat::Gzip | LayerFormat::Zstd => !index.has_whole_spans(),
         LayerFormat::Estargz | LayerFormat::ZstdChunked => false,
     }
 }

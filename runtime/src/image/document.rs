@@ -4,6 +4,8 @@
 //! [`MANIFESTS_MAX`] platforms) and required fields are there. Docker's schema 2 is the
 //! same shape under other media types. Unknown fields are ignored: registries add them.
 
+use std::collections::BTreeMap;
+
 use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Platform};
 use lazarette_fetcher::{Error, Result};
 use serde::Deserialize;
@@ -35,6 +37,9 @@ pub struct ManifestDocument {
     pub config: Descriptor,
     /// Layers from the base up.
     pub layers: Vec<Descriptor>,
+    /// What is said of the image.
+    #[serde(default, deserialize_with = "or_default")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// The image config.

@@ -13,6 +13,7 @@ use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OfferedIndex, Op
 use lazarette_fetcher::types::Digest;
 use parking_lot::Mutex;
 
+use super::soci::Ztocs;
 use super::{Image, ImageLayer};
 use crate::trace::Trace;
 
@@ -65,6 +66,8 @@ pub struct Puller {
     pub mode: PullMode,
     /// Indexes that the registry has beside the image, by layer; set before layers open.
     pub offered: OnceLock<HashMap<Digest, OfferedIndex>>,
+    /// SOCI zTOCs that may be used, by layer; set before layers open.
+    pub ztocs: OnceLock<Ztocs>,
 }
 
 impl PullProgress {
@@ -145,6 +148,7 @@ impl Puller {
             progress: Arc::default(),
             mode,
             offered: OnceLock::new(),
+            ztocs: OnceLock::new(),
         }
     }
 
@@ -162,6 +166,10 @@ impl Puller {
             .of_image(&image.reference);
         let offered = self.offered.get();
         request.index = offered
+            .and_then(|all| all.get(&layer.descriptor.digest))
+            .cloned();
+        let ztocs = self.ztocs.get();
+        request.ztoc = ztocs
             .and_then(|all| all.get(&layer.descriptor.digest))
             .cloned();
         request.fetch_landmark = landmarks == Landmarks::Honour;

@@ -159,6 +159,7 @@ fn join(
         return Err(Error::malformed(what, detail));
     }
     let blobs: Vec<Digest> = manifest.layers.iter().map(|layer| layer.digest).collect();
+    let soci_index = super::soci::named_by(&manifest);
     let layers = manifest
         .layers
         .into_iter()
@@ -175,6 +176,7 @@ fn join(
         config_descriptor: manifest.config,
         config,
         layers,
+        soci_index,
     })
 }
 

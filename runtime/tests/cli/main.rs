@@ -11,5 +11,6 @@
 mod errors;
 mod profile;
 mod run;
+mod soci;
 mod store;
 mod support;

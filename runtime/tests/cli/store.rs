@@ -23,7 +23,7 @@ fn noise(seed: u8) -> Vec<u8> {
     }])
 }
 
-async fn ok(laz: &Laz, args: &[&str]) -> Value {
+pub(crate) async fn ok(laz: &Laz, args: &[&str]) -> Value {
     let said = json(laz, args).await;
     assert_eq!(said.0.code, 0, "{:?}", said.0);
     said.1
@@ -36,7 +36,7 @@ async fn json(laz: &Laz, args: &[&str]) -> (Said, Value) {
     (said, value)
 }
 
-async fn present(laz: &Laz) -> (u64, u64) {
+pub(crate) async fn present(laz: &Laz) -> (u64, u64) {
     let df = ok(laz, &["store", "df"]).await;
     let sum = |key: &str| {
         let layers = df.as_array().unwrap().iter();
@@ -46,7 +46,7 @@ async fn present(laz: &Laz) -> (u64, u64) {
 }
 
 /// The only layer's data file.
-fn data_file(laz: &Laz) -> PathBuf {
+pub(crate) fn data_file(laz: &Laz) -> PathBuf {
     let mut layers = std::fs::read_dir(laz.path("root/layers")).unwrap();
     layers.next().unwrap().unwrap().path().join("data")
 }

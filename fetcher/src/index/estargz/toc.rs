@@ -13,8 +13,9 @@ use base64::Engine as _;
 use serde::de::DeserializeSeed;
 
 use self::document::{Document, Entry};
-use super::{TocLayer, time};
+use super::TocLayer;
 use crate::codec::ChunkHasher;
+use crate::index::attributes::{Attributes, short};
 use crate::index::limits::{CHUNK_LEN_MAX, SKIP_MAX};
 use crate::index::tables::Tables;
 use crate::index::{Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, path};
@@ -105,64 +106,23 @@ impl Reader {
     }
 
     fn file(&self, entry: &Entry<'_>, path: Vec<u8>) -> Result<FileEntry> {
-        let u32_of = |field: &str, value: i64| {
-            u32::try_from(value).map_err(|_| {
-                self.tables
-                    .malformed(&path, format!("its {field} is {value}"))
-            })
+        let xattrs = self.xattrs(entry, &path)?;
+        let attributes = Attributes {
+            kind: &entry.kind,
+            size: entry.size,
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: &entry.modtime,
+            link: entry.link_name.as_bytes(),
+            dev_major: entry.dev_major,
+            dev_minor: entry.dev_minor,
+            normalize: path::normalize,
         };
-        let permissions = u64::try_from(entry.mode)
-            .ok()
-            .and_then(|mode| u16::try_from(mode & 0o7777).ok())
-            .ok_or_else(|| {
-                self.tables
-                    .malformed(&path, format!("its mode is {}", entry.mode))
-            })?;
-        let mtime = time::parse(&entry.modtime).ok_or_else(|| {
-            self.tables.malformed(
-                &path,
-                format!("its modtime {:?} is not RFC 3339", short(&entry.modtime)),
-            )
-        })?;
-        let kind = match &*entry.kind {
-            "dir" => FileKind::Directory,
-            "reg" => FileKind::Regular {
-                size: self.unsigned(&path, "size", entry.size)?,
-                data_offset: 0,
-            },
-            "symlink" => FileKind::Symlink {
-                target: entry.link_name.as_bytes().to_vec(),
-            },
-            "hardlink" => FileKind::Hardlink {
-                target: path::normalize(entry.link_name.as_bytes()).map_err(|rule| {
-                    self.tables
-                        .malformed(&path, format!("hard link target: {rule}"))
-                })?,
-            },
-            "char" => FileKind::CharDevice {
-                major: u32_of("devMajor", entry.dev_major)?,
-                minor: u32_of("devMinor", entry.dev_minor)?,
-            },
-            "block" => FileKind::BlockDevice {
-                major: u32_of("devMajor", entry.dev_major)?,
-                minor: u32_of("devMinor", entry.dev_minor)?,
-            },
-            "fifo" => FileKind::Fifo,
-            other => {
-                return Err(self
-                    .tables
-                    .malformed(&path, format!("its type is {:?}", short(other))));
-            }
-        };
-        Ok(FileEntry {
-            kind,
-            mode: permissions,
-            uid: u32_of("uid", entry.uid)?,
-            gid: u32_of("gid", entry.gid)?,
-            mtime,
-            xattrs: self.xattrs(entry, &path)?,
-            path,
-        })
+        let file = attributes.entry();
+        let mut file = file.map_err(|rule| self.tables.malformed(&path, rule))?;
+        (file.path, file.xattrs) = (path, xattrs);
+        Ok(file)
     }
 
     fn xattrs(&self, entry: &Entry<'_>, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
@@ -446,8 +406,4 @@ fn zeros(len: u32) -> [u8; 32] {
         left -= take;
     }
     hasher.finish()
-}
-
-fn short(text: &str) -> String {
-    text.chars().take(100).collect()
 }

@@ -90,7 +90,10 @@ fn slice(range: ByteRange) -> std::ops::Range<usize> {
 fn details(ingested: &Ingested<Memory>, number: u32) -> (&Span, SpanDetails) {
     let span = &ingested.index.spans[number as usize];
     let bytes = ingested.details.slice(slice(span.details));
-    (span, SpanDetails::parse(span, bytes).unwrap())
+    (
+        span,
+        SpanDetails::parse(span, span.chunk_count, bytes).unwrap(),
+    )
 }
 
 /// Every chunk, fetched and decoded alone, has its digest.

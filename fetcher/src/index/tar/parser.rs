@@ -227,7 +227,6 @@ impl Parser {
         let name = pax.path.or(long_name).unwrap_or(header.name);
         let long_link = self.long_link.take();
         let link = pax.link_path.or(long_link).unwrap_or(header.link_name);
-        // Tars with absolute names are unpacked relative to the root everywhere.
         let path = self.normalize(&name, &name)?;
         if pax.sparse || header.type_flag == b'S' {
             return Err(self.unsupported(
@@ -286,11 +285,7 @@ impl Parser {
     }
 
     fn normalize(&self, raw: &[u8], name: &[u8]) -> Result<Vec<u8>> {
-        let start = raw
-            .iter()
-            .position(|byte| *byte != b'/')
-            .unwrap_or(raw.len());
-        path::normalize(raw.get(start..).unwrap_or_default())
+        path::normalize_in_tar(raw)
             .map_err(|rule| self.malformed(&format!("{}: {rule}", path::show(name))))
     }
 

@@ -6,7 +6,7 @@
 
 use base64::Engine as _;
 
-use super::numeric;
+use super::{Xattrs, numeric};
 use crate::index::Timestamp;
 use crate::index::limits::XATTRS_MAX;
 
@@ -86,6 +86,22 @@ impl Overrides {
             .map_err(|e| format!("the value of a LIBARCHIVE.xattr is not base64: {e}"))?;
         self.xattr(name, value)
     }
+}
+
+/// The xattrs among records of one file; `None` where any says that the file is sparse.
+pub(super) fn xattrs<'a>(
+    records: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> Result<Option<Xattrs>, String> {
+    let mut found = Overrides::default();
+    for (key, value) in records {
+        if [&b"SCHILY.xattr."[..], b"LIBARCHIVE.xattr.", b"GNU.sparse."]
+            .iter()
+            .any(|prefix| key.starts_with(prefix))
+        {
+            found.set(key, value)?;
+        }
+    }
+    Ok((!found.sparse).then_some(found.xattrs))
 }
 
 fn text(value: &[u8]) -> Option<Vec<u8>> {
@@ -202,6 +218,18 @@ mod tests {
             (b"user.b".to_vec(), vec![0, 1, 2, 3]),
         ];
         assert_eq!(apply(&records).unwrap().xattrs, expected);
+    }
+
+    #[test]
+    fn records_one_by_one_give_xattrs_only() {
+        let of = |records: &[(&'static [u8], &'static [u8])]| xattrs(records.iter().copied());
+        let one: (&[u8], &[u8]) = (b"SCHILY.xattr.user.a", b"1");
+        let expected = vec![(b"user.a".to_vec(), b"1".to_vec())];
+        let plain = of(&[(b"uid", b"no number"), one]).unwrap();
+        assert_eq!(plain, Some(expected));
+        let sparse = of(&[one, (b"GNU.sparse.major", b"1")]).unwrap();
+        assert_eq!(sparse, None);
+        assert!(of(&[(b"LIBARCHIVE.xattr.a", b"!")]).is_err());
     }
 
     #[test]

@@ -215,6 +215,97 @@ fn names_the_file_and_the_rule() {
     }
 }
 
+/// What is changed of a table of two spans that are verified whole.
+type Change = fn(&mut Vec<Chunk>, &mut Vec<Span>);
+
+/// Three chunks of a file in two spans that are verified whole, changed.
+fn whole_spans(format: LayerFormat, change: Change) -> Result<LayerIndex> {
+    let whole = |data_offset, blob: (u64, u64), span| Chunk {
+        encoding: Encoding::WholeSpan {
+            blob: ByteRange::new(blob.0, blob.1).unwrap(),
+            skip: data_offset,
+            span,
+        },
+        chunk_digest: None,
+        ..chunk(data_offset, 5)
+    };
+    let span = |start, details| Span {
+        start,
+        bits: 1,
+        first_chunk: 9,
+        chunk_count: 9,
+        details: ByteRange::at(details, 32).unwrap(),
+        details_digest: [0; 32],
+    };
+    let blob = LayerBlob {
+        digest: Digest::sha256(b""),
+        size: 1000,
+        format,
+    };
+    // The spans share a byte, as they do where they meet within one.
+    let (first, second) = ((10, 500), (499, 1000));
+    let mut chunks = vec![whole(0, first, 0), whole(5, first, 0), whole(10, second, 1)];
+    let mut spans = vec![span(10, 0), span(499, 32)];
+    change(&mut chunks, &mut spans);
+    LayerIndex::with_spans(blob, vec![regular(15, 0)], chunks, spans)
+}
+
+#[test]
+fn chunks_of_a_whole_span_agree_on_what_it_is() {
+    for format in [LayerFormat::Gzip, LayerFormat::Tar] {
+        let index = whole_spans(format, |_, _| {}).unwrap();
+        let told = |span: &Span| (span.first_chunk, span.chunk_count, index.digests_of(span));
+        let told: Vec<_> = index.spans.iter().map(told).collect();
+        assert_eq!(told, [(0, 2, 1), (2, 1, 1)]);
+    }
+    let table: [(Change, &str); 7] = [
+        (|_, spans| spans.truncate(1), "a chunk is not where it says"),
+        (
+            |_, spans| spans[1].start = 498,
+            "a chunk is not where it says",
+        ),
+        (|_, spans| spans[0].start = 600, "does not ascend"),
+        (
+            |chunks, _| chunks[0].chunk_digest = Some([0; 32]),
+            "a digest of its own",
+        ),
+        (
+            |_, spans| spans[1].details = ByteRange::at(32, 31).unwrap(),
+            "too short for its digests",
+        ),
+        (
+            |chunks, _| {
+                let blob = ByteRange::new(10, 501).unwrap();
+                let (skip, span) = (5, 0);
+                chunks[1].encoding = Encoding::WholeSpan { blob, skip, span };
+            },
+            "do not follow one another",
+        ),
+        (
+            |chunks, _| {
+                let blob = ByteRange::new(10, 500).unwrap();
+                let (skip, span) = (5, 0);
+                chunks[1].encoding = Encoding::GzipSpan { blob, skip, span };
+            },
+            "do not follow one another",
+        ),
+    ];
+    for (change, says) in table {
+        let error = whole_spans(LayerFormat::Gzip, change)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(says), "{error:?} lacks {says:?}");
+    }
+    for format in [
+        LayerFormat::Estargz,
+        LayerFormat::Zstd,
+        LayerFormat::ZstdChunked,
+    ] {
+        let error = whole_spans(format, |_, _| {}).unwrap_err().to_string();
+        assert!(error.contains("in a layer of format"), "{error}");
+    }
+}
+
 #[test]
 fn long_chains_and_circles_of_links_end() {
     let link = |from: usize, to: usize| {

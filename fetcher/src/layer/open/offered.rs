@@ -4,11 +4,9 @@
 //! and it is of this layer. It is only a shortcut: whatever is wrong with it is said in
 //! the log, and the layer is streamed.
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use bytes::Bytes;
 
-use super::LayerRequest;
-use crate::codec;
+use super::{LayerRequest, document};
 use crate::index::LayerIndex;
 use crate::index::wire::{self, HEADER_LEN, Header};
 use crate::source::{BlobRef, BlobSource};
@@ -36,7 +34,8 @@ pub(super) async fn read(
     offered: &OfferedIndex,
     keys: &TrustedKeys,
 ) -> Result<(LayerIndex, Bytes)> {
-    let bytes = fetch(source, &offered.blob).await?;
+    let bytes = document::read(source, &offered.blob, OFFERED_BYTES_MAX).await?;
+    let bytes = bytes.into_bytes();
     let (blob, offered, keys) = (request.blob.clone(), offered.clone(), keys.clone());
     blocking(move || check(&blob, &offered, bytes, &keys)).await
 }
@@ -48,21 +47,6 @@ pub fn core_digest(bytes: &[u8]) -> Result<Digest> {
     let core = core.and_then(|end| bytes.get(..end));
     core.map(Digest::sha256)
         .ok_or_else(|| Error::malformed("layer index", "it is cut off"))
-}
-
-async fn fetch(source: &dyn BlobSource, blob: &BlobRef) -> Result<Bytes> {
-    if blob.size > OFFERED_BYTES_MAX {
-        let what = format!("index {}", blob.digest);
-        let detail = format!("{} bytes of at most {OFFERED_BYTES_MAX}", blob.size);
-        return Err(Error::limit(what, detail));
-    }
-    let mut body = source.read_all(blob).await?;
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = body.next().await {
-        bytes.extend_from_slice(&piece?);
-    }
-    let what = || format!("index {}", blob.digest);
-    Ok(codec::verify(what, &blob.digest, bytes.freeze())?.into_bytes())
 }
 
 fn check(

@@ -22,6 +22,8 @@ pub struct LayerRequest {
     pub reference: Option<Reference>,
     /// An index that the registry has beside the image.
     pub index: Option<OfferedIndex>,
+    /// A SOCI zTOC of it that its manifest leads to, or somebody whom the config trusts.
+    pub ztoc: Option<BlobRef>,
     /// Whether to start fetching what the builder marked to be fetched first.
     pub fetch_landmark: bool,
 }
@@ -53,6 +55,7 @@ impl LayerRequest {
             toc: toc(descriptor)?,
             reference: None,
             index: None,
+            ztoc: None,
             fetch_landmark: true,
         })
     }

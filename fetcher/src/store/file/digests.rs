@@ -1,22 +1,25 @@
 //! What the bytes of a layer's chunks must hash to.
 //!
-//! Invariant: a digest comes from the index or from details that the index vouches for.
-//! Details that do not check out cost the layer its index file.
+//! Invariant: a digest comes from the index, from details that the index vouches for, or,
+//! where those vouch for encoded bytes only, from what was decoded of these. Details that do not check out cost the layer its index file.
 
+use std::io;
 use std::sync::Arc;
 
 use super::{INDEX, LayerFile};
 use crate::index::details::SpanDetails;
-use crate::index::{ChunkId, Encoding, Span};
+use crate::index::{Chunk, ChunkId, Encoding, Span};
 use crate::{Error, Result};
 
 impl LayerFile {
     /// SHA-256 of a chunk's bytes. Blocks on the device where it is among the details of
-    /// its span.
+    /// its span. Of a chunk in a span that is verified whole, zeros before it was decoded.
     pub fn chunk_digest(&self, id: ChunkId) -> Result<[u8; 32]> {
         let chunk = self.chunk(id)?;
-        let Encoding::GzipSpan { span, .. } = chunk.encoding else {
-            return chunk.chunk_digest.ok_or_else(|| self.no_digest(id));
+        let span = match (chunk.encoding, &self.learned) {
+            (Encoding::GzipSpan { span, .. }, _) => span,
+            (Encoding::WholeSpan { .. }, Some(learned)) => return learned.read(id),
+            _ => return chunk.chunk_digest.ok_or_else(|| self.no_digest(id)),
         };
         let first = self.span(span)?.first_chunk;
         let number = usize::try_from(id.saturating_sub(first)).unwrap_or(usize::MAX);
@@ -24,9 +27,18 @@ impl LayerFile {
         digest.ok_or_else(|| self.no_digest(id))
     }
 
+    /// Writes down the digest of a chunk's verified bytes, where the index has none.
+    pub(super) fn learn(&self, id: ChunkId, chunk: &Chunk, bytes: &[u8]) -> io::Result<()> {
+        match (&self.learned, chunk.encoding) {
+            (Some(learned), Encoding::WholeSpan { .. }) => learned.note(&*self.disk, id, bytes),
+            _ => Ok(()),
+        }
+    }
+
     /// What decoding the chunks of a span takes. Blocks on the device.
     pub fn span_details(&self, number: u32) -> Result<Arc<SpanDetails>> {
-        let read = self.details.read(number, self.span(number)?);
+        let span = self.span(number)?;
+        let read = self.details.read(number, span, self.index.digests_of(span));
         if let Err(Error::Corrupt { .. }) = &read {
             // Nothing of the span can be told right from wrong any more. Without its index
             // the layer counts as damaged, and whoever opens it next makes it again.

@@ -85,7 +85,9 @@ impl LayerFile {
     /// Bits of chunks whose bytes are on the device when this returns.
     fn sync_present(&self, recorded: &Recorded) -> Result<Vec<u64>> {
         let words = self.bits.snapshot();
-        if let Err(error) = self.disk.sync_data(&self.data) {
+        let learned = self.learned.as_ref();
+        let synced = learned.map_or(Ok(()), |learned| learned.sync(&*self.disk));
+        if let Err(error) = synced.and_then(|()| self.disk.sync_data(&self.data)) {
             self.failed_syncs.fetch_add(1, Ordering::AcqRel);
             self.bits.retain(&recorded.stored.words);
             self.recount();

@@ -1,7 +1,7 @@
 //! Writing chunks.
 //!
-//! Invariant: a chunk's bit is set only after all its verified bytes were written, and no
-//! hole is made between the two. Nothing is promised to survive a crash: a flush does that.
+//! Invariant: a chunk's bit is set only after all its verified bytes were written, and their
+//! digest where the index has none, and no hole is made between the two. Nothing is promised to survive a crash: a flush does that.
 
 use std::fs::File;
 use std::io;
@@ -24,7 +24,10 @@ impl LayerFile {
         let chunk = self.chunk(id)?;
         self.check_put(id, chunk, bytes)?;
         let write = || {
-            let write = || self.disk.write_at(&self.data, chunk.data_offset, bytes);
+            let write = || {
+                self.disk.write_at(&self.data, chunk.data_offset, bytes)?;
+                self.learn(id, chunk, bytes)
+            };
             self.put_now(id, chunk, &write)
         };
         match self.store.upgrade() {
@@ -46,7 +49,11 @@ impl LayerFile {
     ) -> Result<()> {
         let chunk = self.chunk(id)?;
         self.check_put(id, chunk, bytes)?;
-        self.put_now(id, chunk, &|| self.disk.share(from, &self.data, stretch))?;
+        let share = || {
+            self.disk.share(from, &self.data, stretch)?;
+            self.learn(id, chunk, bytes)
+        };
+        self.put_now(id, chunk, &share)?;
         self.note_place(id, chunk);
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! RFC 3339 times as Go writes them into a TOC.
+//! RFC 3339 times as Go writes them into tables of contents.
 //!
 //! Invariant: accepts a full date, time and zone in years 0 to 9999 and nothing else.
 
-use crate::index::Timestamp;
+use super::Timestamp;
 
 /// `2023-11-14T22:13:20[.fraction](Z|±hh:mm)`; an empty string is an unknown time.
 pub(super) fn parse(text: &str) -> Option<Timestamp> {

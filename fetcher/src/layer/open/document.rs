@@ -1,0 +1,30 @@
+//! Reading a table that is a blob of its own.
+//!
+//! Invariant: what comes out has the digest it was asked for by, and was never longer than
+//! what its reader allows.
+
+use bytes::BytesMut;
+use futures_util::StreamExt;
+
+use crate::codec::{self, VerifiedBytes};
+use crate::source::{BlobRef, BlobSource};
+use crate::{Error, Result};
+
+/// All of `blob`, of at most `len_max` bytes.
+pub(super) async fn read(
+    source: &dyn BlobSource,
+    blob: &BlobRef,
+    len_max: u64,
+) -> Result<VerifiedBytes> {
+    let what = || format!("index {}", blob.digest);
+    if blob.size > len_max {
+        let detail = format!("{} bytes of at most {len_max}", blob.size);
+        return Err(Error::limit(what(), detail));
+    }
+    let mut body = source.read_all(blob).await?;
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = body.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    codec::verify(what, &blob.digest, bytes.freeze())
+}
