@@ -37,16 +37,16 @@ use parking_lot::Mutex;
 
 use self::bucket::BUCKET_BYTES;
 pub(super) use self::bucket::Place;
-use super::LOCK_WAIT;
 use super::lock::lock_within;
+use super::{LOCK_WAIT, sys};
 use crate::types::Digest;
 
 const MAGIC: [u8; 8] = *b"LAZCHNKS";
 const VERSION: u32 = 1;
 /// Bytes before the buckets, and what [`ChunkTable::note_all`] changes at a time.
 const PAGE_BYTES: u64 = 4096;
-/// 32 MiB at most, for two million chunks: some 40 GiB of usual layers.
-const BUCKETS: u32 = 1 << 18;
+/// 16 MiB at most, for a million chunks: some 20 GiB of usual layers.
+const BUCKETS: u32 = 1 << 17;
 /// What a header may say: 1 GiB.
 const BUCKETS_MAX: u32 = 1 << 23;
 const NAME: &str = "chunks";
@@ -204,6 +204,8 @@ fn open(path: &Path) -> io::Result<(File, u32)> {
         .truncate(false)
         .open(path)?;
     if let Some(buckets) = read_header(&file)? {
+        // A start looks at hundreds of places in it, each of which would wait for the disk.
+        sys::read_soon(&file);
         return Ok((file, buckets));
     }
     // Somebody may be making it; it holds the lock then.
