@@ -47,7 +47,7 @@ fn copy(shared: &Shared, mut mine: Mine) -> Mine {
             continue;
         }
         if is_left {
-            along.retain(|id| file.may_be_local(*id));
+            along = file.maybe_local(&along);
         }
         // Somebody may have come to wait for one; then it is looked for first.
         if mine.release(&along) {

@@ -459,6 +459,26 @@ async fn chunks_of_one_member_come_together_and_neighbours_merge() {
     assert!(bench.read(range(0, bench.sample.index.data_len)));
 }
 
+/// The table of chunks still names their places, which are holes now.
+#[tokio::test]
+async fn evicted_neighbours_come_along_again() {
+    let bench = bench(
+        &[&[3000], &[3000], &[3000], &[3000]],
+        LayerConfig::default(),
+    );
+    let begin = bench.sample.index.chunks[0].data_offset;
+    let counters = || bench.layer.counters();
+    for round in 1..4 {
+        bench.layer.fill(range(begin, 1)).await.unwrap();
+        while !bench.layer.file().is_complete() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((counters().requests, counters().chunks_copied), (round, 0));
+        bench.layer.flush().await.unwrap();
+        bench.layer.file().evict_all().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn small_followers_come_in_the_same_request_and_are_not_waited_for() {
     let bench = bench(

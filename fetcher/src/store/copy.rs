@@ -19,10 +19,10 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use super::Store;
 use super::chunks::{Place, short};
 use super::disk::Stretch;
 use super::file::{DATA, LayerFile, LayerLock, try_lock_layer};
+use super::{Store, sys};
 use crate::codec::{self, VerifiedBytes};
 use crate::index::{Chunk, ChunkId, DATA_ALIGN, Encoding, LayerIndex, align_up, details};
 use crate::{Error, Result};
@@ -50,10 +50,7 @@ impl LayerFile {
         let Some(store) = self.store() else {
             return copied;
         };
-        let mut sources = Sources {
-            store: &store,
-            open: HashMap::new(),
-        };
+        let mut sources = Sources::of(&store);
         for id in ids {
             match self.copy_one(&mut sources, *id) {
                 Ok(0) => {}
@@ -71,10 +68,20 @@ impl LayerFile {
         copied
     }
 
-    /// Whether some layer of this node may have the chunk's bytes. Blocks on the device.
-    pub fn may_be_local(&self, id: ChunkId) -> bool {
-        let found = self.store().zip(self.chunk_digest(id).ok());
-        found.is_some_and(|(store, digest)| !store.chunks.find(&digest).is_empty())
+    /// Those of `ids` whose bytes some layer of this node may have. Blocks on the device.
+    pub fn maybe_local(&self, ids: &[ChunkId]) -> Vec<ChunkId> {
+        let Some(store) = self.store() else {
+            return Vec::new();
+        };
+        let mut sources = Sources::of(&store);
+        let mut may_be = |id: &ChunkId| {
+            let Ok(digest) = self.chunk_digest(*id) else {
+                return false;
+            };
+            let mut places = store.chunks.find(&digest).into_iter();
+            places.any(|place| sources.get(place.layer).is_some_and(|s| s.has(place)))
+        };
+        ids.iter().copied().filter(|id| may_be(id)).collect()
     }
 
     /// Copies one chunk; its length, or 0 if it was not found.
@@ -87,6 +94,13 @@ impl LayerFile {
                 store.chunks.forget(&digest, place);
                 continue;
             };
+            if !source.has(place) {
+                // What this layer lost is about to come back.
+                if place.layer != short(self.digest()) {
+                    store.chunks.forget(&digest, place);
+                }
+                continue;
+            }
             let stretch = self.stretch(store, id, place);
             let lock = stretch.and_then(|stretch| Some((stretch, source.lock()?)));
             let what = || format!("a copy of chunk {id} of layer {}", self.digest());
@@ -203,7 +217,12 @@ struct Source {
     data: File,
 }
 
-impl Sources<'_> {
+impl<'a> Sources<'a> {
+    fn of(store: &'a Store) -> Self {
+        let open = HashMap::new();
+        Self { store, open }
+    }
+
     fn get(&mut self, layer: u32) -> Option<&Source> {
         if !self.open.contains_key(&layer) {
             if self.open.len() >= SOURCES_MAX {
@@ -218,6 +237,12 @@ impl Sources<'_> {
 }
 
 impl Source {
+    /// Whether there is something else than a hole. An evicted chunk would be read as zeros
+    /// and hashed for nothing.
+    fn has(&self, place: Place) -> bool {
+        sys::has_data(&self.data, place.data_offset)
+    }
+
     fn read(&self, offset: u64, len: u32) -> Option<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(len).ok()?];
         self.data.read_exact_at(&mut bytes, offset).ok()?;

@@ -10,6 +10,7 @@ use std::path::Path;
 use nix::fcntl::{AT_FDCWD, FallocateFlags, PosixFadviseAdvice, RenameFlags};
 use nix::fcntl::{fallocate, posix_fadvise, renameat2};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::{Whence, lseek};
 
 use super::disk::Stretch;
 
@@ -54,6 +55,14 @@ pub(super) fn punch(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let len = i64::try_from(len).map_err(too_far)?;
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     fallocate(file, flags, offset, len).map_err(io::Error::from)
+}
+
+/// Whether the byte at `offset` is in no hole. Moves the file's own position.
+pub(super) fn has_data(file: &File, offset: u64) -> bool {
+    let Ok(offset) = i64::try_from(offset) else {
+        return false;
+    };
+    lseek(file, offset, Whence::SeekData).is_ok_and(|data| data == offset)
 }
 
 /// Has the kernel read all of a file soon, as far as it has memory for that.
