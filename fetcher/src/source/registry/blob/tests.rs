@@ -1,6 +1,6 @@
 //! Answers to ranges, held to the letter.
 
-use http::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 
 use super::*;
 use crate::types::Reference;
