@@ -46,6 +46,7 @@ const USER_AGENT: &str = concat!("lazarette/", env!("CARGO_PKG_VERSION"));
 /// A pooled client with bounds.
 pub(crate) struct Transport {
     client: Client<Connector, Full<Bytes>>,
+    connector: Connector,
     proxies: Arc<Proxies>,
     hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
     concurrency: usize,
@@ -69,15 +70,21 @@ impl Transport {
             .http2_initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
             .http2_initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
             .http2_max_header_list_size(HEADER_BYTES_MAX)
-            .build(connector);
+            .build(connector.clone());
         Ok(Self {
             client,
+            connector,
             proxies,
             hosts: Mutex::new(HashMap::new()),
             concurrency,
             stall: config.stall_timeout,
             counters,
         })
+    }
+
+    /// Begins a connection to the host of `uri` that the next request there can have.
+    pub(crate) fn connect_ahead(&self, uri: Uri) {
+        self.connector.connect_ahead(uri);
     }
 
     /// Sends one request and waits for the headers of its answer. Waits for a free slot

@@ -101,6 +101,15 @@ impl RegistrySource {
         })
     }
 
+    /// Begins a connection to the registry of `repository`, which is soon asked for
+    /// something. Costs the registry no request; a failure shows with the first one.
+    pub fn connect_ahead(&self, repository: &Repository) {
+        let endpoint = Endpoint::of(repository.host(), &self.core.config);
+        if let Ok(uri) = endpoint.uri("/v2/") {
+            self.core.transport.connect_ahead(uri);
+        }
+    }
+
     /// What this source has done so far.
     pub fn stats(&self) -> SourceStats {
         self.core.counters.snapshot()

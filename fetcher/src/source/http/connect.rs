@@ -1,23 +1,29 @@
 //! From a URI to a connected stream: TCP, through a proxy if one is set, TLS for https.
 //!
+//! A connection can be begun before anyone asks for one: a start has other things to do
+//! while it comes to be.
+//!
 //! Invariant: the whole set-up ends within the connect timeout, and what a proxy sends
-//! before the tunnel is bounded. Never falls back from https to http.
+//! before the tunnel is bounded. Never falls back from https to http. At most one
+//! connection waits for being asked for.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Uri;
-use http::uri::Scheme;
+use http::uri::{Authority, Scheme};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
@@ -31,6 +37,10 @@ const PROXY_ANSWER_BYTES_MAX: usize = 8 << 10;
 /// TCP keep-alive for pooled connections: notices a vanished peer before it is reused.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// How long a connection that was begun ahead is used. Servers close idle ones sooner or
+/// later, and a request on a closed one costs a retry.
+const AHEAD_MAX: Duration = Duration::from_secs(10);
+
 /// Why no connection came to be, in words for the user.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -43,6 +53,14 @@ pub(crate) struct Connector {
     tls: Tls,
     proxies: Arc<Proxies>,
     timeout: Duration,
+    ahead: Arc<Mutex<Option<Ahead>>>,
+}
+
+/// A connection that nobody has asked for yet.
+struct Ahead {
+    to: (Option<Scheme>, Option<Authority>),
+    begun: Instant,
+    task: JoinHandle<Result<MaybeHttpsStream<Conn>, ConnectError>>,
 }
 
 impl Connector {
@@ -57,7 +75,33 @@ impl Connector {
             tls,
             proxies,
             timeout,
+            ahead: Arc::default(),
         }
+    }
+
+    /// Begins a connection to the host of `uri`, for whoever asks for one next. How that
+    /// goes shows only then.
+    pub(crate) fn connect_ahead(&self, uri: Uri) {
+        let to = (uri.scheme().cloned(), uri.authority().cloned());
+        let task = tokio::spawn(self.clone().connect_in_time(uri));
+        let begun = Instant::now();
+        *self.ahead.lock() = Some(Ahead { to, begun, task });
+    }
+
+    /// What was begun ahead to the host of `uri`, if it is still good.
+    fn take_ahead(&self, uri: &Uri) -> Option<Ahead> {
+        let is_there = |ahead: &mut Ahead| {
+            ahead.to.0.as_ref() == uri.scheme() && ahead.to.1.as_ref() == uri.authority()
+        };
+        let ahead = self.ahead.lock().take_if(is_there)?;
+        (ahead.begun.elapsed() < AHEAD_MAX).then_some(ahead)
+    }
+
+    async fn connect_in_time(self, uri: Uri) -> Result<MaybeHttpsStream<Conn>, ConnectError> {
+        let limit = self.timeout;
+        let late = || ConnectError(format!("no connection within {}", seconds(limit)));
+        let connected = tokio::time::timeout(limit, self.connect(uri)).await;
+        connected.unwrap_or_else(|_| Err(late()))
     }
 
     async fn connect(mut self, uri: Uri) -> Result<MaybeHttpsStream<Conn>, ConnectError> {
@@ -168,15 +212,13 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connector = self.clone();
-        let limit = self.timeout;
         Box::pin(async move {
-            match tokio::time::timeout(limit, connector.connect(uri)).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(ConnectError(format!(
-                    "no connection within {}",
-                    seconds(limit)
-                ))),
+            if let Some(ahead) = connector.take_ahead(&uri)
+                && let Ok(Ok(stream)) = ahead.task.await
+            {
+                return Ok(stream);
             }
+            connector.connect_in_time(uri).await
         })
     }
 }
@@ -230,5 +272,54 @@ impl Write for Conn {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::source::SourceConfig;
+
+    async fn accepted(listener: &TcpListener) -> usize {
+        let mut count = 0;
+        let wait = Duration::from_millis(200);
+        while let Ok(Ok(_)) = tokio::time::timeout(wait, listener.accept()).await {
+            count += 1;
+        }
+        count
+    }
+
+    #[tokio::test]
+    async fn a_connection_begun_ahead_is_the_next_one_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here: Uri = format!("http://{}/a", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        let config = SourceConfig::default();
+        let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
+        let mut connector =
+            Connector::new(Tls::new(None).unwrap(), proxies, config.connect_timeout);
+        connector.connect_ahead(here.clone());
+        // Another port is another host.
+        let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there: Uri = format!("http://{}/", elsewhere.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        drop(connector.call(there).await.unwrap());
+        assert_eq!(accepted(&elsewhere).await, 1);
+        drop(connector.call(here.clone()).await.unwrap());
+        assert_eq!(accepted(&listener).await, 1, "taken, not made anew");
+        drop(connector.call(here.clone()).await.unwrap());
+        assert_eq!(accepted(&listener).await, 1, "used up");
+        // One that failed does not fail who comes next.
+        drop(listener);
+        connector.connect_ahead(here.clone());
+        let port = here.port_u16().unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let again = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        assert!(connector.call(here).await.is_ok());
+        assert_eq!(accepted(&again).await, 1);
     }
 }
