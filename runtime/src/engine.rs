@@ -13,7 +13,8 @@ mod profiles;
 mod run;
 mod stage;
 
-use std::path::PathBuf;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,7 +28,7 @@ use lazarette_fetcher::source::{Pusher, RegistrySource, stack};
 use lazarette_fetcher::store::{Bounds, Store};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::trust::TrustedKeys;
-use lazarette_fetcher::types::{Platform, Reference};
+use lazarette_fetcher::types::{Digest, Platform, Reference};
 use lazarette_snapshotter::metastore::{DbMetastore, SnapshotTable};
 use lazarette_snapshotter::overlay::Snapshots;
 
@@ -41,9 +42,13 @@ use crate::config::{Config, FormatsConfig};
 use crate::image::convert::{ConvertEvent, ConvertOptions, ConvertReport, Converter};
 use crate::image::pull::{LAYERS_AT_ONCE, Landmarks, PullMode, Puller};
 use crate::image::resolve::Resolver;
-use crate::image::{Image, ImageRecord, ImageTable};
+use crate::image::{AccountsTable, Image, ImageRecord, ImageTable};
 use crate::profile::ProfileTable;
+use crate::spec::bundle::AccountFiles;
 use crate::trace::Trace;
+
+/// Accounts of an image that are remembered, bytes. Debian's are 1.5 KiB.
+const ACCOUNT_BYTES_KEPT_MAX: usize = 64 << 10;
 
 /// An engine over one root directory.
 pub struct Engine {
@@ -67,15 +72,11 @@ impl Engine {
     /// where they are missing.
     pub fn open(config: Config) -> Result<Arc<Self>> {
         let (root, state) = (config.root(), config.state());
-        let store = Store::open(&root)?;
-        store.keep_within_bounds(Bounds {
+        let bounds = Bounds {
             budget: config.store.budget,
             free_floor: config.store.free_floor,
-        });
-        let db = Arc::new(Db::open(
-            root.join("db"),
-            &[ImageTable::NAME, SnapshotTable::NAME, ProfileTable::NAME],
-        )?);
+        };
+        let (store, db) = open_both(&root, bounds)?;
         let keys = TrustedKeys::load(&config.trust.index_keys)?;
         let pusher = Pusher::new(config.source.clone());
         let (source, registry) = stack::build(config.source)?;
@@ -182,6 +183,33 @@ impl Engine {
         Ok(converter.convert(src, dst).await?)
     }
 
+    /// The accounts of an image that was started here before.
+    async fn accounts(&self, manifest: Digest) -> Option<AccountFiles> {
+        let db = Arc::clone(&self.db);
+        let found = blocking(move || db.get::<AccountsTable>(&manifest)).await;
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%manifest, %error, "accounts are read from the image");
+            None
+        })
+    }
+
+    /// Remembers an image's accounts, unless they are uncommonly long. A failure costs the
+    /// next start some time.
+    async fn remember_accounts(&self, manifest: Digest, accounts: AccountFiles) {
+        if accounts.passwd.len() + accounts.group.len() > ACCOUNT_BYTES_KEPT_MAX {
+            return;
+        }
+        let db = Arc::clone(&self.db);
+        let kept = blocking(move || {
+            let mut batch = Batch::new();
+            batch.put::<AccountsTable>(&manifest, &accounts)?;
+            db.commit(batch)
+        });
+        if let Err(error) = kept.await {
+            tracing::warn!(%manifest, %error, "accounts could not be remembered");
+        }
+    }
+
     /// Lets other processes use the database until the next fact is read or written.
     fn release_db(&self) {
         self.metastore.release();
@@ -199,6 +227,25 @@ impl Engine {
     }
 }
 
+/// Opens store and database side by side: each waits for the disk most of its time.
+fn open_both(root: &Path, bounds: Bounds) -> Result<(Arc<Store>, Arc<Db>)> {
+    const TABLES: [&str; 4] = [
+        ImageTable::NAME,
+        SnapshotTable::NAME,
+        ProfileTable::NAME,
+        AccountsTable::NAME,
+    ];
+    let (store, db) = std::thread::scope(|scope| {
+        let db = scope.spawn(|| Db::open(root.join("db"), &TABLES));
+        let store = Store::open(root);
+        let db = db.join();
+        (store, db.unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    let store = store?;
+    store.keep_within_bounds(bounds);
+    Ok((store, Arc::new(db?)))
+}
+
 /// Seconds since 1970.
 fn now_s() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -211,7 +258,7 @@ pub struct PullReport {
     /// The reference.
     pub reference: Reference,
     /// The platform's manifest.
-    pub manifest_digest: lazarette_fetcher::types::Digest,
+    pub manifest_digest: Digest,
     /// Number of layers.
     pub layers: usize,
     /// Size of all layers in the registry, bytes.

@@ -13,7 +13,7 @@ pub mod resolve;
 pub mod soci;
 
 pub use document::{ConfigDocument, IndexDocument, ManifestDocument};
-pub use record::{ImageRecord, ImageTable, LayerRecord};
+pub use record::{AccountsTable, ImageRecord, ImageTable, LayerRecord};
 
 use lazarette_fetcher::types::{Descriptor, Digest, Reference};
 

@@ -30,6 +30,11 @@ use crate::{Error, Result};
 /// Finds the mount of a lazy layer by its blob digest.
 pub type Resolve<'a> = &'a dyn Fn(&Digest) -> Result<PathBuf>;
 
+/// A snapshot and all below it, as they were when they were looked up. What lies below a
+/// snapshot never changes and stays as long as it does: this is good for as long.
+#[derive(Debug, Clone)]
+pub struct Chain(Vec<Record>);
+
 /// The snapshots below one directory. Several processes may open the same one.
 pub struct Snapshots {
     dirs: Dirs,
@@ -104,18 +109,20 @@ impl Snapshots {
     /// `resolve` names the mounts of the lazy layers below it. The result is empty never and
     /// has one element today; it is a list because containerd's is.
     pub fn mounts(&self, key: &str, resolve: Resolve<'_>) -> Result<Vec<Mount>> {
-        let chain = self.chain(key)?;
-        let Some((top, below)) = chain.split_first() else {
-            return Err(Error::NotFound {
-                key: key.to_owned(),
-            });
+        self.mounts_of(&self.chain(key)?, resolve)
+    }
+
+    /// [`Self::mounts`] of a snapshot that was looked up before. Reads no record.
+    pub fn mounts_of(&self, chain: &Chain, resolve: Resolve<'_>) -> Result<Vec<Mount>> {
+        let Some((top, below)) = chain.0.split_first() else {
+            return Err(Error::NotFound { key: String::new() });
         };
         let number = match (top.kind, top.content) {
             (Kind::Active | Kind::View, Content::Directory(number)) => number,
             (Kind::Committed, _) | (_, Content::Layer(_)) => {
                 return Err(Error::Precondition {
                     op: "mount",
-                    key: key.to_owned(),
+                    key: top.key.clone(),
                     detail: "it is committed; make a view of it".to_owned(),
                 });
             }
@@ -139,10 +146,21 @@ impl Snapshots {
         Ok(vec![mount::plan(top.kind, upper, lowers)])
     }
 
+    /// `key` and all below it.
+    pub fn chain(&self, key: &str) -> Result<Chain> {
+        let mut chain = Vec::new();
+        self.store.read(&mut |records| {
+            chain = metastore::chain(records, Some(key))?;
+            Ok(())
+        })?;
+        Ok(Chain(chain))
+    }
+
     /// Blob digests of the lazy layers that `key` needs mounted, topmost first.
     pub fn layers(&self, key: &str) -> Result<Vec<Digest>> {
         let chain = self.chain(key)?;
         Ok(chain
+            .0
             .iter()
             .filter_map(|record| match record.content {
                 Content::Layer(blob_digest) => Some(blob_digest),
@@ -223,15 +241,6 @@ impl Snapshots {
         })?;
         made.keep();
         Ok(())
-    }
-
-    fn chain(&self, key: &str) -> Result<Vec<Record>> {
-        let mut chain = Vec::new();
-        self.store.read(&mut |records| {
-            chain = metastore::chain(records, Some(key))?;
-            Ok(())
-        })?;
-        Ok(chain)
     }
 
     fn remove_orphans(&self) -> Result<()> {

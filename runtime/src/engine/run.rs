@@ -12,7 +12,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Reference;
-use lazarette_snapshotter::fuse::LayerMount;
+use lazarette_snapshotter::fuse::{LayerMount, LayerMounts};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Engine;
@@ -22,6 +22,7 @@ use super::stage::{Stage, mount_layer};
 use crate::executor::{Embedded, Executor, External, LaunchPlan};
 use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
 use crate::image::{Image, ImageLayer};
+use crate::spec::bundle::AccountFiles;
 use crate::spec::{ContainerOptions, HostFacts, bundle};
 use crate::trace::{SourceUse, StartRecord, Trace};
 use crate::{Error, Result};
@@ -43,6 +44,14 @@ pub struct RunRequest {
     pub runtime: Option<String>,
 }
 
+/// What a container starts from.
+struct Prepared {
+    image: Image,
+    session: Session,
+    /// The image's accounts, unless they were known before.
+    accounts: Option<AccountFiles>,
+}
+
 impl Engine {
     /// Runs a container in the foreground until it ends. `prepared` is called once, when
     /// the container is about to take over the terminal.
@@ -53,8 +62,14 @@ impl Engine {
         prepared: impl FnOnce(),
     ) -> Result<StartRecord> {
         require_root()?;
+        // For the first miss, or the image itself: it comes while the rest is opened.
+        self.registry.connect_ahead(request.reference.repository());
+        let executor = executor(&request)?;
+        let warming = Arc::clone(&executor);
+        drop(tokio::task::spawn_blocking(move || warming.warm_up()));
         let mut stage = Stage::open(self).await?;
-        let outcome = self.act(request, puller, &mut stage, prepared).await;
+        let performers = (puller, executor.as_ref());
+        let outcome = self.act(request, performers, &mut stage, prepared).await;
         let struck = stage.strike(self).await;
         let record = outcome?;
         struck?;
@@ -64,14 +79,16 @@ impl Engine {
     async fn act(
         self: &Arc<Self>,
         mut request: RunRequest,
-        puller: &Puller,
+        (puller, executor): (&Puller, &dyn Executor),
         stage: &mut Stage,
         prepared: impl FnOnce(),
     ) -> Result<StartRecord> {
         let trace = &puller.trace;
-        let executor = executor(&request)?;
-        executor.warm_up();
-        let (image, mut session) = tokio::select! {
+        let Prepared {
+            image,
+            mut session,
+            accounts,
+        } = tokio::select! {
             prepared = self.prepare(&mut request, puller, stage) => prepared?,
             signal = stop_signal() => return Err(Error::Interrupted { signal }),
         };
@@ -80,11 +97,15 @@ impl Engine {
         let play = Play {
             engine: self,
             image: &image,
-            executor: executor.as_ref(),
+            executor,
             trace,
         };
         let outcome = play.perform(&request, stage, &mut session).await;
         let failed = outcome.is_err();
+        if let Some(accounts) = accounts {
+            self.remember_accounts(image.manifest.digest, accounts)
+                .await;
+        }
         let report = session.finish(self, &image, trace, failed).await;
         let mut record = self.record(&image, trace, &outcome?);
         record.misses = stage.misses();
@@ -98,7 +119,7 @@ impl Engine {
         request: &mut RunRequest,
         puller: &Puller,
         stage: &mut Stage,
-    ) -> Result<(Image, Session)> {
+    ) -> Result<Prepared> {
         let local = self.local(&request.reference).await?;
         let new = local.is_none();
         let image = match local {
@@ -106,24 +127,41 @@ impl Engine {
             None => self.resolve(&request.reference, &puller.trace).await?,
         };
         let session = Session::begin(self, &image, request, new).await;
-        // Layers may take minutes to stream; other processes need not wait for that.
-        self.release_db();
-        self.look_for_indexes(&image, puller).await;
-        stage.hold(self.mount_layers(&image, puller, stage, &session).await?);
+        let known = self.accounts(image.manifest.digest).await;
+        // Both to their end: a snapshot that was claimed must be known to be forgotten.
+        let claim = stage.claim(self, &image);
+        let (chain, mounted) = tokio::join!(
+            async {
+                let chain = claim.await;
+                // Layers may take minutes to stream; other processes need not wait for that.
+                self.release_db();
+                chain
+            },
+            async {
+                self.look_for_indexes(&image, puller).await;
+                self.mount_layers(&image, puller, &stage.mounter(), &session)
+                    .await
+            },
+        );
+        stage.hold(mounted?);
         let span = puller.trace.start("snapshot", None);
-        request.options.rootfs = stage.set(self, &image).await?;
+        request.options.rootfs = stage.set(self, chain?).await?;
         request.options.id = stage.id().to_owned();
         span.end();
         let span = puller.trace.start("bundle", None);
         let (dir, options) = (stage.bundle(), request.options.clone());
-        let config = image.config.config.clone();
-        blocking(move || {
+        let (config, is_known) = (image.config.config.clone(), known.is_some());
+        let bundle = blocking(move || {
             let facts = HostFacts::probe().map_err(|e| Error::io("look at", "/proc/self", e))?;
-            Ok::<_, Error>(bundle::write(&dir, &options, &config, &facts)?)
+            Ok::<_, Error>(bundle::write(&dir, &options, &config, &facts, known)?)
         })
         .await?;
         span.end();
-        Ok((image, session))
+        Ok(Prepared {
+            image,
+            session,
+            accounts: (!is_known).then_some(bundle.accounts),
+        })
     }
 
     /// Opens and mounts the layers, each as soon as it can be.
@@ -131,7 +169,7 @@ impl Engine {
         &self,
         image: &Image,
         puller: &Puller,
-        stage: &Stage,
+        mounter: &LayerMounts,
         session: &Session,
     ) -> Result<Vec<(Arc<Layer>, Arc<LayerMount>)>> {
         let one = async |number: usize, layer: &ImageLayer| {
@@ -140,7 +178,7 @@ impl Engine {
                 .await?;
             let data = session.opened(number, &layer);
             let span = puller.trace.start("mount", Some(number));
-            let mount = mount_layer(stage.mounter(), Arc::clone(&layer), data).await?;
+            let mount = mount_layer(mounter.clone(), Arc::clone(&layer), data).await?;
             span.end();
             Ok::<_, Error>((layer, mount))
         };
@@ -232,10 +270,10 @@ impl Play<'_> {
     }
 }
 
-fn executor(request: &RunRequest) -> Result<Box<dyn Executor>> {
+fn executor(request: &RunRequest) -> Result<Arc<dyn Executor>> {
     Ok(match &request.runtime {
-        None => Box::new(Embedded::new()),
-        Some(runtime) => Box::new(External::new(runtime)?),
+        None => Arc::new(Embedded::new()),
+        Some(runtime) => Arc::new(External::new(runtime)?),
     })
 }
 

@@ -14,7 +14,7 @@ use lazarette_snapshotter::cleanup::RunDir;
 use lazarette_snapshotter::data::LayerData;
 use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts};
 use lazarette_snapshotter::metastore::Labels;
-use lazarette_snapshotter::overlay::{self, Mount};
+use lazarette_snapshotter::overlay::{self, Chain};
 use lazarette_snapshotter::tree::Tree;
 
 use super::Engine;
@@ -88,20 +88,32 @@ impl Stage {
         self.held.iter().map(|mount| mount.stats().misses).sum()
     }
 
-    /// Prepares a snapshot on the image's layers and mounts it; the root file system's path.
-    pub(super) async fn set(&mut self, engine: &Arc<Engine>, image: &Image) -> Result<PathBuf> {
-        let rootfs = self.dir().join("rootfs");
+    /// Makes a snapshot on the image's layers, which need not be here yet. Given to
+    /// [`Self::set`] once they are mounted.
+    pub(super) fn claim(
+        &mut self,
+        engine: &Arc<Engine>,
+        image: &Image,
+    ) -> impl Future<Output = Result<Chain>> + use<> {
         let (engine, image, key) = (Arc::clone(engine), image.clone(), self.id.clone());
+        self.snapshot = Some(key.clone());
+        blocking(move || snapshot(&engine, &image, &key))
+    }
+
+    /// Mounts the snapshot on the layers that are held; the root file system's path.
+    pub(super) async fn set(&mut self, engine: &Arc<Engine>, chain: Chain) -> Result<PathBuf> {
+        let rootfs = self.dir().join("rootfs");
+        let engine = Arc::clone(engine);
         let lowers: Vec<(Digest, PathBuf)> = self
             .held
             .iter()
             .map(|m| (m.blob_digest(), m.path().to_path_buf()))
             .collect();
-        self.snapshot = Some(key.clone());
         self.rootfs = Some(rootfs.clone());
         let target = rootfs.clone();
         blocking(move || {
-            let mounts = snapshot(&engine, &image, &key, &lowers)?;
+            let resolve = |digest: &Digest| mount_of(digest, &lowers);
+            let mounts = engine.snapshots.mounts_of(&chain, &resolve)?;
             std::fs::create_dir_all(&target).map_err(|e| Error::io("create", &target, e))?;
             for mount in &mounts {
                 mount.mount_at(&target)?;
@@ -142,12 +154,7 @@ impl Stage {
 }
 
 /// Commits the image's layers as snapshots where they are not yet, and prepares one on top.
-fn snapshot(
-    engine: &Engine,
-    image: &Image,
-    key: &str,
-    lowers: &[(Digest, PathBuf)],
-) -> Result<Vec<Mount>> {
+fn snapshot(engine: &Engine, image: &Image, key: &str) -> Result<Chain> {
     let snapshots = &engine.snapshots;
     let mut parent: Option<String> = None;
     for layer in &image.layers {
@@ -164,15 +171,19 @@ fn snapshot(
         parent = Some(name);
     }
     snapshots.prepare(key, parent.as_deref(), &Labels::new())?;
-    let resolve = |digest: &Digest| {
-        let mounted = lowers.iter().find(|(blob_digest, _)| blob_digest == digest);
-        mounted.map(|(_, path)| path.clone()).ok_or_else(|| {
-            lazarette_snapshotter::Error::NotFound {
-                key: digest.to_string(),
-            }
-        })
+    Ok(snapshots.chain(key)?)
+}
+
+/// Where a layer is mounted.
+fn mount_of(
+    digest: &Digest,
+    lowers: &[(Digest, PathBuf)],
+) -> Result<PathBuf, lazarette_snapshotter::Error> {
+    let mounted = lowers.iter().find(|(blob_digest, _)| blob_digest == digest);
+    let not_found = || lazarette_snapshotter::Error::NotFound {
+        key: digest.to_string(),
     };
-    Ok(snapshots.mounts(key, &resolve)?)
+    Ok(mounted.ok_or_else(not_found)?.1.clone())
 }
 
 /// Removes a container's snapshot if it got as far as having one.

@@ -8,6 +8,7 @@ use lazarette_fetcher::types::{Descriptor, Digest, Reference};
 use serde::{Deserialize, Serialize};
 
 use super::Image;
+use crate::spec::bundle::AccountFiles;
 
 /// Images by reference.
 pub struct ImageTable;
@@ -31,6 +32,16 @@ pub struct ImageRecord {
     pub config_digest: Digest,
     /// When it was pulled, seconds since 1970.
     pub pulled_at: u64,
+}
+
+/// Accounts of images, by manifest digest. What a manifest names never changes, so neither
+/// do they; entries stay when an image is removed.
+pub struct AccountsTable;
+
+impl Table for AccountsTable {
+    const NAME: &'static str = "accounts";
+    type Key = Digest;
+    type Value = AccountFiles;
 }
 
 /// What is remembered of a layer of an image.

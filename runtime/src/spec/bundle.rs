@@ -1,19 +1,30 @@
 //! The bundle directory of one container: `config.json` and the generated `/etc` files.
 //!
 //! Written before a container is created, removed by the engine after it is deleted. The
-//! rootfs is only read, and only through look-ups that cannot leave it.
+//! rootfs is only read, and only through look-ups that cannot leave it. Its account files
+//! may be known from before: reading them here would wait for the network.
 
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
 
 use super::{Accounts, ContainerOptions, HostFacts, ImageConfig, Network, SpecError};
 use crate::sys::rootfs::Root;
 
 /// Most bytes read of an account file of an image; larger ones are refused.
 const ACCOUNT_BYTES_MAX: u64 = 4 << 20;
+
+/// Texts of an image's account files, empty where it has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountFiles {
+    /// Of `/etc/passwd`.
+    pub passwd: String,
+    /// Of `/etc/group`.
+    pub group: String,
+}
 
 /// A written bundle.
 #[derive(Debug)]
@@ -22,10 +33,13 @@ pub struct Bundle {
     pub path: PathBuf,
     /// The document in its `config.json`.
     pub spec: Spec,
+    /// The accounts that the user was looked up in.
+    pub accounts: AccountFiles,
 }
 
 /// Builds the spec and writes the bundle into the directory `path`, which is created when
-/// missing. Creates the working directory in the rootfs when the image lacks it.
+/// missing. Creates the working directory in the rootfs when the image lacks it. `known`
+/// are the account files of the rootfs if they were read before.
 ///
 /// # Errors
 /// What [`super::build`] refuses, a missing volume source, and I/O on the bundle or rootfs.
@@ -34,6 +48,7 @@ pub fn write(
     options: &ContainerOptions,
     image: &ImageConfig,
     facts: &HostFacts,
+    known: Option<AccountFiles>,
 ) -> Result<Bundle, SpecError> {
     for volume in &options.volumes {
         if let Err(source) = fs::metadata(&volume.source) {
@@ -44,15 +59,20 @@ pub fn write(
         }
     }
     let root = Root::open(&options.rootfs).map_err(io_error(&options.rootfs))?;
-    let passwd = account_file(&root, options, "etc/passwd")?;
-    let group = account_file(&root, options, "etc/group")?;
+    let accounts = match known {
+        Some(known) => known,
+        None => AccountFiles {
+            passwd: account_file(&root, options, "etc/passwd")?,
+            group: account_file(&root, options, "etc/group")?,
+        },
+    };
     fs::create_dir_all(path).map_err(io_error(path))?;
     let path = path.canonicalize().map_err(io_error(path))?;
-    let accounts = Accounts {
-        passwd: &passwd,
-        group: &group,
+    let texts = Accounts {
+        passwd: &accounts.passwd,
+        group: &accounts.group,
     };
-    let spec = super::build(&path, options, image, accounts, facts)?;
+    let spec = super::build(&path, options, image, texts, facts)?;
     ensure_cwd(&root, &spec, options)?;
     let hostname = super::hostname(options, facts);
     let files = [
@@ -67,7 +87,11 @@ pub fn write(
     let config = path.join("config.json");
     let text = serde_json::to_vec(&spec).map_err(|error| io_error(&config)(error.into()))?;
     fs::write(&config, text).map_err(io_error(&config))?;
-    Ok(Bundle { path, spec })
+    Ok(Bundle {
+        path,
+        spec,
+        accounts,
+    })
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SpecError {
@@ -167,10 +191,20 @@ mod tests {
             &options,
             &ImageConfig::default(),
             &facts,
+            None,
         )
         .unwrap();
         assert_eq!(bundle.spec.process().as_ref().unwrap().user().uid(), 7);
         assert!(rootfs.join("made/here").is_dir());
+        assert_eq!(bundle.accounts.passwd, "web:x:7:8::/srv:/bin/sh\n");
+        let known = AccountFiles {
+            passwd: "web:x:9:9::/:\n".to_owned(),
+            ..AccountFiles::default()
+        };
+        let path = dir.path().join("known");
+        let image = ImageConfig::default();
+        let by_known = write(&path, &options, &image, &facts, Some(known)).unwrap();
+        assert_eq!(by_known.spec.process().as_ref().unwrap().user().uid(), 9);
         let read = |name| fs::read_to_string(bundle.path.join(name)).unwrap();
         assert_eq!(read("hostname"), "box\n");
         assert_eq!(read("resolv.conf"), "nameserver ::1\n");
@@ -187,12 +221,12 @@ mod tests {
         let facts = HostFacts::default();
         let mut options = options(dir.path());
         options.volumes = vec!["/no/such/source:/data".parse().unwrap()];
-        let error = write(&dir.path().join("b"), &options, &image, &facts).unwrap_err();
+        let error = write(&dir.path().join("b"), &options, &image, &facts, None).unwrap_err();
         assert!(error.to_string().contains("/no/such/source"), "{error}");
         options.volumes.clear();
         // Not a regular file, as a fifo or a device would be.
         fs::create_dir(dir.path().join("etc/passwd")).unwrap();
-        let error = write(&dir.path().join("b"), &options, &image, &facts).unwrap_err();
+        let error = write(&dir.path().join("b"), &options, &image, &facts, None).unwrap_err();
         assert!(error.to_string().contains("etc/passwd"), "{error}");
     }
 }

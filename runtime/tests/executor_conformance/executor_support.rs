@@ -190,7 +190,7 @@ impl Bench {
         options.rootfs = self.path("rootfs");
         let path = self.path("bundles").join(&options.id);
         let facts = HostFacts::probe().unwrap();
-        bundle::write(&path, options, &ImageConfig::default(), &facts).unwrap();
+        bundle::write(&path, options, &ImageConfig::default(), &facts, None).unwrap();
         (options.id.clone(), path)
     }
 
