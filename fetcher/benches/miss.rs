@@ -43,7 +43,7 @@ fn main() -> Result<()> {
         let registry = FakeRegistry::start().await;
         one_after_another(&registry, misses, LayerConfig::default()).await?;
         let alone = LayerConfig {
-            read_ahead_encoded_bytes: 0,
+            read_ahead_encoded_bytes_max: 0,
             ..LayerConfig::default()
         };
         one_after_another(&registry, misses, alone).await?;
@@ -56,7 +56,7 @@ async fn one_after_another(
     misses: usize,
     config: LayerConfig,
 ) -> Result<()> {
-    let ahead = config.read_ahead_encoded_bytes;
+    let ahead = config.read_ahead_encoded_bytes_max;
     let cold = Cold::new(registry, (misses + WARM) * STRIDE, config)?;
     let (mut plain, mut filled) = (Vec::new(), Vec::new());
     for miss in 0..misses + WARM {

@@ -10,7 +10,8 @@
 //!
 //! A wanted chunk brings others along. First the missing chunks of its gzip member, whose
 //! bytes come with it anyway. Then small ones that follow it in the blob, in the same
-//! request; nobody waits for those, and each is there as soon as its own bytes are.
+//! request, more of them the more of such were read before; nobody waits for those, and
+//! each is there as soon as its own bytes are.
 //!
 //! Readers go first, over all layers that share a [`FetchEngine`]: what a profile expects
 //! or nobody waits for begins only while no reader's request waits. Who wants a chunk that
@@ -22,6 +23,7 @@
 //! piece of the body as it came. It begins once the engine's budget has room for them, and
 //! what could never fit is refused.
 
+mod ahead;
 mod behind;
 mod decode;
 mod engine;
@@ -37,10 +39,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::ahead::Ahead;
 use self::engine::Host;
 pub use self::engine::{EngineConfig, FetchEngine};
 use self::gate::{Ask, Pass, Ticket};
@@ -93,10 +97,11 @@ pub struct LayerCounters {
 pub struct LayerConfig {
     /// How chunks become requests at most; the link and who waits make it tighter.
     pub plan: PlanLimits,
-    /// Encoded bytes behind a missing chunk's member in which small missing chunks come
+    /// Most encoded bytes behind a missing chunk's member in which small missing chunks come
     /// with it, in the same request. Files that are next to each other in a layer are
     /// often read one after another, and a round trip costs more than this many bytes do.
-    pub read_ahead_encoded_bytes: u64,
+    /// How many it is follows from what was read of such chunks before.
+    pub read_ahead_encoded_bytes_max: u64,
     /// When fetched chunks are recorded.
     pub flush: FlushPolicy,
 }
@@ -105,8 +110,7 @@ impl Default for LayerConfig {
     fn default() -> Self {
         Self {
             plan: PlanLimits::default(),
-            // What a gigabit carries in one millisecond, the kernel's usual read-ahead.
-            read_ahead_encoded_bytes: 128 << 10,
+            read_ahead_encoded_bytes_max: ahead::BYTES_MAX,
             flush: FlushPolicy::default(),
         }
     }
@@ -125,6 +129,7 @@ struct Shared {
     config: LayerConfig,
     host: Arc<Host>,
     inflight: Inflight,
+    ahead: Mutex<Ahead>,
     engine: Arc<FetchEngine>,
     /// Turns of copying from other layers.
     copying: Semaphore,
@@ -168,6 +173,7 @@ impl Layer {
             config,
             copying: Semaphore::new(local::TURNS),
             inflight: Inflight::default(),
+            ahead: Mutex::default(),
             counters: Counters::default(),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -188,7 +194,11 @@ impl Layer {
     /// Reads `buf.len()` bytes at `data_offset` of the data file if all of them are
     /// present, without waiting for the network. `false` (and `buf` unspecified) if not.
     pub fn try_read(&self, data_offset: u64, buf: &mut [u8]) -> Result<bool> {
-        self.shared.file.read_at(data_offset, buf)
+        let read = self.shared.file.read_at(data_offset, buf)?;
+        if read && let Some(place) = ByteRange::at(data_offset, buf.len() as u64) {
+            self.shared.ahead.lock().read(place);
+        }
+        Ok(read)
     }
 
     /// Makes every chunk that touches `range` of the data file present. Dropping the
@@ -309,13 +319,21 @@ impl std::fmt::Debug for Layer {
 impl Shared {
     /// What newly claimed chunks (ascending) bring along of those that are `free`.
     fn along_with(&self, claimed: &[ChunkId], free: &dyn Fn(ChunkId) -> bool) -> Vec<ChunkId> {
-        let (index, config) = (self.file.index(), &self.config);
+        let index = self.file.index();
         let mut more = plan::siblings(index, claimed);
-        if let Some(last) = more.last().copied() {
-            let bytes_max = config.read_ahead_encoded_bytes;
-            let limits = self.limits(Priority::OnDemand);
-            more.extend(plan::ahead(index, last, bytes_max, limits, free));
+        let Some(last) = more.last().copied() else {
+            return more;
+        };
+        let mut ahead = self.ahead.lock();
+        let bytes_max = ahead.bytes(self.host.link());
+        let bytes_max = bytes_max.min(self.config.read_ahead_encoded_bytes_max);
+        let limits = self.limits(Priority::OnDemand);
+        let behind = plan::ahead(index, last, bytes_max, limits, free);
+        let chunks = behind.iter().filter_map(|id| plan::chunk(index, *id).ok());
+        for place in chunks.filter_map(|c| ByteRange::at(c.data_offset, c.len.into())) {
+            ahead.brought(place);
         }
+        more.extend(behind);
         more
     }
 

@@ -317,7 +317,7 @@ fn unmerged() -> LayerConfig {
             request_bytes_max: 1,
             total_bytes_max: u64::MAX,
         },
-        read_ahead_encoded_bytes: 0,
+        read_ahead_encoded_bytes_max: 0,
         ..LayerConfig::default()
     }
 }
@@ -445,7 +445,7 @@ async fn a_reader_that_goes_away_stops_nobody_else() {
 #[tokio::test]
 async fn chunks_of_one_member_come_together_and_neighbours_merge() {
     let config = LayerConfig {
-        read_ahead_encoded_bytes: 0,
+        read_ahead_encoded_bytes_max: 0,
         ..LayerConfig::default()
     };
     let bench = bench(&[&[5000, 6000, 7000], &[100], &[9000]], config);
@@ -514,7 +514,7 @@ async fn small_reads_in_a_row_cost_fewer_requests() {
     let members: Vec<&[u32]> = vec![&[4000]; 400];
     for (bytes, requests_max) in [(0, 400), (128 << 10, 30)] {
         let config = LayerConfig {
-            read_ahead_encoded_bytes: bytes,
+            read_ahead_encoded_bytes_max: bytes,
             ..LayerConfig::default()
         };
         let bench = bench(&members, config);
@@ -1036,7 +1036,7 @@ async fn random_reads_under_faults_equal_a_plain_copy() {
                 request_bytes_max: rng.random_range(1..300_000),
                 total_bytes_max: rng.random_range(1..600_000),
             },
-            read_ahead_encoded_bytes: rng.random_range(0..200_000),
+            read_ahead_encoded_bytes_max: rng.random_range(0..200_000),
             ..LayerConfig::default()
         };
         let bounds = EngineConfig {
