@@ -33,24 +33,12 @@ pub struct PrefetchOptions {
 }
 
 impl Default for PrefetchOptions {
-    /// For a profile of this very command.
+    /// Right also for a profile of another command: reads it did not foresee go first.
     fn default() -> Self {
         Self {
             batches_max: 3,
             first_bytes: 512 << 10,
             batch_bytes_max: 4 << 20,
-        }
-    }
-}
-
-impl PrefetchOptions {
-    /// For a profile that may be of something else: little at a time, so that reads it
-    /// did not foresee have the link nearly to themselves.
-    pub fn guess() -> Self {
-        Self {
-            batches_max: 1,
-            first_bytes: 512 << 10,
-            batch_bytes_max: 1 << 20,
         }
     }
 }

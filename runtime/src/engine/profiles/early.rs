@@ -88,10 +88,6 @@ fn wanted(
 ) -> Option<WantedPlaces> {
     let (profile, guess) = known.choose(command)?;
     let places = super::places_of(profile);
-    let options = match guess {
-        true => PrefetchOptions::guess(),
-        false => PrefetchOptions::default(),
-    };
     let used = ProfileUse {
         runs: profile.runs,
         guess,
@@ -103,5 +99,5 @@ fn wanted(
         failed: 0,
     };
     by.set(used).ok()?;
-    Some((places, options))
+    Some((places, PrefetchOptions::default()))
 }
