@@ -128,12 +128,15 @@ impl Decoder {
             let before = rest;
             let (produced, stop) = match state {
                 State::Stored => {
-                    out.spend(input.len())?;
-                    return sink(Run {
-                        encoded: input,
-                        decoded: input,
-                        stop: Stop::Anywhere,
-                    });
+                    for piece in input.chunks(BUFFER_LEN) {
+                        out.spend(piece.len())?;
+                        sink(Run {
+                            encoded: piece,
+                            decoded: piece,
+                            stop: Stop::Anywhere,
+                        })?;
+                    }
+                    return Ok(());
                 }
                 State::Gzip(inflater) => {
                     let produced = inflater.run(&mut rest, buffer)?;

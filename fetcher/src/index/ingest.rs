@@ -8,10 +8,12 @@
 //! limits on a layer's tables, whatever the size of the layer.
 
 mod locate;
+mod writer;
 
 use bytes::Bytes;
 
 use self::locate::Locator;
+use self::writer::{Work, Writer};
 use super::path::is_format_file;
 use super::tables::Tables;
 use super::tar::{Parser, Step};
@@ -105,17 +107,19 @@ impl<S: LayerSink> Ingest<S> {
                 tables: Tables::new(what),
                 locator: Locator::Stored,
                 at: Position::default(),
-                tar_hasher: plan.diff_id.map(|diff_id| Hasher::new(diff_id.algorithm())),
                 file: Payload::None,
-                sink,
+                writer: Writer::new(Work {
+                    tar_hasher: plan.diff_id.map(|diff_id| Hasher::new(diff_id.algorithm())),
+                    sink,
+                }),
             },
             broken: None,
             plan,
         }
     }
 
-    /// Takes the next encoded bytes. Errors of the sink and of limits come back at once;
-    /// errors of content wait for [`Ingest::finish`].
+    /// Takes the next encoded bytes. Errors of limits come back at once, those of the sink
+    /// soon; errors of content wait for [`Ingest::finish`].
     pub fn push(&mut self, encoded: &[u8]) -> Result<()> {
         self.received = self.received.saturating_add(encoded.len() as u64);
         if self.received > self.plan.blob_size {
@@ -185,7 +189,7 @@ impl<S: LayerSink> Ingest<S> {
                 .is_some_and(|diff_id| diff_id == self.plan.blob_digest)
         {
             // The blob is the tar: one hash says both.
-            self.unpack.tar_hasher = None;
+            self.unpack.writer.hash_nothing();
             self.plan.diff_id = None;
         }
         let decoder = stream::Decoder::new(compression, self.plan.decoded_len_max)?;
@@ -225,6 +229,16 @@ impl<S: LayerSink> Ingest<S> {
     }
 }
 
+impl<S: LayerSink + Send + 'static> Ingest<S> {
+    /// The same, that makes the digest of the tar and writes to the sink on a thread beside
+    /// the caller's. The sink sees what it would see without.
+    #[must_use]
+    pub fn beside(mut self) -> Self {
+        self.unpack.writer = self.unpack.writer.beside();
+        self
+    }
+}
+
 /// Names the layer in an error of a decoder, which knows of none.
 fn in_layer(blob_digest: &Digest, error: Error) -> Error {
     match error {
@@ -259,9 +273,8 @@ struct Unpack<S> {
     locator: Locator,
     /// After the step that is being looked at.
     at: Position,
-    tar_hasher: Option<Hasher>,
     file: Payload,
-    sink: S,
+    writer: Writer<S>,
 }
 
 /// What to do with the payload that is passing.
@@ -290,9 +303,7 @@ impl<S: LayerSink> Unpack<S> {
         let before = self.at;
         self.at.encoded = before.encoded.saturating_add(run.encoded.len() as u64);
         self.at.decoded = before.decoded.saturating_add(run.decoded.len() as u64);
-        if let Some(hasher) = &mut self.tar_hasher {
-            hasher.update(run.decoded);
-        }
+        self.writer.push(run.decoded)?;
         self.tar(run.decoded)?;
         self.locator.ran(run, self.at)
     }
@@ -354,8 +365,8 @@ impl<S: LayerSink> Unpack<S> {
             let room = usize::try_from(*len_max - *len).unwrap_or(usize::MAX);
             let (piece, after) = rest.split_at_checked(room).unwrap_or((rest, &[]));
             hasher.update(piece);
-            self.sink
-                .write_at(self.tables.chunk_offset() + u64::from(*len), piece)?;
+            let data_offset = self.tables.chunk_offset() + u64::from(*len);
+            self.writer.write(at, piece.len(), data_offset);
             *len = len.saturating_add(u32::try_from(piece.len()).unwrap_or(u32::MAX));
             at = at.saturating_add(piece.len() as u64);
             if *len == *len_max {
@@ -381,7 +392,8 @@ impl<S: LayerSink> Unpack<S> {
     }
 
     fn finish(self, blob: LayerBlob, diff_id: Option<&Digest>) -> Result<Ingested<S>> {
-        if let (Some(expected), Some(hasher)) = (diff_id, self.tar_hasher) {
+        let Work { tar_hasher, sink } = self.writer.finish()?;
+        if let (Some(expected), Some(hasher)) = (diff_id, tar_hasher) {
             let what = || format!("tar of layer {} (its diff_id)", blob.digest);
             codec::verify_stream(what, expected, hasher)?;
         }
@@ -392,7 +404,7 @@ impl<S: LayerSink> Unpack<S> {
         Ok(Ingested {
             index: self.tables.finish_with(blob, spans)?,
             details,
-            sink: self.sink,
+            sink,
         })
     }
 }
