@@ -33,6 +33,7 @@ mod gate;
 mod inflight;
 mod local;
 pub mod open;
+mod stream;
 mod window;
 
 use std::sync::Arc;
@@ -50,6 +51,7 @@ pub use self::engine::{EngineConfig, FetchEngine};
 use self::gate::{Ask, Pass, Ticket};
 use self::inflight::{Inflight, Mine};
 use crate::index::{ChunkId, LayerIndex};
+use crate::plan::whole::LayerFacts;
 use crate::plan::{self, PlanLimits};
 use crate::source::{BlobRef, BlobSource};
 use crate::store::{FlushPolicy, LayerFile};
@@ -254,6 +256,48 @@ impl Layer {
                 }
             }
         });
+    }
+
+    /// Starts to fetch everything that is missing: at once as what a start reads if it is
+    /// `soon` needed, else in the same way as [`Self::fill_all`]. Nobody waits for it.
+    pub fn fetch_rest(&self, soon: bool) {
+        if !soon {
+            return self.prefetch(u64::MAX);
+        }
+        let missing: Vec<ChunkId> = self.shared.file.missing_from(0).collect();
+        drop(self.shared.fetch(&missing, Priority::Profile, None));
+    }
+
+    /// Starts to record what is present; see [`LayerFile::flush`]. Nobody waits for it: what
+    /// a crash takes before it is done is fetched again.
+    pub fn flush_behind(&self) {
+        let shared = Arc::clone(&self.shared);
+        let flush = move || {
+            if let Err(error) = shared.file.flush() {
+                tracing::warn!(digest = %shared.blob.digest, %error, "layer could not be recorded");
+            }
+        };
+        // Owned and waited for by the tracker.
+        drop(self.shared.tasks.spawn_blocking(flush));
+    }
+
+    /// What decides whether it is fetched whole, by a profile that names `covered` of it.
+    pub fn facts(&self, covered: Option<&[ChunkId]>) -> LayerFacts {
+        let (shared, index) = (&self.shared, self.shared.file.index());
+        let total: u64 = index.chunks.iter().map(|c| u64::from(c.len)).sum();
+        let missing = total.saturating_sub(shared.file.present_bytes());
+        let named = |ids: &[ChunkId]| {
+            let ids = ids.iter().copied();
+            let absent: Vec<ChunkId> = ids.filter(|id| !shared.file.is_present(*id)).collect();
+            // One that cannot be fetched alone is not fetched early.
+            plan::whole::encoded_bytes(index, &absent).unwrap_or(0)
+        };
+        LayerFacts {
+            missing_bytes: plan::whole::part_of(shared.blob.size, missing, total),
+            covered_bytes: covered.map(named),
+            has_table: true,
+            link: Some(shared.host.link()),
+        }
     }
 
     /// Asks that these chunks, which a start reads, outlast others; see [`LayerFile::pin`].

@@ -6,6 +6,7 @@
 
 mod expand;
 mod shape;
+pub mod whole;
 
 use crate::index::{Chunk, ChunkId, LayerIndex};
 use crate::types::ByteRange;

@@ -219,6 +219,21 @@ fn ingest(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     Ok(())
 }
 
+/// Published first, recorded later.
+fn publish_and_flush(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    let index = index("lazy");
+    let mut ingest = store.begin_ingest(&index.blob_digest)?;
+    for id in 0..CHUNKS {
+        ingest.write_at(u64::from(id) * 4096, &chunk_bytes(id))?;
+    }
+    let file = ingest.publish(index, &[])?;
+    assert!(file.is_complete());
+    assert_eq!(check_layer(&file).len(), CHUNKS as usize);
+    file.flush()?;
+    acked.complete.insert("lazy");
+    Ok(())
+}
+
 fn ingest_over_a_partial_layer(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     let index = index("lazy");
     let file = store.create_layer(index.clone())?;
@@ -329,13 +344,14 @@ fn pin_and_trim(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     Ok(())
 }
 
-const SCENARIOS: [(&str, Scenario); 10] = [
+const SCENARIOS: [(&str, Scenario); 11] = [
     ("copy", copy),
     ("pin and trim", pin_and_trim),
     ("learn digests and flush", learn_and_flush),
     ("evict and fill again", evict_and_fill_again),
     ("fill and flush", fill_and_flush),
     ("ingest", ingest),
+    ("publish and flush", publish_and_flush),
     ("ingest over a partial layer", ingest_over_a_partial_layer),
     ("aborted ingest", aborted_ingest),
     ("remove", remove),

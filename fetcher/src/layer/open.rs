@@ -17,16 +17,18 @@ mod toc;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread::available_parallelism;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::stream::Stream;
 use super::{EngineConfig, FetchEngine, Layer, LayerConfig};
 use crate::index::estargz::TocLayer;
 use crate::index::ingest::{Ingest, IngestPlan};
 use crate::index::soci;
+use crate::plan::whole::{self, Share};
 use crate::source::{BlobRef, BlobSource};
 use crate::store::{LayerFile, LayerIngest, Store};
 use crate::task::blocking;
@@ -119,7 +121,9 @@ impl LayerOpener {
             return Ok((layer, OpenedBy::Toc));
         }
         let file = self.by_stream(request, received).await?;
-        Ok((self.layer(file, request), OpenedBy::Stream))
+        let layer = self.layer(file, request);
+        layer.flush_behind();
+        Ok((layer, OpenedBy::Stream))
     }
 
     fn turn(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
@@ -213,7 +217,10 @@ impl LayerOpener {
         let store = Arc::clone(&self.store);
         let file = blocking(move || store.create_layer(toc.index)).await?;
         let layer = self.layer(file, request);
-        if let Some(landmark) = toc.prefetch.filter(|_| request.fetch_landmark) {
+        // One that is fetched whole by its caller has no use for a landmark.
+        let is_lazy = || whole::decide(&layer.facts(None)).0 == Share::Lazy;
+        let landmark = toc.prefetch.filter(|_| request.fetch_landmark);
+        if let Some(landmark) = landmark.filter(|_| is_lazy()) {
             layer.prefetch(landmark.end());
         }
         Ok(layer)
@@ -225,20 +232,22 @@ impl LayerOpener {
         request: &LayerRequest,
         received: &AtomicU64,
     ) -> Result<Arc<LayerFile>> {
-        let mut body = self.source.read_all(&request.blob).await?;
+        let (source, engine) = (Arc::clone(&self.source), Arc::clone(&self.engine));
+        let mut body = Stream::new(source, request.blob.clone(), engine);
         let (pieces, inbox) = mpsc::channel(PIECES_WAITING_MAX);
         let (store, request) = (Arc::clone(&self.store), request.clone());
         // Spawned now, so that the channel is drained while the body is read.
         let worker = tokio::spawn(blocking(move || ingest(&store, &request, inbox)));
         let mut broken = None;
-        while let Some(piece) = body.next().await {
-            match piece {
-                Ok(piece) => {
+        loop {
+            match body.next().await {
+                Ok(Some(piece)) => {
                     received.fetch_add(piece.len() as u64, Ordering::Relaxed);
                     if pieces.send(piece).await.is_err() {
                         break; // the worker failed; its error says why
                     }
                 }
+                Ok(None) => break,
                 Err(error) => {
                     broken = Some(error);
                     break;
@@ -271,9 +280,12 @@ fn ingest(
         Some(request.diff_id),
     );
     let mut ingest = Ingest::new(plan, sink);
+    if available_parallelism().is_ok_and(|cores| cores.get() > 1) {
+        ingest = ingest.beside();
+    }
     while let Some(piece) = inbox.blocking_recv() {
         ingest.push(&piece)?;
     }
     let ingested = ingest.finish()?;
-    ingested.sink.commit(ingested.index, &ingested.details)
+    ingested.sink.publish(ingested.index, &ingested.details)
 }

@@ -63,11 +63,15 @@ impl Draft {
         self.dir.join(name)
     }
 
-    /// Makes the directory a whole layer, on the device, still under its private name.
+    /// Makes the directory a whole layer, on the device, still under its private name. Of
+    /// the data only what `bits` names has to be there: nothing if it names nothing.
     fn complete(&self, index: &LayerIndex, details: &[u8], bits: &Bitmap) -> Result<()> {
         let data = || {
             self.disk.set_len(&self.data, index.data_len)?;
-            self.disk.sync_data(&self.data)
+            match bits.ones().next() {
+                Some(_) => self.disk.sync_data(&self.data),
+                None => Ok(()),
+            }
         };
         data().map_err(|e| Error::io("write to", self.path(DATA), e))?;
         learned::create(&*self.disk, &self.dir, index)?;
@@ -145,6 +149,37 @@ impl LayerIngest {
     /// it open goes on reading the old one. Blocks on the device.
     /// `details` are those of the index's spans.
     pub fn commit(self, index: LayerIndex, details: &[u8]) -> Result<Arc<LayerFile>> {
+        let bits = Bitmap::full(chunk_count(&index)?);
+        self.complete(&index, details, &bits).map(|(file, _)| file)
+    }
+
+    /// Makes the layer visible, complete for this process, and records nothing of its data:
+    /// the next flush does. A crash before that leaves a layer of which nothing is present.
+    /// So nobody has to wait for the device, which may take as long as all the rest. A layer
+    /// with pieces that could not be fetched again is committed instead.
+    pub fn publish(self, index: LayerIndex, details: &[u8]) -> Result<Arc<LayerFile>> {
+        if index
+            .chunks
+            .iter()
+            .any(|chunk| chunk.encoding.blob().is_none())
+        {
+            return self.commit(index, details);
+        }
+        let bits = Bitmap::empty(chunk_count(&index)?);
+        let (file, is_ours) = self.complete(&index, details, &bits)?;
+        if is_ours {
+            file.adopt_all();
+        }
+        Ok(file)
+    }
+
+    /// The layer, and whether its data is what was written here.
+    fn complete(
+        self,
+        index: &LayerIndex,
+        details: &[u8],
+        bits: &Bitmap,
+    ) -> Result<(Arc<LayerFile>, bool)> {
         if index.blob_digest != self.digest {
             return Err(Error::Corrupt {
                 what: "the index of an ingested layer".to_owned(),
@@ -152,17 +187,16 @@ impl LayerIngest {
                 actual: index.blob_digest,
             });
         }
-        let bits = Bitmap::full(chunk_count(&index)?);
         self.store
-            .with_room(|| self.draft.complete(&index, details, &bits))?;
-        let file = publish_layer(
+            .with_room(|| self.draft.complete(index, details, bits))?;
+        let published = publish_layer(
             &self.store,
             self.draft,
             &self.digest,
             Existing::ReplacePartial,
         )?;
-        self.store.note_places(&index, details);
-        Ok(file)
+        self.store.note_places(index, details);
+        Ok(published)
     }
 }
 
@@ -193,15 +227,16 @@ pub(super) fn create_lazy(
     let bits = Bitmap::empty(chunk_count(index)?);
     let draft = Draft::new(store)?;
     store.with_room(|| draft.complete(index, details, &bits))?;
-    publish_layer(store, draft, &index.blob_digest, Existing::Keep)
+    publish_layer(store, draft, &index.blob_digest, Existing::Keep).map(|(file, _)| file)
 }
 
+/// The layer, and whether it is the draft and not one that was there.
 fn publish_layer(
     store: &Arc<Store>,
     draft: Draft,
     digest: &Digest,
     existing: Existing,
-) -> Result<Arc<LayerFile>> {
+) -> Result<(Arc<LayerFile>, bool)> {
     let to = store.layer_dir(digest);
     let _lock = store.lock()?;
     let current = match store.open_layer(digest) {
@@ -216,7 +251,7 @@ fn publish_layer(
     match current {
         Some(file) if existing == Existing::Keep || file.is_complete() => {
             file.settle()?;
-            return Ok(file);
+            return Ok((file, false));
         }
         Some(file) => {
             let _layer = super::file::lock_layer(&to)?;
@@ -226,10 +261,11 @@ fn publish_layer(
         }
         None => draft.publish(&to)?,
     }
-    store.open_layer(digest)?.ok_or_else(|| Error::NotFound {
+    let file = store.open_layer(digest)?.ok_or_else(|| Error::NotFound {
         what: format!("layer {digest}, which was just stored,"),
         host: String::new(),
-    })
+    })?;
+    Ok((file, true))
 }
 
 /// Whether the process that makes the thing in `dir` still lives.
