@@ -4,10 +4,12 @@
 //! A span is recorded when it ends; one that never ended is not in the record. Printing
 //! lives here too, so that `--trace` and the JSON can never tell different stories.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
+use lazarette_fetcher::plan::whole::{Share, Why};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -21,6 +23,7 @@ const BAR_CHARS: usize = 40;
 pub struct Trace {
     origin: Instant,
     spans: Arc<Mutex<Vec<Span>>>,
+    shares: Arc<Mutex<BTreeMap<usize, LayerShare>>>,
 }
 
 /// One step of a start.
@@ -35,6 +38,22 @@ pub struct Span {
     pub start_ms: f64,
     /// How long it took, ms.
     pub duration_ms: f64,
+}
+
+/// Whether a layer was fetched whole, and why.
+#[derive(Debug, Clone, Copy, Serialize, PartialEq)]
+pub struct LayerShare {
+    /// Layer number from the base up.
+    pub layer: usize,
+    /// What was decided.
+    pub share: Share,
+    /// What decided it.
+    pub why: Why,
+    /// Encoded bytes that were missing then, about.
+    pub missing_bytes: u64,
+    /// What of them the profile named; none without a profile of this command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub covered_bytes: Option<u64>,
 }
 
 /// Bytes and requests of one source.
@@ -61,6 +80,8 @@ pub struct StartRecord {
     pub image_layers: usize,
     /// Steps in order of their start.
     pub spans: Vec<Span>,
+    /// How each layer was fetched.
+    pub layers: Vec<LayerShare>,
     /// Until the first byte of output, or the exit if there was none, ms.
     pub ready_ms: f64,
     /// Until the first byte of output, ms.
@@ -100,7 +121,25 @@ impl Trace {
         Self {
             origin,
             spans: Arc::default(),
+            shares: Arc::default(),
         }
+    }
+
+    /// Notes how a layer is fetched; the first word on it stands.
+    pub fn shared(&self, share: LayerShare) {
+        tracing::debug!(
+            layer = share.layer,
+            share = ?share.share,
+            why = share.why.as_str(),
+            bytes = share.missing_bytes,
+            "decided how a layer is fetched"
+        );
+        self.shares.lock().entry(share.layer).or_insert(share);
+    }
+
+    /// How layers are fetched, as far as it has been decided.
+    pub fn shares(&self) -> Vec<LayerShare> {
+        self.shares.lock().values().copied().collect()
     }
 
     /// Starts a step.
@@ -183,6 +222,15 @@ impl StartRecord {
             "",
             bar(1.0, 0.0)
         );
+        for share in &self.layers {
+            let how = match share.share {
+                Share::Lazy => "lazily",
+                Share::Full => "whole",
+            };
+            let missing = human_bytes(share.missing_bytes);
+            let (number, why) = (share.layer, share.why.as_str());
+            let _ = writeln!(out, "layer {number} {how}: {why}, {missing} missing");
+        }
         for source in &self.sources {
             let _ = writeln!(
                 out,

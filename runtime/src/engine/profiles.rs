@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
 use lazarette_fetcher::db::Batch;
+use lazarette_fetcher::index::ChunkId;
 use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::plan::whole::{self, Share, Why};
 use lazarette_fetcher::prefetch::{Place, chunks_of};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
@@ -36,7 +38,7 @@ use crate::profile::{
     Touch, merge, watch,
 };
 use crate::spec;
-use crate::trace::Trace;
+use crate::trace::{LayerShare, Trace};
 use crate::{Error, Result};
 
 /// Recording and prefetching of one start; nothing of both with `--no-profile`.
@@ -48,8 +50,9 @@ struct Active {
     command: Command,
     recorder: Arc<Recorder>,
     prefetch: Option<Early>,
-    /// What this command is known to read, by layer; evicted last from now on.
-    reads: Places,
+    /// What this command is known to read, by layer, if anything is known; evicted last
+    /// from now on.
+    reads: Option<Places>,
     ready: Option<ReadyBy>,
     saving: Option<JoinHandle<()>>,
 }
@@ -81,8 +84,8 @@ impl Session {
         let command = Command::new(&words);
         let known = engine.known(image.manifest.digest).await;
         let reads = match known.as_ref().and_then(|known| known.choose(&command)) {
-            Some((profile, false)) => places_of(profile),
-            Some((_, true)) | None => Places::new(),
+            Some((profile, false)) => Some(places_of(profile)),
+            Some((_, true)) | None => None,
         };
         let prefetch = match request.mode {
             PullMode::Lazy => Early::begin(engine, image, &command, new).await,
@@ -112,6 +115,29 @@ impl Session {
         }
     }
 
+    /// Whether all of layer `number` is fetched, as `trace` is told, and the beginning of
+    /// that. What it does is behind readers, so a start never waits for it.
+    pub(super) fn share(&self, number: usize, layer: &Arc<Layer>, trace: &Trace) {
+        let reads = self.active.as_ref();
+        let reads = reads.and_then(|active| active.chunks(number, layer));
+        let facts = layer.facts(reads.as_deref());
+        let (share, why) = whole::decide(&facts);
+        trace.shared(LayerShare {
+            layer: number,
+            share,
+            why,
+            missing_bytes: facts.missing_bytes,
+            covered_bytes: facts.covered_bytes,
+        });
+        match (share, why) {
+            // A request or two, at once.
+            (Share::Full, Why::Small) => layer.fetch_rest(true),
+            // What the profile names goes first, in its own order.
+            (Share::Full, Why::Covered) => layer.fetch_rest(false),
+            (Share::Full | Share::Lazy, _) => {}
+        }
+    }
+
     /// Layer `number` can be read; what its mount is to read it through.
     pub(super) fn opened(&self, number: usize, layer: &Arc<Layer>) -> Arc<dyn LayerData> {
         let (Some(active), Ok(position)) = (&self.active, u32::try_from(number)) else {
@@ -120,9 +146,9 @@ impl Session {
         if let Some(early) = &active.prefetch {
             early.opened(number, layer);
         }
-        if let Some(places) = active.reads.get(&number) {
-            let plan = chunks_of(layer.index(), places.iter().copied());
-            layer.pin(plan.wanted.iter().map(|wanted| wanted.id).collect());
+        let reads = active.chunks(number, layer).filter(|ids| !ids.is_empty());
+        if let Some(ids) = reads {
+            layer.pin(ids);
         }
         active.recorder.tap(position, Arc::clone(layer))
     }
@@ -205,6 +231,16 @@ impl Session {
             engine.learn(image, active.command, touches).await;
         }
         report
+    }
+}
+
+impl Active {
+    /// What the command is known to read of a layer; none if nothing is known of it at all.
+    fn chunks(&self, number: usize, layer: &Layer) -> Option<Vec<ChunkId>> {
+        let places = self.reads.as_ref()?.get(&number);
+        let places = places.into_iter().flatten().copied();
+        let wanted = chunks_of(layer.index(), places).wanted;
+        Some(wanted.iter().map(|wanted| wanted.id).collect())
     }
 }
 

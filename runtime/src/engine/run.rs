@@ -176,6 +176,7 @@ impl Engine {
             let layer = puller
                 .layer(image, number, layer, session.landmarks())
                 .await?;
+            session.share(number, &layer, &puller.trace);
             let data = session.opened(number, &layer);
             let span = puller.trace.start("mount", Some(number));
             let mount = mount_layer(mounter.clone(), Arc::clone(&layer), data).await?;
@@ -199,6 +200,7 @@ impl Engine {
             image_bytes: image.layer_bytes(),
             image_layers: image.layers.len(),
             spans: trace.spans(),
+            layers: trace.shares(),
             ready_ms: first_byte_ms.unwrap_or(exit_ms),
             first_byte_ms,
             exit_ms,

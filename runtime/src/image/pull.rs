@@ -10,12 +10,13 @@ use std::sync::{Arc, OnceLock};
 use lazarette_fetcher::Result;
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OfferedIndex, OpenedBy};
+use lazarette_fetcher::plan::whole::{Share, Why};
 use lazarette_fetcher::types::Digest;
 use parking_lot::Mutex;
 
 use super::soci::Ztocs;
 use super::{Image, ImageLayer};
-use crate::trace::Trace;
+use crate::trace::{LayerShare, Trace};
 
 /// Layers opened at once. Indexes are small and wait on the network; whole layers are
 /// bound by two or three cores anyway.
@@ -182,6 +183,15 @@ impl Puller {
             OpenedBy::Toc => 2,
             OpenedBy::Stream => 4,
         });
+        if by == OpenedBy::Stream {
+            self.trace.shared(LayerShare {
+                layer: number,
+                share: Share::Full,
+                why: Why::NoTable,
+                missing_bytes: layer.descriptor.size,
+                covered_bytes: None,
+            });
+        }
         if self.mode == PullMode::Full {
             self.fill(&opened, number, &progress).await?;
         }
