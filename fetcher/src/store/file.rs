@@ -132,7 +132,17 @@ impl LayerFile {
         let data = File::options().read(true).write(true).open(&path);
         let data = data.map_err(err("open"))?;
         let meta = data.metadata().map_err(err("inspect"))?;
-        if meta.len() != index.data_len {
+        // Not in the middle of an eviction: its holes could still come over what is put here.
+        let lock = lock_layer(dir)?;
+        let seen = store.evictions.now()?;
+        let stored = read_bitmap(dir, count)?;
+        drop(lock);
+        let is_empty = stored.words.iter().all(|word| *word == 0);
+        if meta.len() < index.data_len && is_empty {
+            // Its length is promised only with the first bit; a crash may have come before.
+            let disk = &store.disk;
+            disk.set_len(&data, index.data_len).map_err(err("extend"))?;
+        } else if meta.len() != index.data_len {
             let detail = format!(
                 "it has {} bytes where the index says {}; remove the layer and pull again",
                 meta.len(),
@@ -140,11 +150,6 @@ impl LayerFile {
             );
             return Err(Error::malformed(path.display().to_string(), detail));
         }
-        // Not in the middle of an eviction: its holes could still come over what is put here.
-        let lock = lock_layer(dir)?;
-        let seen = store.evictions.now()?;
-        let stored = read_bitmap(dir, count)?;
-        drop(lock);
         let extents = u32::try_from(index.data_len / EXTENT_BYTES).unwrap_or(u32::MAX - 1);
         let file = Self {
             bits: Bitmap::empty(count),

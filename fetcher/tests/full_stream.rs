@@ -1,0 +1,202 @@
+//! Layers without a table through an opener and a registry: how many requests they take, and
+//! what is left of them after trouble.
+
+#![expect(clippy::unwrap_used, reason = "what cannot be set up fails the test")]
+
+use std::io::Cursor;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use lazarette_fetcher::Error;
+use lazarette_fetcher::codec::deflate::MemberCompressor;
+use lazarette_fetcher::index::write::{Options, write_layer};
+use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
+use lazarette_fetcher::layer::{EngineConfig, FetchEngine, Layer};
+use lazarette_fetcher::plan::whole::{Share, Why, decide};
+use lazarette_fetcher::source::{RegistrySource, SourceConfig};
+use lazarette_fetcher::store::Store;
+use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
+use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference};
+
+/// Bytes that hardly compress.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        state.to_le_bytes()[7]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = Vec::new();
+    for (name, bytes) in files {
+        let mut header = [0_u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..107].copy_from_slice(b"0000644");
+        header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
+        header[156] = b'0';
+        header[148..156].copy_from_slice(b"        ");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        tar.extend_from_slice(&header);
+        tar.extend_from_slice(bytes);
+        tar.resize(tar.len().next_multiple_of(512), 0);
+    }
+    tar.resize(tar.len() + 1024, 0);
+    tar
+}
+
+/// A node of little memory, so that parts are of 64 KiB, and the registry it pulls from.
+struct World {
+    registry: FakeRegistry,
+    store: Arc<Store>,
+    engine: Arc<FetchEngine>,
+    opener: LayerOpener,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let source = Arc::new(RegistrySource::new(SourceConfig::default()).unwrap());
+        let engine = FetchEngine::new(EngineConfig {
+            memory_bytes_max: 512 << 10,
+            ..EngineConfig::default()
+        });
+        let opener = LayerOpener::new(Arc::clone(&store), source);
+        Self {
+            registry: FakeRegistry::start().await,
+            opener: opener.fetching_with(Arc::clone(&engine)),
+            store,
+            engine,
+            _dir: dir,
+        }
+    }
+
+    async fn open(
+        &self,
+        layer: &Descriptor,
+        diff_id: Digest,
+    ) -> lazarette_fetcher::Result<(Arc<Layer>, OpenedBy)> {
+        let reference = format!("{}/a/b:t", self.registry.url_host());
+        let repository = Reference::parse(&reference).unwrap().repository().clone();
+        let request = LayerRequest::new(repository, layer, diff_id)?;
+        self.opener.open(&request, &AtomicU64::new(0)).await
+    }
+
+    fn add_gzip(&self, tar: &[u8]) -> Descriptor {
+        let blob = MemberCompressor::new(1).compress(tar);
+        let size = blob.len() as u64;
+        let digest = self.registry.add_blob(blob);
+        Descriptor::new(MediaType::OciLayerGzip, digest, size)
+    }
+}
+
+fn read_file(layer: &Layer, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    assert!(layer.file().read_at(0, &mut bytes).unwrap());
+    bytes
+}
+
+#[tokio::test]
+async fn a_layer_is_whole_whatever_happens_to_its_parts() {
+    let content = noise(700_000);
+    let tar = tar(&[("big", &content)]);
+    let table: [(&str, &[Fault], bool, usize); 5] = [
+        ("nothing", &[], false, 2),
+        (
+            "its first part breaks",
+            &[Fault::CloseAfter(10_000)],
+            false,
+            3,
+        ),
+        ("no ranges", &[], true, 2),
+        ("a refusal", &[Fault::Status(503, None)], false, 3),
+        (
+            "it breaks twice",
+            &[Fault::CloseAfter(1), Fault::CloseAfter(40_000)],
+            false,
+            4,
+        ),
+    ];
+    for (case, faults, no_ranges, requests) in table {
+        let world = World::new().await;
+        let layer = world.add_gzip(&tar);
+        for fault in faults {
+            world.registry.script_on(Endpoint::Blob, fault.clone());
+        }
+        if no_ranges {
+            world.registry.always(Endpoint::Blob, Fault::IgnoreRange);
+        }
+        let (layer, by) = world.open(&layer, Digest::sha256(&tar)).await.unwrap();
+        assert_eq!(by, OpenedBy::Stream, "{case}");
+        assert!(layer.file().is_complete(), "{case}");
+        assert!(read_file(&layer, content.len()) == content, "{case}");
+        assert_eq!(
+            world.registry.ranges().len(),
+            requests,
+            "{case}: {:?}",
+            world.registry.ranges()
+        );
+        assert_eq!(world.engine.memory_bytes(), 0, "{case}");
+        layer.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_layer_with_wrong_bytes_never_shows() {
+    let tar = tar(&[("big", &noise(700_000))]);
+    let world = World::new().await;
+    let layer = world.add_gzip(&tar);
+    world
+        .registry
+        .script_on(Endpoint::Blob, Fault::CorruptBytes);
+    let error = world.open(&layer, Digest::sha256(&tar)).await.map(drop);
+    assert!(matches!(error, Err(Error::Corrupt { .. })), "{error:?}");
+    assert!(world.store.open_layer(&layer.digest).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_small_layer_without_a_table_is_one_request() {
+    let tar = tar(&[("small", &noise(50_000))]);
+    let world = World::new().await;
+    let layer = world.add_gzip(&tar);
+    let (layer, _) = world.open(&layer, Digest::sha256(&tar)).await.unwrap();
+    assert_eq!(world.registry.ranges(), [""]);
+    layer.close().await.unwrap();
+    drop((layer, world.opener));
+}
+
+#[tokio::test]
+async fn a_small_layer_with_a_table_is_one_request_for_data() {
+    let files: Vec<(String, Vec<u8>)> = (0..40)
+        .map(|i| (format!("f{i:02}"), noise(100 + i * 97)))
+        .collect();
+    let borrowed: Vec<(&str, &[u8])> = files.iter().map(|(n, b)| (&**n, &**b)).collect();
+    let tar = tar(&borrowed);
+    let mut blob = Vec::new();
+    let options = Options::default();
+    let written = write_layer("x", &mut Cursor::new(&tar), &mut blob, &options).unwrap();
+    let world = World::new().await;
+    let size = blob.len() as u64;
+    let digest = world.registry.add_blob(blob);
+    let mut layer = Descriptor::new(MediaType::OciLayerGzip, digest, size);
+    let notes = written.annotations.into_iter();
+    layer.annotations = notes.map(|(key, value)| (key.to_owned(), value)).collect();
+    let (layer, by) = world.open(&layer, written.diff_id).await.unwrap();
+    assert_eq!(by, OpenedBy::Toc);
+    let before = world.registry.ranges().len();
+    let facts = layer.facts(None);
+    assert_eq!(decide(&facts), (Share::Full, Why::Small), "{facts:?}");
+    layer.fetch_rest(true);
+    // Waits for what is on its way.
+    layer.fill_all().await.unwrap();
+    assert!(layer.file().is_complete());
+    assert_eq!(decide(&layer.facts(None)), (Share::Full, Why::Complete));
+    let asked = world.registry.ranges().split_off(before);
+    assert_eq!(asked.len(), 1, "{asked:?}");
+}
