@@ -235,14 +235,25 @@ async fn read_members(
     let mut read = Read::default();
     let mut members = request.members.iter().peekable();
     while let Some(member) = members.next() {
-        let taken = window.take(place(request, member)?, &mut received).await;
+        let next = |next: Option<&&Member>| match next {
+            Some(next) => place(request, next).map(|next| Some(next.start())),
+            None => Ok(None),
+        };
+        let behind = next(members.peek())?;
+        let taken = window
+            .take(place(request, member)?, behind, &mut received)
+            .await;
         let encoded = taken.map_err(|short| broken(shared, request, short))?;
         let mut batch = vec![(member.clone(), encoded)];
         // What came in the same piece costs no further hop.
-        while let Some(next) = members.peek()
-            && let Some(encoded) = window.ready(place(request, next)?)
-        {
-            batch.extend(members.next().map(|member| (member.clone(), encoded)));
+        let mut rest = members.clone();
+        while let Some(member) = rest.next() {
+            let behind = next(rest.peek())?;
+            let Some(encoded) = window.ready(place(request, member)?, behind) else {
+                break;
+            };
+            batch.push((member.clone(), encoded));
+            members.clone_from(&rest);
         }
         read.corrupt.extend(store(shared, mine, batch).await?);
         if let Some(next) = members.peek()
