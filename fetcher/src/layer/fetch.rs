@@ -26,6 +26,7 @@ use super::{Shared, closed, first};
 use crate::codec;
 use crate::index::ChunkId;
 use crate::plan::{self, Member, Request};
+use crate::task::blocking;
 use crate::types::ByteRange;
 use crate::{Error, Result};
 
@@ -195,10 +196,20 @@ async fn try_request(
         // The one more time.
         let alone = Request::of(bad.member);
         for bad in read_members(shared, mine, &alone, pass).await?.corrupt {
+            doubt(shared, &bad.member).await;
             mine.finish(&bad.member.chunks, &Err(Arc::new(bad.error)));
         }
     }
     Ok(read.left)
+}
+
+/// Tells the layer of a member that twice was not right: it may be its own fault.
+async fn doubt(shared: &Shared, member: &Member) {
+    let (file, chunk) = (Arc::clone(&shared.file), member.chunks.first().copied());
+    let told = blocking(move || chunk.map_or(Ok(()), |id| file.doubt(id))).await;
+    if let Err(error) = told {
+        tracing::warn!(digest = %shared.blob.digest, %error, "cannot go back to another index");
+    }
 }
 
 /// What became of a request.

@@ -275,5 +275,6 @@ fn ingest(
         ingest.push(&piece)?;
     }
     let ingested = ingest.finish()?;
-    ingested.sink.commit(ingested.index, &ingested.details)
+    let sink = ingested.sink.with_seams(ingested.seams);
+    sink.commit(ingested.index, &ingested.details)
 }
