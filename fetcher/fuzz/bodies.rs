@@ -12,6 +12,7 @@ use lazarette_fetcher::codec::unpack::decoder;
 use lazarette_fetcher::codec::{self, Packer};
 use lazarette_fetcher::index::details::SpanDetails;
 use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
+use lazarette_fetcher::index::seams::{Seam, Seams};
 use lazarette_fetcher::index::tar::{Parser, Step};
 use lazarette_fetcher::index::write::{Flavour, Format, Options, write_layer};
 use lazarette_fetcher::index::{estargz, soci, wire, zstdchunked};
@@ -200,6 +201,30 @@ fn check_wire(bytes: &[u8]) {
         let details = vec![0; usize::try_from(len).expect("64 bits")];
         let again = wire::encode(&index, &details).expect("memory");
         assert_eq!(wire::decode(&again).expect("what was encoded"), index);
+    }
+}
+
+/// What a layer's index is shaped by, with and without a right checksum: [`Seams::parse`].
+pub(crate) fn fuzz_seams(data: &[u8]) {
+    check_seams(data);
+    let tables = Packer::new()
+        .and_then(|mut packer| packer.pack(data))
+        .expect("memory");
+    let mut sealed = b"LAZSEAMS\x01\0\0\0".to_vec();
+    sealed.extend_from_slice(&crc32fast::hash(&tables).to_le_bytes());
+    for len in [tables.len(), data.len(), 0] {
+        sealed.extend_from_slice(&(len as u64).to_le_bytes());
+    }
+    sealed.extend_from_slice(&tables);
+    check_seams(&sealed);
+}
+
+fn check_seams(bytes: &[u8]) {
+    if let Ok(seams) = Seams::parse(bytes.to_vec().into()) {
+        let ascend =
+            |pair: &[Seam]| pair[0].start < pair[1].start && pair[0].decoded < pair[1].decoded;
+        assert!(seams.seams.windows(2).all(ascend));
+        let _ = seams.frame(0);
     }
 }
 

@@ -17,6 +17,8 @@ pub mod estargz;
 pub mod ingest;
 mod limits;
 mod path;
+pub mod seams;
+pub mod shape;
 pub mod soci;
 mod tables;
 pub mod tar;

@@ -19,6 +19,10 @@ pub(crate) use expand::{ahead, first_bytes, siblings};
 /// the chunk decodes all of them.
 pub const MEMBER_SPAN_MAX: u64 = 128 << 20;
 
+/// Encoded bytes that two pieces may have in common and still be of one request: a chunk
+/// that begins in a span of gzip and ends in the next, where the other is wanted too.
+const OVERLAP_BYTES_MAX: u64 = 128 << 10;
+
 /// What a request may be. All in encoded bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanLimits {
@@ -136,9 +140,12 @@ pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Resul
         let joined = last.and_then(|request| join(request, gaps, member.blob, limits));
         let gap = match joined {
             Some(Joined::Over(gap)) => gap,
-            Some(Joined::Beside) | None => 0,
+            Some(Joined::Into(_) | Joined::Beside) | None => 0,
         };
-        let grows = gap.saturating_add(member.blob.len());
+        let grows = match joined {
+            Some(Joined::Into(new)) => new,
+            _ => gap.saturating_add(member.blob.len()),
+        };
         let fits = total.saturating_add(grows) <= limits.total_bytes_max;
         if !plan.rest.is_empty() || !fits && !plan.requests.is_empty() {
             plan.rest.extend(member.chunks);
@@ -149,7 +156,9 @@ pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Resul
             (Some(joined), Some(request)) => {
                 gaps += gap;
                 match (joined, request.parts.last_mut()) {
-                    (Joined::Over(_), Some(part)) => *part = part.cover(&member.blob),
+                    (Joined::Over(_) | Joined::Into(_), Some(part)) => {
+                        *part = part.cover(&member.blob)
+                    }
                     _ => request.parts.push(member.blob),
                 }
                 request.members.push(member);
@@ -169,14 +178,25 @@ pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Resul
 enum Joined {
     /// With the last part, over a gap of so many bytes.
     Over(u64),
+    /// With the last part, which has its first bytes already, and so many new ones.
+    Into(u64),
     /// As a part of its own.
     Beside,
 }
 
 /// How `next` goes into `request`, which has `gaps` unwanted bytes, if that is allowed and
-/// worth it. Never for parts that overlap: who takes a request apart takes each byte once.
+/// worth it. One that begins in the last piece goes with it as far as that has to be held
+/// no longer for it than [`OVERLAP_BYTES_MAX`].
 fn join(request: &Request, gaps: u64, next: ByteRange, limits: PlanLimits) -> Option<Joined> {
-    let gap = next.start().checked_sub(request.parts.last()?.end())?;
+    let end = request.parts.last()?.end();
+    let Some(gap) = next.start().checked_sub(end) else {
+        let last = request.members.last()?.blob;
+        let new = next.end().checked_sub(end)?;
+        let follows = last.end() == end && next.start() > last.start();
+        let is_short = end.saturating_sub(next.start()) <= OVERLAP_BYTES_MAX;
+        let fits = request.len().saturating_add(new) <= limits.request_bytes_max;
+        return (follows && is_short && fits).then_some(Joined::Into(new));
+    };
     let apart = request.len().saturating_add(next.len());
     let together = apart.saturating_add(gap);
     let gaps = gaps.saturating_add(gap);

@@ -12,6 +12,8 @@
 //! <root>/chunks                           a hint: where the bytes of a digest may be
 //! <root>/content/<algorithm>-<hex>        a small blob (manifest, config), whole
 //! <root>/layers/<algorithm>-<hex>/index   file and chunk tables
+//! <root>/layers/<algorithm>-<hex>/index.plain  the index as it was made, where it was shaped
+//! <root>/layers/<algorithm>-<hex>/seams   a help: what shaping the index takes
 //! <root>/layers/<algorithm>-<hex>/bitmap  which chunks are present
 //! <root>/layers/<algorithm>-<hex>/data    payloads of files, sparse
 //! <root>/layers/<algorithm>-<hex>/learned digests of chunks, where the index lacks them
@@ -63,7 +65,7 @@ pub use blobs::BLOB_BYTES_MAX;
 pub use check::{BlobCheck, StoreCheck};
 pub use copy::Copied;
 pub use evict::{Bounds, Evicted, Space, Trim};
-pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage, PIN_TIME};
+pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage, PIN_TIME, Shaped};
 pub use ingest::LayerIngest;
 
 /// Longest wait for another process that publishes or removes. Those take milliseconds;
@@ -145,6 +147,10 @@ impl Store {
         let dir = self.layer_dir(digest);
         let (index, details) = match details::open(&dir.join(file::INDEX)) {
             Ok(opened) => opened,
+            Err(error @ Error::Malformed { .. }) if dir.join(file::PLAIN).exists() => {
+                tracing::warn!(%digest, %error, "going back to the index as it was made");
+                details::open(&dir.join(file::PLAIN))?
+            }
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return self.absent_or_damaged(&dir);
             }

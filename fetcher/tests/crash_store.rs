@@ -11,11 +11,12 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use lazarette_fetcher::codec;
-use lazarette_fetcher::index::ingest::LayerSink as _;
+use lazarette_fetcher::codec::deflate::MemberCompressor;
+use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
 use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex, Span};
 use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
 use lazarette_fetcher::store::disk::{Disk, RealDisk, Stretch};
@@ -38,6 +39,8 @@ fn chunk_bytes(id: ChunkId) -> Vec<u8> {
 /// The layers of [`copy`]: large enough for their blocks to be shared.
 const LARGE: [&str; 2] = ["large", "other large"];
 const LARGE_LEN: u32 = 33_000;
+/// The layer of [`shape`].
+const STREAMED: &str = "streamed";
 
 /// A layer of one file per chunk, with padding between them.
 fn index(name: &str) -> LayerIndex {
@@ -177,6 +180,8 @@ struct Acked {
     copied: BTreeSet<ChunkId>,
     /// Layers that must be complete.
     complete: BTreeSet<&'static str>,
+    /// Whether the streamed layer must have another index than it was made with, or must not.
+    shaped: Option<bool>,
     /// Layers that must be gone.
     removed: BTreeSet<&'static str>,
     /// Blobs that must be there.
@@ -344,7 +349,119 @@ fn pin_and_trim(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     Ok(())
 }
 
-const SCENARIOS: [(&str, Scenario); 11] = [
+/// A gzip layer, streamed once, and what of it starts read.
+struct Streamed {
+    index: LayerIndex,
+    details: Vec<u8>,
+    seams: Option<Vec<u8>>,
+    payload: Vec<u8>,
+    hot: ChunkId,
+}
+
+/// Keeps payloads that follow one another.
+struct Memory(Vec<u8>);
+
+impl LayerSink for Memory {
+    fn write_at(&mut self, _: u64, bytes: &[u8]) -> Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+fn streamed() -> &'static Streamed {
+    static STREAMED: LazyLock<Streamed> = LazyLock::new(|| {
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24).to_le_bytes()[0] & 0x3f
+        };
+        let payload: Vec<u8> = (0..320 << 10).map(|_| next()).collect();
+        let mut header = [0_u8; 512];
+        header[..4].copy_from_slice(b"file");
+        header[100..107].copy_from_slice(b"0000644");
+        header[124..135].copy_from_slice(format!("{:011o}", payload.len()).as_bytes());
+        header[156] = b'0';
+        header[148..156].copy_from_slice(b"        ");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let tar = [&header[..], &payload, &[0; 1024]].concat();
+        let blob = MemberCompressor::new(6).compress(&tar);
+        let plan = IngestPlan::new(Digest::sha256(&blob), blob.len() as u64, None);
+        let mut ingest = Ingest::new(plan, Memory(Vec::new()));
+        ingest.push(&blob).unwrap();
+        let ingested = ingest.finish().unwrap();
+        assert_eq!(ingested.sink.0, payload);
+        Streamed {
+            index: ingested.index,
+            details: ingested.details.to_vec(),
+            seams: ingested.seams,
+            payload,
+            hot: 4,
+        }
+    });
+    &STREAMED
+}
+
+/// A layer gets an index that was made for its starts.
+fn shape(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    let streamed = streamed();
+    let mut ingest = store.begin_ingest(&streamed.index.blob_digest)?;
+    ingest.write_at(0, &streamed.payload)?;
+    let ingest = ingest.with_seams(streamed.seams.clone());
+    let file = ingest.commit(streamed.index.clone(), &streamed.details)?;
+    acked.complete.insert(STREAMED);
+    let shaped = file.shape(&[streamed.hot])?.expect("it is worth it");
+    assert!(shaped.after_bytes < shaped.before_bytes);
+    acked.shaped = Some(true);
+    Ok(())
+}
+
+/// It turns out to be wrong.
+fn shape_and_doubt(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    shape(store, acked)?;
+    let file = store.open_layer(&streamed().index.blob_digest)?;
+    let file = file.expect("it was made");
+    assert_ne!(file.index().spans, streamed().index.spans);
+    acked.shaped = None;
+    file.doubt(streamed().hot)?;
+    acked.shaped = Some(false);
+    Ok(())
+}
+
+/// Whole with either index, and with the one that was acknowledged.
+fn check_streamed(store: &Store, acked: &Acked, when: &str) {
+    let file = store.open_layer(&streamed().index.blob_digest);
+    let file = file.unwrap_or_else(|e| panic!("{when}: streamed layer: {e}"));
+    assert!(
+        file.is_some() || !acked.complete.contains(STREAMED),
+        "{when}"
+    );
+    let Some(file) = file else {
+        return;
+    };
+    assert!(file.is_complete(), "{when}");
+    for span in 0..u32::try_from(file.index().spans.len()).unwrap() {
+        file.span_details(span).unwrap();
+    }
+    let checked = file.check_all().unwrap();
+    assert_eq!(checked.dropped, Vec::<ChunkId>::new(), "{when}");
+    let mut read = vec![0; streamed().payload.len()];
+    assert!(
+        file.read_at(0, &mut read).unwrap() && read == streamed().payload,
+        "{when}"
+    );
+    if let Some(shaped) = acked.shaped {
+        assert_eq!(
+            shaped,
+            file.index().spans != streamed().index.spans,
+            "{when}"
+        );
+    }
+}
+
+const SCENARIOS: [(&str, Scenario); 13] = [
+    ("shape", shape),
+    ("shape and doubt", shape_and_doubt),
     ("copy", copy),
     ("pin and trim", pin_and_trim),
     ("learn digests and flush", learn_and_flush),
@@ -405,6 +522,7 @@ fn check(root: &Path, acked: &Acked, when: &str) {
         }
         assert!(name != "aborted" || file.is_none(), "{when}");
     }
+    check_streamed(&store, acked, when);
     for digest in store.blobs().unwrap() {
         // Verifies: a damaged blob would come back as absent.
         assert!(

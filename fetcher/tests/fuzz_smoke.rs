@@ -6,6 +6,9 @@
 use std::io::{Read as _, Write as _};
 use std::process::Command;
 
+use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
+use lazarette_fetcher::types::Digest;
+
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
 
@@ -206,6 +209,31 @@ fn tar_stream() {
 #[test]
 fn index_file() {
     smoke(bodies::fuzz_wire, &[INDEX, &INDEX[24..]]);
+}
+
+#[test]
+fn seams_file() {
+    struct Nowhere;
+    impl LayerSink for Nowhere {
+        fn write_at(&mut self, _: u64, _: &[u8]) -> lazarette_fetcher::Result<()> {
+            Ok(())
+        }
+    }
+    // A member for each 40 KiB, so that there are blocks.
+    let tar = [tar("--format=gnu"), vec![0; 300_000]].concat();
+    let blob: Vec<u8> = tar.chunks(40_000).flat_map(gzip).collect();
+    let plan = IngestPlan::new(Digest::sha256(&blob), blob.len() as u64, None);
+    let mut ingest = Ingest::new(plan, Nowhere);
+    ingest.push(&blob).expect("a right layer");
+    let seams = ingest.finish().expect("a right layer").seams;
+    // A digest, two seams, two gaps, a frame of four bytes that is not there.
+    let body = [
+        &[1][..],
+        &[7; 32],
+        &[2, 10, 0, 0, 90, 3, 80, 2, 9, 9, 1, 4, 0, 0, 0, 0],
+    ];
+    let seams = seams.expect("two blocks");
+    smoke(bodies::fuzz_seams, &[&seams, &body.concat()]);
 }
 
 #[test]

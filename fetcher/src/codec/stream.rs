@@ -20,6 +20,9 @@ pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// Decoded bytes are handed on in pieces of at most this size. What is read of a blob to
 /// get at a piece is known to as many decoded bytes.
 const BUFFER_LEN: usize = 64 << 10;
+/// The same of gzip. How far the encoded bytes of a chunk reach is known to this many decoded
+/// bytes, and what a start reads too much of them adds up.
+const GZIP_BUFFER_LEN: usize = 8 << 10;
 
 /// How the tar inside a blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,7 +109,7 @@ impl Decoder {
             Compression::Stored => (State::Stored, Vec::new()),
             Compression::Gzip => {
                 let inflater = Inflater::stopping_at_blocks()?;
-                (State::Gzip(Box::new(inflater)), vec![0; BUFFER_LEN])
+                (State::Gzip(Box::new(inflater)), vec![0; GZIP_BUFFER_LEN])
             }
             Compression::Zstd => (State::Zstd(Zstd::new()?), vec![0; BUFFER_LEN]),
         };

@@ -6,6 +6,8 @@
 
 pub(super) mod sys;
 
+use std::collections::HashMap;
+
 use self::sys::WINDOW_LEN;
 use super::gzip::Inflater;
 use super::pieces::fill_decoded;
@@ -13,6 +15,8 @@ use crate::Result;
 
 /// Decoded bytes after a place in which it can be referred back past it.
 pub const REACH: usize = WINDOW_LEN;
+/// Bytes that deflate copies at least.
+const COPY_LEN_MIN: usize = 3;
 
 /// `window` with zeros for all that is not needed to decode what follows it: `decoded`, at
 /// least [`REACH`] bytes or all there are, of `encoded`, of whose first byte only the
@@ -46,6 +50,38 @@ pub fn sparse_window(encoded: &[u8], bits: u8, window: &[u8], decoded: &[u8]) ->
         keep(usize::from(u16::from_le_bytes([byte, byte])));
     }
     Ok(needed)
+}
+
+/// `window` with zeros for what cannot be needed to decode what follows it, however that is
+/// encoded: `next`, at least [`REACH`] bytes or all there are. Without the encoded bytes it
+/// leaves more than [`sparse_window`] does.
+///
+/// Deflate copies three bytes at least, from at most [`REACH`] before. So a byte is needed
+/// only if it is one of three in a row that are there again behind the place, near enough.
+pub fn likely_window(window: &[u8], next: &[u8]) -> Vec<u8> {
+    let next = next.get(..REACH).unwrap_or(next);
+    let mut first: HashMap<[u8; COPY_LEN_MIN], usize> = HashMap::with_capacity(next.len());
+    for (at, three) in next.windows(COPY_LEN_MIN).enumerate() {
+        if let Ok(three) = three.try_into() {
+            first.entry(three).or_insert(at);
+        }
+    }
+    let around = [window, next.get(..COPY_LEN_MIN - 1).unwrap_or(next)].concat();
+    let mut needed = vec![0; window.len()];
+    for (at, three) in around.windows(COPY_LEN_MIN).enumerate() {
+        // From the oldest byte of a whole window it is REACH to the place itself.
+        let before = window.len().saturating_sub(at);
+        let is_again = first
+            .get(three)
+            .is_some_and(|behind| before.saturating_add(*behind) <= REACH);
+        if is_again {
+            let run = at..at.saturating_add(COPY_LEN_MIN).min(window.len());
+            if let (Some(to), Some(from)) = (needed.get_mut(run.clone()), window.get(run)) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+    needed
 }
 
 fn decode(encoded: &[u8], bits: u8, window: &[u8], len: usize) -> Result<Vec<u8>> {

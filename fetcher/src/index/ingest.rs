@@ -15,6 +15,7 @@ use bytes::Bytes;
 use self::locate::Locator;
 use self::writer::{Work, Writer};
 use super::path::is_format_file;
+use super::seams::{Recorder, Seam};
 use super::tables::Tables;
 use super::tar::{Parser, Step};
 use super::{FileKind, LayerBlob, LayerFormat, LayerIndex};
@@ -75,6 +76,8 @@ pub struct Ingested<S> {
     pub index: LayerIndex,
     /// The details of its spans, one after another.
     pub details: Bytes,
+    /// What it takes to shape the index later ([`super::seams`]), where it can be shaped.
+    pub seams: Option<Vec<u8>>,
     /// Where its payloads went.
     pub sink: S,
 }
@@ -106,6 +109,7 @@ impl<S: LayerSink> Ingest<S> {
                 parser: Some(Parser::new(what.clone())),
                 tables: Tables::new(what),
                 locator: Locator::Stored,
+                recorder: None,
                 at: Position::default(),
                 file: Payload::None,
                 writer: Writer::new(Work {
@@ -194,6 +198,10 @@ impl<S: LayerSink> Ingest<S> {
         }
         let decoder = stream::Decoder::new(compression, self.plan.decoded_len_max)?;
         self.unpack.locator = Locator::new(compression);
+        self.unpack.recorder = match compression {
+            stream::Compression::Gzip => Some(Recorder::new()?),
+            stream::Compression::Stored | stream::Compression::Zstd => None,
+        };
         self.decoder = Some((compression, decoder));
         let head = std::mem::take(&mut self.head);
         self.feed(&head)
@@ -271,6 +279,8 @@ struct Unpack<S> {
     parser: Option<Parser>,
     tables: Tables,
     locator: Locator,
+    /// Of gzip.
+    recorder: Option<Recorder>,
     /// After the step that is being looked at.
     at: Position,
     file: Payload,
@@ -305,7 +315,25 @@ impl<S: LayerSink> Unpack<S> {
         self.at.decoded = before.decoded.saturating_add(run.decoded.len() as u64);
         self.writer.push(run.decoded)?;
         self.tar(run.decoded)?;
-        self.locator.ran(run, self.at)
+        let is_entered = self.locator.ran(run, self.at)?;
+        if let (Some(recorder), stream::Stop::Block(end)) = (&mut self.recorder, &run.stop) {
+            let seam = Seam {
+                start: self.at.encoded.saturating_sub(u64::from(end.bits > 0)),
+                bits: end.bits,
+                decoded: self.at.decoded,
+            };
+            recorder.seam(seam, is_entered);
+        }
+        Ok(())
+    }
+
+    /// Takes note of what passed of `tar` since the last payload, before `left` bytes of it.
+    fn gap(&mut self, tar: &[u8], passed: usize, left: usize) -> Result<()> {
+        let gap = tar.get(passed..tar.len().saturating_sub(left));
+        match &mut self.recorder {
+            Some(recorder) => recorder.gap(gap.unwrap_or_default()),
+            None => Ok(()),
+        }
     }
 
     fn tar(&mut self, tar: &[u8]) -> Result<()> {
@@ -313,6 +341,8 @@ impl<S: LayerSink> Unpack<S> {
             return Ok(());
         };
         let mut input = tar;
+        // Bytes that were payload or are noted as none.
+        let mut passed = 0;
         loop {
             match parser.step(&mut input)? {
                 Step::NeedInput => break,
@@ -328,8 +358,13 @@ impl<S: LayerSink> Unpack<S> {
                     self.tables.file(entry)?;
                 }
                 Step::Data(bytes) => {
-                    let behind = (bytes.len() + input.len()) as u64;
-                    self.data(bytes, self.at.decoded.saturating_sub(behind))?;
+                    let behind = bytes.len() + input.len();
+                    if matches!(self.file, Payload::Kept | Payload::Chunk { .. }) {
+                        self.gap(tar, passed, behind)?;
+                        passed = tar.len().saturating_sub(input.len());
+                        self.recorder.iter_mut().for_each(Recorder::payload);
+                    }
+                    self.data(bytes, self.at.decoded.saturating_sub(behind as u64))?;
                 }
                 Step::EndOfFile => {
                     self.end_chunk();
@@ -338,7 +373,7 @@ impl<S: LayerSink> Unpack<S> {
             }
         }
         self.parser = Some(parser);
-        Ok(())
+        self.gap(tar, passed, input.len())
     }
 
     /// Takes payload whose first byte is at `at` of the tar.
@@ -401,9 +436,14 @@ impl<S: LayerSink> Unpack<S> {
             parser.finish()?;
         }
         let (spans, details) = self.locator.finish()?;
+        let seams = match self.recorder {
+            Some(recorder) => recorder.finish(&blob.digest)?,
+            None => None,
+        };
         Ok(Ingested {
             index: self.tables.finish_with(blob, spans)?,
             details,
+            seams,
             sink,
         })
     }

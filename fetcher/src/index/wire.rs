@@ -38,7 +38,7 @@
 //! Invariant: [`decode`] accepts only what [`encode`] writes of a valid index, and gives
 //! exactly that index back. Neither touches a file.
 
-mod reader;
+pub(super) mod reader;
 
 use super::details::DETAILS_TOTAL_MAX;
 use super::limits::XATTRS_MAX;
@@ -453,14 +453,14 @@ fn malformed(detail: &str) -> Error {
 }
 
 /// Appends to a body.
-struct Writer(Vec<u8>);
+pub(super) struct Writer(pub(super) Vec<u8>);
 
 impl Writer {
-    fn byte(&mut self, byte: u8) {
+    pub(super) fn byte(&mut self, byte: u8) {
         self.0.push(byte);
     }
 
-    fn varint(&mut self, mut value: u64) {
+    pub(super) fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value.to_le_bytes()[0] | 0x80);
             value >>= 7;

@@ -26,6 +26,7 @@ use super::{Shared, closed, first};
 use crate::codec;
 use crate::index::ChunkId;
 use crate::plan::{self, Member, Request};
+use crate::task::blocking;
 use crate::types::ByteRange;
 use crate::{Error, Result};
 
@@ -195,10 +196,20 @@ async fn try_request(
         // The one more time.
         let alone = Request::of(bad.member);
         for bad in read_members(shared, mine, &alone, pass).await?.corrupt {
+            doubt(shared, &bad.member).await;
             mine.finish(&bad.member.chunks, &Err(Arc::new(bad.error)));
         }
     }
     Ok(read.left)
+}
+
+/// Tells the layer of a member that twice was not right: it may be its own fault.
+async fn doubt(shared: &Shared, member: &Member) {
+    let (file, chunk) = (Arc::clone(&shared.file), member.chunks.first().copied());
+    let told = blocking(move || chunk.map_or(Ok(()), |id| file.doubt(id))).await;
+    if let Err(error) = told {
+        tracing::warn!(digest = %shared.blob.digest, %error, "cannot go back to another index");
+    }
 }
 
 /// What became of a request.
@@ -235,14 +246,25 @@ async fn read_members(
     let mut read = Read::default();
     let mut members = request.members.iter().peekable();
     while let Some(member) = members.next() {
-        let taken = window.take(place(request, member)?, &mut received).await;
+        let next = |next: Option<&&Member>| match next {
+            Some(next) => place(request, next).map(|next| Some(next.start())),
+            None => Ok(None),
+        };
+        let behind = next(members.peek())?;
+        let taken = window
+            .take(place(request, member)?, behind, &mut received)
+            .await;
         let encoded = taken.map_err(|short| broken(shared, request, short))?;
         let mut batch = vec![(member.clone(), encoded)];
         // What came in the same piece costs no further hop.
-        while let Some(next) = members.peek()
-            && let Some(encoded) = window.ready(place(request, next)?)
-        {
-            batch.extend(members.next().map(|member| (member.clone(), encoded)));
+        let mut rest = members.clone();
+        while let Some(member) = rest.next() {
+            let behind = next(rest.peek())?;
+            let Some(encoded) = window.ready(place(request, member)?, behind) else {
+                break;
+            };
+            batch.push((member.clone(), encoded));
+            members.clone_from(&rest);
         }
         read.corrupt.extend(store(shared, mine, batch).await?);
         if let Some(next) = members.peek()

@@ -287,5 +287,6 @@ fn ingest(
         ingest.push(&piece)?;
     }
     let ingested = ingest.finish()?;
-    ingested.sink.publish(ingested.index, &ingested.details)
+    let sink = ingested.sink.with_seams(ingested.seams);
+    sink.publish(ingested.index, &ingested.details)
 }

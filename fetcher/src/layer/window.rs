@@ -1,8 +1,8 @@
 //! The part of a body that is needed now.
 //!
 //! Invariant: holds one wanted part of the blob, in a buffer of exactly its length, plus
-//! one piece of the body as it came. Bytes are handed out in order, without gaps, and
-//! only if all of them came.
+//! one piece of the body as it came, longer by what two parts have in common. Bytes are
+//! handed out in order, without gaps, and only if all of them came.
 
 use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
@@ -26,18 +26,20 @@ impl Window {
         Self { body, at, piece }
     }
 
-    /// Bytes `range` of the blob. Ranges must come in order and must not overlap; what
-    /// lies before `range` is dropped. `received` hears of every piece of the body.
+    /// Bytes `range` of the blob, and where the `next` ones begin, if that is known. Ranges
+    /// must come in order; what lies before `range` is dropped, and so is what lies before
+    /// `next` when `range` was taken. `received` hears of every piece of the body.
     pub(super) async fn take(
         &mut self,
         range: ByteRange,
+        next: Option<u64>,
         mut received: impl FnMut(u64),
     ) -> Result<Bytes, Short> {
         let mut taken = Vec::new();
         loop {
             self.skip_to(range.start());
             if taken.is_empty()
-                && let Some(whole) = self.ready(range)
+                && let Some(whole) = self.ready(range, next)
             {
                 return Ok(whole);
             }
@@ -48,6 +50,7 @@ impl Window {
                 taken.extend_from_slice(&self.piece.split_to(part));
                 self.at = self.at.saturating_add(part as u64);
                 if taken.len() == wanted {
+                    self.put_back(range, &taken, next);
                     return Ok(taken.into());
                 }
             }
@@ -63,15 +66,31 @@ impl Window {
     }
 
     /// [`Window::take`] if all of `range` is here already; shares the piece's memory.
-    pub(super) fn ready(&mut self, range: ByteRange) -> Option<Bytes> {
+    pub(super) fn ready(&mut self, range: ByteRange, next: Option<u64>) -> Option<Bytes> {
         let before = usize::try_from(range.start().checked_sub(self.at)?).ok()?;
         let len = usize::try_from(range.len()).ok()?;
         if self.piece.len() < before.checked_add(len)? {
             return None;
         }
         self.skip_to(range.start());
-        self.at = range.end();
-        Some(self.piece.split_to(len))
+        let whole = self.piece.slice(..len);
+        self.skip_to(
+            next.unwrap_or(range.end())
+                .clamp(range.start(), range.end()),
+        );
+        Some(whole)
+    }
+
+    /// Has what `taken`, the bytes of `range`, and the `next` ones have in common once more.
+    fn put_back(&mut self, range: ByteRange, taken: &[u8], next: Option<u64>) {
+        let common = next.and_then(|next| ByteRange::new(next.max(range.start()), range.end()));
+        let Some(common) = common.filter(|common| !common.is_empty()) else {
+            return;
+        };
+        let from = usize::try_from(common.start() - range.start()).unwrap_or(usize::MAX);
+        let common_bytes = taken.get(from..).unwrap_or_default();
+        self.piece = [common_bytes, &self.piece].concat().into();
+        self.at = common.start();
     }
 
     /// Drops what is here before `start`.
@@ -102,7 +121,7 @@ mod tests {
         #[test]
         fn parts_equal_slices_however_the_body_is_cut(
             cuts in prop::collection::vec(0_usize..400, 1..40),
-            parts in prop::collection::vec((0_u64..200, 1_u64..500), 1..12),
+            parts in prop::collection::vec((-100_i64..200, 1_u64..500), 1..12),
             start in 0_u64..1000,
         ) {
             let len: usize = cuts.iter().sum();
@@ -115,12 +134,20 @@ mod tests {
                 rest = tail;
             }
             let mut window = Window::new(Bytes::new(), futures_util::stream::iter(pieces).boxed(), start);
-            let mut at = 0;
+            let mut at = 0_u64;
+            let mut ranges: Vec<ByteRange> = Vec::new();
             for (gap, len) in parts {
-                let range = ByteRange::at(start + at + gap, len).unwrap();
-                let taken = futures_util::FutureExt::now_or_never(window.take(range, |_| {}));
-                let from = usize::try_from(at + gap).unwrap();
-                let to = from + usize::try_from(len).unwrap();
+                let before = ranges.last().map_or(start, ByteRange::start);
+                let from = (start + at).saturating_add_signed(gap).max(before);
+                ranges.push(ByteRange::at(from, len).unwrap());
+                at = from + len - start;
+            }
+            for (number, range) in ranges.iter().enumerate() {
+                let next = ranges.get(number + 1).map(ByteRange::start);
+                let taken = window.take(*range, next, |_| {});
+                let taken = futures_util::FutureExt::now_or_never(taken);
+                let from = usize::try_from(range.start() - start).unwrap();
+                let to = usize::try_from(range.end() - start).unwrap();
                 match taken.unwrap() {
                     Ok(bytes) => prop_assert!(bytes == blob[from..to]),
                     Err(Short::Ended(end)) => {
@@ -130,7 +157,6 @@ mod tests {
                     }
                     Err(Short::Failed(error)) => panic!("{error}"),
                 }
-                at += gap + len;
             }
         }
     }

@@ -216,12 +216,47 @@ fn a_member_that_decodes_to_too_much_is_refused() {
 }
 
 #[test]
-fn overlapping_members_are_asked_for_apart() {
-    let mut index = layer(&[(0, 100, 1), (0, 100, 1)]);
-    let blob = ByteRange::at(50, 100).unwrap();
-    index.chunks[1].encoding = Encoding::GzipMember { blob, skip: 0 };
-    let plan = plan(&index, &[0, 1], PlanLimits::default()).unwrap();
-    assert_eq!(ranges(&plan), [(0, 100), (50, 150)]);
+fn bytes_that_members_have_in_common_are_asked_for_once() {
+    let limits = PlanLimits::default();
+    // The second member's start and length, what a request may have, and what is asked for.
+    type Row<'a> = (u64, u64, u64, &'a [(u64, u64)]);
+    let long = 1_000_000;
+    let table: [Row<'_>; 6] = [
+        (long - 50, 100, 8 << 20, &[(0, long + 50)]),
+        (long - 50, 100, long + 50, &[(0, long + 50)]),
+        (
+            long - 50,
+            100,
+            long + 49,
+            &[(0, long), (long - 50, long + 50)],
+        ),
+        // All of it: nothing new.
+        (long - 50, 50, 8 << 20, &[(0, long)]),
+        (long - 50, 40, 8 << 20, &[(0, long), (long - 50, long - 10)]),
+        // More than is held for it.
+        (
+            long - 200_000,
+            300_000,
+            8 << 20,
+            &[(0, long), (long - 200_000, long + 100_000)],
+        ),
+    ];
+    for (start, len, request_bytes_max, expected) in table {
+        let mut index = layer(&[(0, long, 1), (0, 100, 1)]);
+        let blob = ByteRange::at(start, len).unwrap();
+        index.chunks[1].encoding = Encoding::GzipMember { blob, skip: 0 };
+        let limits = PlanLimits {
+            request_bytes_max,
+            ..limits
+        };
+        let plan = plan(&index, &[0, 1], limits).unwrap();
+        assert_eq!(ranges(&plan), expected, "{start}");
+        for request in &plan.requests {
+            for member in &request.members {
+                assert_eq!(request.place(member.blob).unwrap().len(), member.blob.len());
+            }
+        }
+    }
 }
 
 /// A quadratic search would take hours here.

@@ -26,6 +26,7 @@ mod pinned;
 mod put;
 mod read;
 mod record;
+mod shape;
 mod touched;
 
 use std::fs::File;
@@ -54,10 +55,14 @@ pub use flush::FlushPolicy;
 pub(super) use lock::{LayerLock, lock_layer, try_lock_layer};
 pub use pinned::PIN_TIME;
 pub(super) use record::write_new;
+pub use shape::Shaped;
 
 /// Names inside a layer's directory.
 pub(super) const DATA: &str = "data";
 pub(super) const INDEX: &str = "index";
+/// The index as it was made, where it was shaped since.
+pub(super) const PLAIN: &str = "index.plain";
+pub(super) const SEAMS: &str = "seams";
 pub(super) const BITMAP: &str = "bitmap";
 pub(super) const TOUCHED: &str = "touched";
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::bitmap::{Bitmap, Stored};
 use super::disk::Disk;
-use super::file::{BITMAP, DATA, INDEX, LayerFile, chunk_count, write_new};
+use super::file::{BITMAP, DATA, INDEX, LayerFile, SEAMS, chunk_count, write_new};
 use super::lock::is_held;
 use super::{Store, bitmap, learned, remove_tree};
 use crate::index::ingest::LayerSink;
@@ -65,7 +65,12 @@ impl Draft {
 
     /// Makes the directory a whole layer, on the device, still under its private name. Of
     /// the data only what `bits` names has to be there: nothing if it names nothing.
-    fn complete(&self, index: &LayerIndex, details: &[u8], bits: &Bitmap) -> Result<()> {
+    fn complete(
+        &self,
+        index: &LayerIndex,
+        (details, seams): (&[u8], Option<&[u8]>),
+        bits: &Bitmap,
+    ) -> Result<()> {
         let data = || {
             self.disk.set_len(&self.data, index.data_len)?;
             match bits.ones().next() {
@@ -79,6 +84,9 @@ impl Draft {
         stored.words = bits.snapshot();
         let bits = bitmap::encode(bits.count(), &stored);
         write_new(&*self.disk, &self.path(BITMAP), &bits)?;
+        if let Some(seams) = seams {
+            write_new(&*self.disk, &self.path(SEAMS), seams)?;
+        }
         write_new(
             &*self.disk,
             &self.path(INDEX),
@@ -132,6 +140,7 @@ pub struct LayerIngest {
     store: Arc<Store>,
     digest: Digest,
     draft: Draft,
+    seams: Option<Vec<u8>>,
 }
 
 impl LayerIngest {
@@ -141,7 +150,14 @@ impl LayerIngest {
             store,
             digest,
             draft,
+            seams: None,
         })
+    }
+
+    /// The same, that keeps `seams` ([`crate::index::seams`]) with the layer.
+    #[must_use]
+    pub fn with_seams(self, seams: Option<Vec<u8>>) -> Self {
+        Self { seams, ..self }
     }
 
     /// Makes the layer visible, complete, on the device. A layer of this digest that is
@@ -187,8 +203,9 @@ impl LayerIngest {
                 actual: index.blob_digest,
             });
         }
+        let extra = (details, self.seams.as_deref());
         self.store
-            .with_room(|| self.draft.complete(index, details, bits))?;
+            .with_room(|| self.draft.complete(index, extra, bits))?;
         let published = publish_layer(
             &self.store,
             self.draft,
@@ -226,7 +243,7 @@ pub(super) fn create_lazy(
 ) -> Result<Arc<LayerFile>> {
     let bits = Bitmap::empty(chunk_count(index)?);
     let draft = Draft::new(store)?;
-    store.with_room(|| draft.complete(index, details, &bits))?;
+    store.with_room(|| draft.complete(index, (details, None), &bits))?;
     publish_layer(store, draft, &index.blob_digest, Existing::Keep).map(|(file, _)| file)
 }
 

@@ -124,6 +124,7 @@ async fn index(
     let pulled = engine.pull(&image, &puller).await;
     display.stop();
     let layers = pulled?;
+    engine.shape(&image).await;
     let indexes = engine.indexes(&layers).await?;
     let header = ["LAYER", "FORMAT", "SIZE", "INDEX", "LAZY"];
     print_rows(format, &indexes, header, |index| {

@@ -10,6 +10,7 @@
 
 mod early;
 mod registry;
+mod shape;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,6 +49,8 @@ pub(super) struct Session {
 
 struct Active {
     command: Command,
+    /// Whether the image was not here before: nobody shaped its layers yet.
+    is_new: bool,
     recorder: Arc<Recorder>,
     prefetch: Option<Early>,
     /// What this command is known to read, by layer, if anything is known; evicted last
@@ -95,6 +98,7 @@ impl Session {
         Self {
             active: Some(Active {
                 command,
+                is_new: new,
                 recorder: Recorder::new(),
                 prefetch,
                 reads,
@@ -186,8 +190,9 @@ impl Session {
         active.recorder.close();
         let (engine, image) = (Arc::clone(engine), image.clone());
         let (command, touches) = (active.command.clone(), active.recorder.touches());
+        let is_new = active.is_new;
         active.saving = Some(tokio::spawn(async move {
-            engine.learn(&image, command, touches).await;
+            engine.learn((&image, is_new), command, touches).await;
             // The container may go on for days.
             engine.release_db();
         }));
@@ -228,7 +233,9 @@ impl Session {
             bytes: touches.iter().map(|touch| touch.place.bytes()).sum(),
         });
         if !was_saved {
-            engine.learn(image, active.command, touches).await;
+            engine
+                .learn((image, active.is_new), active.command, touches)
+                .await;
         }
         report
     }
@@ -324,6 +331,7 @@ impl Engine {
         let mine = self.known_or_empty(image).await;
         let all = join(mine, theirs);
         self.keep(all.clone()).await?;
+        self.shape(image).await;
         Ok(all)
     }
 
@@ -352,12 +360,16 @@ impl Engine {
         known.unwrap_or_else(|| ImageProfiles::empty(manifest, layers_of(image)))
     }
 
-    /// Remembers what one start read. A failure costs the next start some time.
-    async fn learn(&self, image: &Image, command: Command, touches: Vec<Touch>) {
+    /// Remembers what one start read of an image that may have been new here. A failure
+    /// costs the next start some time.
+    async fn learn(&self, (image, is_new): (&Image, bool), command: Command, touches: Vec<Touch>) {
         let mut profiles = self.known_or_empty(image).await;
         let empty = CommandProfile::empty(&command);
         let old = profiles.of(&command).unwrap_or(&empty);
         if touches.is_empty() || !merge::teaches(old, &touches) {
+            if is_new {
+                self.shape(image).await;
+            }
             return;
         }
         let learnt = merge::merge(old, &touches, now_s());
@@ -366,6 +378,7 @@ impl Engine {
         if let Err(error) = self.keep(profiles).await {
             tracing::warn!(%error, "what this start read could not be remembered");
         }
+        self.shape(image).await;
     }
 
     /// Pins what a start reads, for as long as it takes to be started again.

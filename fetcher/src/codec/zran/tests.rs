@@ -82,12 +82,49 @@ proptest! {
         for place in places {
             let rest = &plain[place.decoded..];
             let window = sparse_window(&blob[place.at..], place.bits, &place.window, rest).unwrap();
-            prop_assert_eq!(window.len(), place.window.len());
-            let mut pieces = Pieces::span(&blob[place.at..], place.bits, &window).unwrap();
-            let len = u32::try_from(rest.len().min(100_000)).unwrap();
-            let decoded = pieces.take(0, len).unwrap();
-            prop_assert!(rest.starts_with(&decoded));
+            // By what was decoded alone, and of what was before in other members too.
+            let before = &plain[place.decoded.saturating_sub(REACH)..place.decoded];
+            let likely = likely_window(before, rest);
+            for window in [window, likely] {
+                prop_assert!([place.window.len(), before.len()].contains(&window.len()));
+                let mut pieces = Pieces::span(&blob[place.at..], place.bits, &window).unwrap();
+                let len = u32::try_from(rest.len().min(100_000)).unwrap();
+                let decoded = pieces.take(0, len).unwrap();
+                prop_assert!(rest.starts_with(&decoded));
+            }
         }
+    }
+}
+
+#[test]
+fn a_likely_window_keeps_what_is_again_near_enough() {
+    let mut window = vec![0_u8; REACH];
+    window[..4].copy_from_slice(b"abcd");
+    window[100..104].copy_from_slice(b"efgh");
+    window[REACH - 2..].copy_from_slice(b"xy");
+    let kept = |next: &[u8]| {
+        let kept = likely_window(&window, next);
+        assert!(
+            kept.iter()
+                .zip(&window)
+                .all(|(kept, was)| *kept == 0 || kept == was)
+        );
+        let places = kept.iter().enumerate().filter(|(_, byte)| **byte != 0);
+        places.map(|(at, _)| at).collect::<Vec<_>>()
+    };
+    let table: [(&[u8], &[usize]); 7] = [
+        (b"", &[]),
+        (b"ab", &[]),
+        (b"abc", &[0, 1, 2]),
+        // One further on it is out of reach.
+        (b"1abcd", &[]),
+        (b"12bcd efgh", &[100, 101, 102, 103]),
+        // A copy that begins before the place and ends behind it.
+        (b"xxyxx", &[REACH - 2, REACH - 1]),
+        (b"zzz", &[]),
+    ];
+    for (next, expected) in table {
+        assert_eq!(kept(next), expected, "{}", next.escape_ascii());
     }
 }
 

@@ -81,14 +81,15 @@ impl Locator {
         }
     }
 
-    /// Takes note of a step, after its bytes were looked at.
-    pub(super) fn ran(&mut self, run: &Run<'_>, now: Position) -> Result<()> {
+    /// Takes note of a step, after its bytes were looked at; whether a span of gzip begins
+    /// where it stopped.
+    pub(super) fn ran(&mut self, run: &Run<'_>, now: Position) -> Result<bool> {
         match (self, &run.stop) {
             (Self::Zstd(frame), Stop::Frame) => *frame = now,
-            (Self::Gzip(gzip), stop) => gzip.ran(run, stop, now)?,
+            (Self::Gzip(gzip), stop) => return gzip.ran(run, stop, now),
             (Self::Stored | Self::Zstd(_), _) => {}
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The spans that have chunks, and the details of all of them.
@@ -159,7 +160,7 @@ impl Gzip {
         last.map_or(Some(0), |last| last.checked_add(1))
     }
 
-    fn ran(&mut self, run: &Run<'_>, stop: &Stop<'_>, now: Position) -> Result<()> {
+    fn ran(&mut self, run: &Run<'_>, stop: &Stop<'_>, now: Position) -> Result<bool> {
         if let Some(probe) = &mut self.probe {
             probe.encoded.extend_from_slice(run.encoded);
             let room = REACH.saturating_sub(probe.decoded.len());
@@ -176,8 +177,9 @@ impl Gzip {
                 .is_none_or(|last| now.decoded - last.decoded >= SPAN_LEN)
         {
             self.enter(end, run.encoded.last().copied(), now)?;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Begins a span where the decoder stands.

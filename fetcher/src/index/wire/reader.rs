@@ -4,32 +4,32 @@
 #![warn(clippy::indexing_slicing)]
 
 /// What is left to read. Every method is `None` where the bytes do not make sense.
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(in crate::index) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(in crate::index) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
     /// Bytes left.
-    pub(super) fn left(&self) -> usize {
+    pub(in crate::index) fn left(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn byte(&mut self) -> Option<u8> {
+    pub(in crate::index) fn byte(&mut self) -> Option<u8> {
         let (byte, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*byte)
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(in crate::index) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (array, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*array)
     }
 
     /// LEB128, in as few bytes as possible.
-    pub(super) fn varint(&mut self) -> Option<u64> {
+    pub(in crate::index) fn varint(&mut self) -> Option<u64> {
         let mut value = 0_u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -46,17 +46,17 @@ impl<'a> Reader<'a> {
     }
 
     /// A number that fits a smaller type.
-    pub(super) fn small<T: TryFrom<u64>>(&mut self) -> Option<T> {
+    pub(in crate::index) fn small<T: TryFrom<u64>>(&mut self) -> Option<T> {
         T::try_from(self.varint()?).ok()
     }
 
     /// Zigzag.
-    pub(super) fn signed(&mut self) -> Option<i64> {
+    pub(in crate::index) fn signed(&mut self) -> Option<i64> {
         let value = self.varint()?;
         Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
     }
 
-    pub(super) fn bytes(&mut self) -> Option<&'a [u8]> {
+    pub(in crate::index) fn bytes(&mut self) -> Option<&'a [u8]> {
         let len = usize::try_from(self.varint()?).ok()?;
         let (bytes, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;

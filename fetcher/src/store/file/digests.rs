@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::{INDEX, LayerFile};
+use super::{INDEX, LayerFile, PLAIN};
 use crate::index::details::SpanDetails;
 use crate::index::{Chunk, ChunkId, Encoding, Span};
 use crate::{Error, Result};
@@ -41,8 +41,12 @@ impl LayerFile {
         let read = self.details.read(number, span, self.index.digests_of(span));
         if let Err(Error::Corrupt { .. }) = &read {
             // Nothing of the span can be told right from wrong any more. Without its index
-            // the layer counts as damaged, and whoever opens it next makes it again.
-            let _ = self.disk.remove_file(&self.dir.join(INDEX));
+            // the layer counts as damaged, and whoever opens it next makes it again; one that
+            // was shaped has another first.
+            let index = self.dir.join(INDEX);
+            if self.disk.rename(&self.dir.join(PLAIN), &index).is_err() {
+                let _ = self.disk.remove_file(&index);
+            }
         }
         read
     }
