@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bitmap::{Bitmap, Stored};
+use super::details::Provided;
 use super::disk::Disk;
-use super::file::{BITMAP, DATA, INDEX, LayerFile, chunk_count, write_new};
+use super::file::{BITMAP, DATA, LayerFile, chunk_count, write_new};
 use super::lock::is_held;
-use super::{Store, bitmap, learned, remove_tree};
+use super::{Store, bitmap, details, learned, remove_tree};
+use crate::index::LayerIndex;
 use crate::index::ingest::LayerSink;
-use crate::index::{LayerIndex, wire};
 use crate::types::Digest;
 use crate::{Error, Result};
 
@@ -64,7 +65,7 @@ impl Draft {
     }
 
     /// Makes the directory a whole layer, on the device, still under its private name.
-    fn complete(&self, index: &LayerIndex, details: &[u8], bits: &Bitmap) -> Result<()> {
+    fn complete(&self, index: &LayerIndex, details: Provided<'_>, bits: &Bitmap) -> Result<()> {
         let data = || {
             self.disk.set_len(&self.data, index.data_len)?;
             self.disk.sync_data(&self.data)
@@ -75,11 +76,7 @@ impl Draft {
         stored.words = bits.snapshot();
         let bits = bitmap::encode(bits.count(), &stored);
         write_new(&*self.disk, &self.path(BITMAP), &bits)?;
-        write_new(
-            &*self.disk,
-            &self.path(INDEX),
-            &wire::encode(index, details)?,
-        )?;
+        details::create(&*self.disk, &self.dir, index, details)?;
         self.disk
             .sync_dir(&self.dir)
             .map_err(|e| Error::io("sync", &self.dir, e))
@@ -154,7 +151,7 @@ impl LayerIngest {
         }
         let bits = Bitmap::full(chunk_count(&index)?);
         self.store
-            .with_room(|| self.draft.complete(&index, details, &bits))?;
+            .with_room(|| self.draft.complete(&index, Provided::All(details), &bits))?;
         let file = publish_layer(
             &self.store,
             self.draft,
@@ -188,7 +185,7 @@ enum Existing {
 pub(super) fn create_lazy(
     store: &Arc<Store>,
     index: &LayerIndex,
-    details: &[u8],
+    details: Provided<'_>,
 ) -> Result<Arc<LayerFile>> {
     let bits = Bitmap::empty(chunk_count(index)?);
     let draft = Draft::new(store)?;
