@@ -26,6 +26,7 @@
 mod ahead;
 mod behind;
 mod decode;
+mod details;
 mod engine;
 mod fetch;
 mod first;
@@ -46,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::ahead::Ahead;
+use self::details::Remote;
 use self::engine::Host;
 pub use self::engine::{EngineConfig, FetchEngine};
 use self::gate::{Ask, Pass, Ticket};
@@ -92,6 +94,8 @@ pub struct LayerCounters {
     pub bytes_copied: u64,
     /// Pieces that did not decode or verify and were dropped.
     pub chunks_corrupt: u64,
+    /// Bytes received of the details of an index that came without them.
+    pub details_fetched: u64,
 }
 
 /// How one layer is fetched.
@@ -132,6 +136,8 @@ struct Shared {
     host: Arc<Host>,
     inflight: Inflight,
     ahead: Mutex<Ahead>,
+    /// Of an index that came without its details.
+    remote: Option<Remote>,
     engine: Arc<FetchEngine>,
     /// Turns of copying from other layers.
     copying: Semaphore,
@@ -149,6 +155,7 @@ struct Counters {
     chunks_copied: AtomicU64,
     bytes_copied: AtomicU64,
     chunks_corrupt: AtomicU64,
+    details_fetched: AtomicU64,
 }
 
 impl Layer {
@@ -166,7 +173,10 @@ impl Layer {
         config: LayerConfig,
         engine: Arc<FetchEngine>,
     ) -> Arc<Self> {
+        let origin = file.details_origin();
+        let remote = origin.map(|(index, start)| Remote::new(index.clone(), start));
         let shared = Arc::new(Shared {
+            remote,
             file,
             source,
             host: engine.host(blob.repository.host()),
@@ -229,6 +239,30 @@ impl Layer {
         let is_known = |id: &ChunkId| usize::try_from(*id).is_ok_and(|id| id < count);
         let wanted: Vec<ChunkId> = ids.iter().copied().filter(is_known).collect();
         inflight::wait(shared.fetch(&wanted, priority, None)).await
+    }
+
+    /// Says that these chunks will be wanted soon, so that what decoding them takes is asked
+    /// for together and not chunk by chunk. Nobody waits for it; what does not come is asked
+    /// for again with the chunks.
+    pub fn expect(&self, ids: Vec<ChunkId>) {
+        if self.shared.remote.is_none() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        self.shared.tasks.spawn(async move {
+            let begun = details::begin(&shared, &ids, Priority::Profile).await;
+            if let Err(error) = begun {
+                tracing::debug!(digest = %shared.blob.digest, %error, "cannot look for details");
+            }
+        });
+    }
+
+    /// Fetches what the index lacks of its details: then nothing but the layer's own blob is
+    /// needed to read all of it.
+    pub async fn fill_details(&self) -> Result<()> {
+        let chunks = ChunkId::try_from(self.index().chunks.len()).unwrap_or(ChunkId::MAX);
+        let all: Vec<ChunkId> = (0..chunks).collect();
+        details::ready(&self.shared, &all, Priority::Background).await
     }
 
     /// Makes the whole layer present, behind readers: a few requests at a time, begun only
@@ -331,6 +365,7 @@ impl Layer {
             chunks_copied: read(&counters.chunks_copied),
             bytes_copied: read(&counters.bytes_copied),
             chunks_corrupt: read(&counters.chunks_corrupt),
+            details_fetched: read(&counters.details_fetched),
         }
     }
 
@@ -446,6 +481,7 @@ impl Shared {
         let shared = Arc::clone(self);
         self.tasks.spawn(async move {
             let cancel = shared.cancel.clone();
+            shared.begin_details(&mine).await;
             let mine = Arc::new(local::first(&shared, mine).await);
             tokio::select! {
                 biased;
@@ -454,6 +490,25 @@ impl Shared {
             }
             shared.flush_if_due().await;
         });
+    }
+
+    /// Sees to it that the details of claimed chunks are on their way. A failure shows again
+    /// where they are needed.
+    async fn begin_details(self: &Arc<Self>, mine: &Mine) {
+        let priority = mine.priority();
+        let outcome = match priority {
+            // Another layer may have these; that is seen by their digests.
+            Priority::Profile if self.file.has_neighbours() => {
+                details::ready(self, mine.ids(), priority).await
+            }
+            Priority::Background => details::ready(self, mine.ids(), priority).await,
+            Priority::OnDemand | Priority::Profile => {
+                details::begin(self, mine.ids(), priority).await.map(drop)
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(digest = %self.blob.digest, %error, "no details yet");
+        }
     }
 
     /// A failure to record costs a refetch after a crash, not a read: it is logged here

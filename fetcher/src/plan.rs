@@ -131,11 +131,16 @@ pub struct Plan {
 /// results from a wanted chunk, however long. A chunk that cannot be fetched alone is an
 /// error, for then none of them should be fetched.
 pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Result<Plan> {
+    Ok(of_members(members(index, wanted)?, limits))
+}
+
+/// Plans how to fetch `members`, which ascend in the blob.
+pub(crate) fn of_members(members: Vec<Member>, limits: PlanLimits) -> Plan {
     let mut plan = Plan::default();
     let mut total = 0_u64;
     // Bytes of the last request that are of no member.
     let mut gaps = 0_u64;
-    for member in members(index, wanted)? {
+    for member in members {
         let last = plan.requests.last();
         let joined = last.and_then(|request| join(request, gaps, member.blob, limits));
         let gap = match joined {
@@ -170,7 +175,7 @@ pub fn plan(index: &LayerIndex, wanted: &[ChunkId], limits: PlanLimits) -> Resul
         }
     }
     plan.rest.sort_unstable();
-    Ok(plan)
+    plan
 }
 
 /// How a piece goes into a request.

@@ -14,6 +14,7 @@
 //! <root>/layers/<algorithm>-<hex>/index   file and chunk tables
 //! <root>/layers/<algorithm>-<hex>/index.plain  the index as it was made, where it was shaped
 //! <root>/layers/<algorithm>-<hex>/seams   a help: what shaping the index takes
+//! <root>/layers/<algorithm>-<hex>/origin  where details are that the index lacks
 //! <root>/layers/<algorithm>-<hex>/bitmap  which chunks are present
 //! <root>/layers/<algorithm>-<hex>/data    payloads of files, sparse
 //! <root>/layers/<algorithm>-<hex>/learned digests of chunks, where the index lacks them
@@ -40,6 +41,7 @@ mod file;
 mod ingest;
 mod learned;
 pub(crate) mod lock;
+mod origin;
 mod recover;
 mod sys;
 
@@ -54,6 +56,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use self::chunks::ChunkTable;
+use self::details::Provided;
 use self::disk::{Disk, RealDisk};
 use self::evict::Keeper;
 use self::evictions::Evictions;
@@ -64,6 +67,7 @@ use crate::{Error, Result};
 pub use blobs::BLOB_BYTES_MAX;
 pub use check::{BlobCheck, StoreCheck};
 pub use copy::Copied;
+pub use details::PartialIndex;
 pub use evict::{Bounds, Evicted, Space, Trim};
 pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage, PIN_TIME, Shaped};
 pub use ingest::LayerIngest;
@@ -80,6 +84,9 @@ pub struct Store {
     disk: Arc<dyn Disk>,
     evictions: Arc<Evictions>,
     chunks: ChunkTable,
+    /// Whether there were layers when this process opened the store: then a new one may
+    /// well have chunks in common with them.
+    had_layers: AtomicBool,
     /// Whether the file system was found unable to share blocks between files.
     cannot_share: AtomicBool,
     next: AtomicU64,
@@ -107,6 +114,7 @@ impl Store {
             disk,
             evictions,
             chunks,
+            had_layers: AtomicBool::new(false),
             cannot_share: AtomicBool::new(false),
             next: AtomicU64::new(0),
             open: Mutex::new(HashMap::new()),
@@ -114,6 +122,8 @@ impl Store {
             me: me.clone(),
         });
         recover::prepare(&store)?;
+        let had_layers = !list(&store.root.join("layers"))?.is_empty();
+        store.had_layers.store(had_layers, Ordering::Relaxed);
         Ok(store)
     }
 
@@ -129,10 +139,27 @@ impl Store {
         index: LayerIndex,
         details: &[u8],
     ) -> Result<Arc<LayerFile>> {
+        self.create(&index, Provided::All(details))
+    }
+
+    /// [`Self::create_layer`] whose index comes without the details of its spans; see
+    /// [`LayerFile::put_details`].
+    pub fn create_layer_without_details(
+        self: &Arc<Self>,
+        partial: &PartialIndex,
+    ) -> Result<Arc<LayerFile>> {
+        self.create(&partial.index, Provided::Later(partial))
+    }
+
+    fn create(
+        self: &Arc<Self>,
+        index: &LayerIndex,
+        details: Provided<'_>,
+    ) -> Result<Arc<LayerFile>> {
         match self.open_layer(&index.blob_digest) {
             // Made by someone who may not have got to sync its name.
             Ok(Some(file)) => file.settle().map(|()| file),
-            Ok(None) | Err(Error::Malformed { .. }) => ingest::create_lazy(self, &index, details),
+            Ok(None) | Err(Error::Malformed { .. }) => ingest::create_lazy(self, index, details),
             Err(error) => Err(error),
         }
     }

@@ -17,12 +17,14 @@ use std::time::SystemTime;
 use lazarette_fetcher::codec;
 use lazarette_fetcher::codec::deflate::MemberCompressor;
 use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
+use lazarette_fetcher::index::wire::{self, Header};
 use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex, Span};
 use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
+use lazarette_fetcher::source::BlobRef;
 use lazarette_fetcher::store::disk::{Disk, RealDisk, Stretch};
-use lazarette_fetcher::store::{Bounds, LayerFile, Store};
+use lazarette_fetcher::store::{Bounds, LayerFile, PartialIndex, Store};
 use lazarette_fetcher::test_util::disk::{CrashDisk, Fault};
-use lazarette_fetcher::types::{ByteRange, Digest};
+use lazarette_fetcher::types::{ByteRange, Digest, Reference};
 use lazarette_fetcher::{Error, Result};
 
 const SEEDS: u64 = 6;
@@ -91,6 +93,57 @@ fn layer(name: &str, payloads: &[Vec<u8>]) -> LayerIndex {
         spans: Vec::new(),
         data_len,
     }
+}
+
+/// The same layer with two spans, whose details came without it; and those.
+fn index_without_details(name: &str) -> (PartialIndex, [Vec<u8>; 2]) {
+    let mut index = index(name);
+    index.format = LayerFormat::Gzip;
+    let span_of = |id: u32| u32::from(id >= 3);
+    for (id, chunk) in (0..).zip(&mut index.chunks) {
+        let span = span_of(id);
+        chunk.encoding = Encoding::GzipSpan {
+            blob: ByteRange::new(u64::from(span) * 300, u64::from(id + 1) * 100).unwrap(),
+            skip: u64::from(id - span * 3) * u64::from(CHUNK_LEN),
+            span,
+        };
+        chunk.chunk_digest = None;
+    }
+    let digests = |ids: std::ops::Range<u32>| {
+        let digest = |id| Digest::sha256(&chunk_bytes(id)).as_bytes().to_vec();
+        ids.flat_map(digest).collect::<Vec<u8>>()
+    };
+    let details = [digests(0..3), digests(3..CHUNKS)];
+    let mut start = 0;
+    for (span, details) in (0_u32..).zip(&details) {
+        let len = details.len() as u64;
+        index.spans.push(Span {
+            start: u64::from(span) * 300,
+            bits: 0,
+            first_chunk: span * 3,
+            chunk_count: u32::try_from(details.len() / 32).unwrap(),
+            details: ByteRange::at(start, len).unwrap(),
+            details_digest: Digest::sha256(details).as_bytes().try_into().unwrap(),
+        });
+        start += len;
+    }
+    let whole = wire::encode(&index, &details.concat()).unwrap();
+    let head = Header::parse(&whole).unwrap().core_end();
+    let origin = BlobRef {
+        repository: Reference::parse("example.com/a:b")
+            .unwrap()
+            .repository()
+            .clone(),
+        digest: Digest::sha256(&whole),
+        size: whole.len() as u64,
+    };
+    let head = whole[..usize::try_from(head).unwrap()].to_vec().into();
+    let index = PartialIndex {
+        index,
+        head,
+        origin,
+    };
+    (index, details)
 }
 
 /// The same layer, of whose chunks only encoded bytes have a promised digest.
@@ -202,7 +255,23 @@ fn learn_and_flush(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     fill(&file, acked)
 }
 
+/// Details come just before the chunks that they speak of.
+fn take_details_and_flush(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    let (partial, details) = index_without_details("lazy");
+    let file = store.create_layer_without_details(&partial)?;
+    for (batch, span) in [(&[2_u32, 0][..], 0), (&[4, 3], 1), (&[1], 0)] {
+        file.put_details(span, details[span as usize].clone().into())?;
+        for id in batch {
+            put(&file, *id)?;
+        }
+        file.flush()?;
+        acked.chunks.extend(batch);
+    }
+    Ok(())
+}
+
 fn fill(file: &LayerFile, acked: &mut Acked) -> Result<()> {
+    complete_details(file)?;
     for batch in [&[3_u32, 0][..], &[4], &[1, 2]] {
         for id in batch {
             put(file, *id)?;
@@ -459,9 +528,10 @@ fn check_streamed(store: &Store, acked: &Acked, when: &str) {
     }
 }
 
-const SCENARIOS: [(&str, Scenario); 13] = [
+const SCENARIOS: [(&str, Scenario); 14] = [
     ("shape", shape),
     ("shape and doubt", shape_and_doubt),
+    ("take details and flush", take_details_and_flush),
     ("copy", copy),
     ("pin and trim", pin_and_trim),
     ("learn digests and flush", learn_and_flush),
@@ -537,6 +607,18 @@ fn check(root: &Path, acked: &Acked, when: &str) {
     if when.ends_with("seed 0") {
         still_usable(&store, when);
     }
+}
+
+/// Gives a layer that lacks details all of them.
+fn complete_details(file: &LayerFile) -> Result<()> {
+    if file.details_origin().is_none() {
+        return Ok(());
+    }
+    let (_, details) = index_without_details("lazy");
+    for (number, details) in (0..).zip(details) {
+        file.put_details(number, details.into())?;
+    }
+    Ok(())
 }
 
 /// The store works on after whatever happened.

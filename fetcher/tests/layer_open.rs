@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use lazarette_fetcher::index::estargz::{LAYER_DIGEST_ANNOTATION, TOC_DIGEST_ANNOTATION};
+use lazarette_fetcher::index::zstdchunked::PREFETCH_END_ANNOTATION;
 use lazarette_fetcher::index::{FileKind, LayerFormat};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
@@ -188,4 +189,25 @@ async fn a_toc_that_is_not_the_promised_one_fails_the_layer() {
         let error = opened.map(|(_, by)| by).unwrap_err();
         assert!(matches!(error, Error::Corrupt { .. }), "{notes}: {error}");
     }
+}
+
+#[tokio::test]
+async fn what_an_annotation_says_comes_first_is_fetched_at_once() {
+    let fixture = fixture();
+    let mut layer = descriptor(STORAGE, STORAGE_NOTES);
+    let position = "io.github.containers.zstd-chunked.manifest-position";
+    let position = layer.annotations.get(position).unwrap();
+    let toc_start = position.split(':').next().unwrap().to_owned();
+    let name = PREFETCH_END_ANNOTATION.to_owned();
+    layer.annotations.insert(name, toc_start);
+    let (layer, by) = fixture.open(STORAGE, &layer).await.unwrap();
+    assert_eq!(by, OpenedBy::Toc);
+    // Nobody reads it; where it is not honoured, this ends by the clock.
+    let is_here = async {
+        while !layer.file().is_complete() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let wait = std::time::Duration::from_secs(30);
+    tokio::time::timeout(wait, is_here).await.unwrap();
 }

@@ -95,7 +95,11 @@ impl World {
             digest: self.source.add_blob(bytes),
             size,
         };
-        Some(OfferedIndex { blob, signature })
+        Some(OfferedIndex {
+            blob,
+            signature,
+            core_bytes: None,
+        })
     }
 
     fn signed(&self, bytes: &[u8]) -> String {

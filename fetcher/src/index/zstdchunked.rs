@@ -33,7 +33,7 @@ use crate::source::BlobRef;
 use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
 
-pub use annotations::{Promise, promise};
+pub use annotations::{PREFETCH_END_ANNOTATION, Promise, promise};
 pub use footer::{FOOTER_LEN_MAX, read_footer};
 
 /// Most compressed bytes of a TOC that are fetched: what containers/storage accepts.

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
+use super::details;
 use super::first::{self, SecondTries};
 use super::gate::Gate;
 use crate::link::{Link, LinkEstimator};
@@ -65,6 +67,9 @@ pub struct FetchEngine {
     pub(super) config: EngineConfig,
     pub(super) gate: Arc<Gate>,
     hosts: Mutex<HashMap<Arc<str>, Arc<Host>>>,
+    /// Turns of fetching details; see `layer::details`.
+    pub(super) details_for_readers: Semaphore,
+    pub(super) details_for_others: Semaphore,
 }
 
 impl FetchEngine {
@@ -80,6 +85,8 @@ impl FetchEngine {
             config,
             gate: Gate::new(config),
             hosts: Mutex::default(),
+            details_for_readers: Semaphore::new(details::TURNS),
+            details_for_others: Semaphore::new(details::TURNS),
         })
     }
 

@@ -22,7 +22,7 @@ use super::decode::{Decoded, Decoder};
 use super::gate::{Pass, Turn};
 use super::inflight::Mine;
 use super::window::{Short, Window};
-use super::{Shared, closed, first};
+use super::{Shared, closed, details, first};
 use crate::codec;
 use crate::index::ChunkId;
 use crate::plan::{self, Member, Request};
@@ -266,6 +266,8 @@ async fn read_members(
             batch.push((member.clone(), encoded));
             members.clone_from(&rest);
         }
+        let ids: Vec<ChunkId> = batch.iter().flat_map(|(m, _)| &m.chunks).copied().collect();
+        details::ready(shared, &ids, pass.class().unwrap_or(mine.priority())).await?;
         read.corrupt.extend(store(shared, mine, batch).await?);
         if let Some(next) = members.peek()
             && pass.turn().await == Turn::Leave
@@ -422,7 +424,7 @@ pub(super) fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
 }
 
-async fn joined<T>(work: tokio::task::JoinHandle<Result<T>>) -> Result<T> {
+pub(super) async fn joined<T>(work: tokio::task::JoinHandle<Result<T>>) -> Result<T> {
     match work.await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -36,7 +36,8 @@ use crate::trust::TrustedKeys;
 use crate::types::Digest;
 use crate::{Error, Result};
 
-pub use self::offered::{OFFERED_BYTES_MAX, OfferedIndex, core_digest};
+use self::offered::Offered;
+pub use self::offered::{OFFERED_BYTES_MAX, OfferedIndex, core_bytes, core_digest};
 pub use request::{LayerRequest, TocPromise};
 
 /// Pieces of a body that may wait for the decoder. Bodies come in pieces of at most some
@@ -178,8 +179,8 @@ impl LayerOpener {
         offered: &OfferedIndex,
     ) -> Result<Option<Arc<Layer>>> {
         let read = offered::read(self.source.as_ref(), request, offered, &self.keys).await;
-        let (index, details) = match read {
-            Ok(read) => read,
+        let offered = match read {
+            Ok(offered) => offered,
             Err(error) => {
                 let digest = &request.blob.digest;
                 tracing::warn!(%digest, %error, "not using the index beside the image, pulling the layer whole");
@@ -187,7 +188,11 @@ impl LayerOpener {
             }
         };
         let store = Arc::clone(&self.store);
-        let file = blocking(move || store.create_layer_with(index, &details)).await?;
+        let create = move || match offered {
+            Offered::Whole(index, details) => store.create_layer_with(index, &details),
+            Offered::Core(partial) => store.create_layer_without_details(&partial),
+        };
+        let file = blocking(create).await?;
         Ok(Some(self.layer(file, request)))
     }
 

@@ -166,6 +166,8 @@ impl Driver {
         self.used.lock().unknown += plan.unknown;
         let wanted = plan.wanted.into_iter();
         let absent = wanted.filter(|wanted| !layer.file().is_present(wanted.id));
+        let absent: Vec<_> = absent.collect();
+        layer.expect(absent.iter().map(|wanted| wanted.id).collect());
         self.queue.add(number, absent);
         self.layers.insert(number, layer);
     }

@@ -68,6 +68,12 @@ impl LayerFile {
         copied
     }
 
+    /// Whether this layer came to a node that had others. Looks only at memory.
+    pub fn has_neighbours(&self) -> bool {
+        let store = self.store();
+        store.is_some_and(|store| store.had_layers.load(Ordering::Relaxed))
+    }
+
     /// Those of `ids` whose bytes some layer of this node may have. Blocks on the device.
     pub fn maybe_local(&self, ids: &[ChunkId]) -> Vec<ChunkId> {
         let Some(store) = self.store() else {

@@ -1,19 +1,52 @@
 //! A layer's index file, of which only the tables are held in memory.
 //!
 //! Invariant: details leave here verified, and those of one span are held at a time.
+//!
+//! An index may have come without its details (see [`super::origin`]); the file then has
+//! its full length, and zeros where they go. No record is kept of which are here: what
+//! does not have its digest is not, whether it never came or a crash took it. So nothing of
+//! it needs to be synced but before chunks are recorded that were verified with it.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::bitmap::Bitmap;
+use super::disk::Disk;
+use super::file::{INDEX, write_new};
+use super::origin;
+use crate::codec::{self, VerifiedBytes};
 use crate::index::details::SpanDetails;
 use crate::index::wire::{self, HEADER_LEN, Header};
 use crate::index::{LayerIndex, Span};
+use crate::source::BlobRef;
 use crate::{Error, Result};
+
+/// What a new layer's index has behind its tables.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Provided<'a> {
+    /// The details of all its spans.
+    All(&'a [u8]),
+    /// Nothing yet.
+    Later(&'a PartialIndex),
+}
+
+/// An index without its details, and where those are.
+#[derive(Debug, Clone)]
+pub struct PartialIndex {
+    /// Its tables.
+    pub index: LayerIndex,
+    /// Header and core as they came, of which `index` was made.
+    pub head: Bytes,
+    /// All of it.
+    pub origin: BlobRef,
+}
 
 /// What is behind the tables of an index file.
 pub(super) struct Details {
@@ -23,12 +56,49 @@ pub(super) struct Details {
     start: u64,
     /// Number of the span that was read last, and what it has. Neighbours are read together.
     last: Mutex<Option<(u32, Arc<SpanDetails>)>>,
+    /// Of an index that came without them.
+    partial: Option<Partial>,
+}
+
+struct Partial {
+    origin: BlobRef,
+    /// Spans whose details this process wrote, or read and found right.
+    here: Bitmap,
+    /// Whether some of them may not be on the device.
+    is_dirty: AtomicBool,
+}
+
+/// Writes the index file of a new layer into `dir`, synced.
+pub(super) fn create(
+    disk: &dyn Disk,
+    dir: &Path,
+    index: &LayerIndex,
+    provided: Provided<'_>,
+) -> Result<()> {
+    let path = dir.join(INDEX);
+    match provided {
+        Provided::All(details) => write_new(disk, &path, &wire::encode(index, details)?).map(drop),
+        Provided::Later(partial) => {
+            origin::create(disk, dir, &partial.origin)?;
+            let len = Header::parse(&partial.head)?.total_len();
+            let write = || {
+                let file = disk.create(&path)?;
+                disk.write_at(&file, 0, &partial.head)?;
+                disk.set_len(&file, len)?;
+                disk.sync_data(&file)
+            };
+            write().map_err(|error| Error::io("write", &path, error))
+        }
+    }
 }
 
 /// Reads the tables of the index file at `path`.
 pub(super) fn open(path: &Path) -> Result<(LayerIndex, Details)> {
     let io = |error| Error::io("read", path, error);
-    let file = File::open(path).map_err(io)?;
+    let origin = origin::read(path.parent().unwrap_or(path))?;
+    let mut options = File::options();
+    options.read(true).write(origin.is_some());
+    let file = options.open(path).map_err(io)?;
     let len = file.metadata().map_err(io)?.len();
     let cut_off = || Error::malformed(path.display().to_string(), "it is cut off");
     let mut head = [0; HEADER_LEN];
@@ -45,31 +115,131 @@ pub(super) fn open(path: &Path) -> Result<(LayerIndex, Details)> {
     file.read_exact_at(&mut core, HEADER_LEN as u64)
         .map_err(io)?;
     let index = wire::decode_core(&header, &core)?;
+    let spans = u32::try_from(index.spans.len()).unwrap_or(u32::MAX);
+    let partial = origin.map(|origin| Partial {
+        origin,
+        here: Bitmap::empty(spans),
+        is_dirty: AtomicBool::new(false),
+    });
     let details = Details {
         file,
         path: path.to_path_buf(),
         start: header.core_end(),
         last: Mutex::new(None),
+        partial,
     };
     Ok((index, details))
 }
 
 impl Details {
     /// The details of span `number`, which begin with so many digests.
+    /// [`Error::NotFound`] where they have not come yet.
     pub(super) fn read(&self, number: u32, span: &Span, digests: u32) -> Result<Arc<SpanDetails>> {
         if let Some((last, details)) = &*self.last.lock()
             && *last == number
         {
             return Ok(Arc::clone(details));
         }
+        let details = match SpanDetails::parse(span, digests, self.bytes(span)?) {
+            Ok(details) => Arc::new(details),
+            Err(error @ Error::Corrupt { .. }) => return Err(self.wrong(number, error)),
+            Err(error) => return Err(error),
+        };
+        if !self.is_here(number) {
+            self.note(number);
+        }
+        *self.last.lock() = Some((number, Arc::clone(&details)));
+        Ok(details)
+    }
+
+    /// Where details that are not here can be had, and where they begin there; `None` where
+    /// all are here.
+    pub(super) fn origin(&self) -> Option<(&BlobRef, u64)> {
+        let partial = self.partial.as_ref()?;
+        Some((&partial.origin, self.start))
+    }
+
+    /// Whether those of the span are known to be here. Looks only at memory.
+    pub(super) fn is_here(&self, number: u32) -> bool {
+        let partial = self.partial.as_ref();
+        partial.is_none_or(|partial| partial.here.get(number))
+    }
+
+    /// Whether those of the span are here. Blocks on the device.
+    pub(super) fn look(&self, number: u32, span: &Span) -> Result<bool> {
+        if self.is_here(number) {
+            return Ok(true);
+        }
+        let is_right = verify(span, self.bytes(span)?).is_ok();
+        if is_right {
+            self.note(number);
+        }
+        Ok(is_right)
+    }
+
+    /// Keeps details that came. Blocks on the device.
+    pub(super) fn put(&self, disk: &dyn Disk, number: u32, place: &Place<'_>) -> Result<()> {
+        let at = self.start.saturating_add(place.span.details.start());
+        disk.write_at(&self.file, at, place.bytes)
+            .map_err(|error| Error::io("write to", &self.path, error))?;
+        self.note(number);
+        Ok(())
+    }
+
+    /// Returns once what was put is on the device.
+    pub(super) fn sync(&self, disk: &dyn Disk) -> io::Result<()> {
+        let Some(partial) = &self.partial else {
+            return Ok(());
+        };
+        if !partial.is_dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let synced = disk.sync_data(&self.file);
+        if synced.is_err() {
+            partial.is_dirty.store(true, Ordering::Release);
+        }
+        synced
+    }
+
+    fn bytes(&self, span: &Span) -> Result<Bytes> {
         // The index was checked: no details are longer than some MiB.
         let mut bytes = vec![0; usize::try_from(span.details.len()).unwrap_or(0)];
         let at = self.start.saturating_add(span.details.start());
         self.file
             .read_exact_at(&mut bytes, at)
             .map_err(|e| Error::io("read", &self.path, e))?;
-        let details = Arc::new(SpanDetails::parse(span, digests, Bytes::from(bytes))?);
-        *self.last.lock() = Some((number, Arc::clone(&details)));
-        Ok(details)
+        Ok(bytes.into())
     }
+
+    fn note(&self, number: u32) {
+        if let Some(partial) = &self.partial {
+            // Found right says nothing of the device: another process may have put them.
+            partial.is_dirty.store(true, Ordering::Release);
+            partial.here.set(number);
+        }
+    }
+
+    /// What it means that details do not have their digest.
+    fn wrong(&self, number: u32, error: Error) -> Error {
+        let Some(partial) = &self.partial else {
+            return error;
+        };
+        partial.here.clear(number);
+        Error::NotFound {
+            what: format!("details of span {number} in {}", self.path.display()),
+            host: String::new(),
+        }
+    }
+}
+
+/// Verified details, and whose they are.
+pub(super) struct Place<'a> {
+    pub(super) span: &'a Span,
+    pub(super) bytes: &'a VerifiedBytes,
+}
+
+/// Compares details with the digest that the index has for them.
+pub(super) fn verify(span: &Span, bytes: Bytes) -> Result<VerifiedBytes> {
+    let what = || format!("details of the span at {} of a layer", span.start);
+    codec::verify_chunk(what, &span.details_digest, bytes)
 }

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bitmap::{Bitmap, Stored};
+use super::details::Provided;
 use super::disk::Disk;
-use super::file::{BITMAP, DATA, INDEX, LayerFile, SEAMS, chunk_count, write_new};
+use super::file::{BITMAP, DATA, LayerFile, SEAMS, chunk_count, write_new};
 use super::lock::is_held;
-use super::{Store, bitmap, learned, remove_tree};
+use super::{Store, bitmap, details, learned, remove_tree};
+use crate::index::LayerIndex;
 use crate::index::ingest::LayerSink;
-use crate::index::{LayerIndex, wire};
 use crate::types::Digest;
 use crate::{Error, Result};
 
@@ -68,7 +69,7 @@ impl Draft {
     fn complete(
         &self,
         index: &LayerIndex,
-        (details, seams): (&[u8], Option<&[u8]>),
+        (details, seams): (Provided<'_>, Option<&[u8]>),
         bits: &Bitmap,
     ) -> Result<()> {
         let data = || {
@@ -87,11 +88,7 @@ impl Draft {
         if let Some(seams) = seams {
             write_new(&*self.disk, &self.path(SEAMS), seams)?;
         }
-        write_new(
-            &*self.disk,
-            &self.path(INDEX),
-            &wire::encode(index, details)?,
-        )?;
+        details::create(&*self.disk, &self.dir, index, details)?;
         self.disk
             .sync_dir(&self.dir)
             .map_err(|e| Error::io("sync", &self.dir, e))
@@ -203,7 +200,7 @@ impl LayerIngest {
                 actual: index.blob_digest,
             });
         }
-        let extra = (details, self.seams.as_deref());
+        let extra = (Provided::All(details), self.seams.as_deref());
         self.store
             .with_room(|| self.draft.complete(index, extra, bits))?;
         let published = publish_layer(
@@ -239,7 +236,7 @@ enum Existing {
 pub(super) fn create_lazy(
     store: &Arc<Store>,
     index: &LayerIndex,
-    details: &[u8],
+    details: Provided<'_>,
 ) -> Result<Arc<LayerFile>> {
     let bits = Bitmap::empty(chunk_count(index)?);
     let draft = Draft::new(store)?;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lazarette_fetcher::index::LayerFormat;
 use lazarette_fetcher::layer::Layer;
-use lazarette_fetcher::layer::open::{OFFERED_BYTES_MAX, OfferedIndex, core_digest};
+use lazarette_fetcher::layer::open::{OFFERED_BYTES_MAX, OfferedIndex, core_bytes, core_digest};
 use lazarette_fetcher::source::BlobRef;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::trust::{SigningKey, Statement};
@@ -33,6 +33,8 @@ const INDEX_TYPE: &str = "application/vnd.lazarette.index.v3";
 const LAYER: &str = "vnd.lazarette.index.layer";
 /// Annotation of a blob: signature of its core for that layer, in base64.
 const SIGNATURE: &str = "vnd.lazarette.index.signature";
+/// Annotation of a blob: bytes of its header and core, which is what is read first.
+const CORE_BYTES: &str = "vnd.lazarette.index.core";
 
 /// The index of one layer, as `laz image index` tells of it.
 #[derive(Debug, Clone, Serialize)]
@@ -86,11 +88,12 @@ impl Engine {
         key: &Path,
     ) -> Result<(usize, Digest)> {
         let (store, key) = (Arc::clone(&self.store), key.to_path_buf());
-        let digests: Vec<Digest> = layers
-            .iter()
-            .filter(|layer| is_plain(layer))
-            .map(digest)
-            .collect();
+        let plain = layers.iter().filter(|layer| is_plain(layer));
+        let plain: Vec<&Arc<Layer>> = plain.collect();
+        for layer in &plain {
+            layer.fill_details().await?;
+        }
+        let digests: Vec<Digest> = plain.into_iter().map(digest).collect();
         let blobs = blocking(move || {
             let key = SigningKey::read(&key)?;
             let mut blobs: Vec<ArtifactBlob> = Vec::new();
@@ -178,6 +181,10 @@ impl Engine {
                     size: blob.size,
                 },
                 signature: signature.clone(),
+                core_bytes: blob
+                    .annotations
+                    .get(CORE_BYTES)
+                    .and_then(|n| n.parse().ok()),
             });
         }
         let _ = puller.offered.set(offered);
@@ -220,6 +227,7 @@ fn signed(
     let annotations = BTreeMap::from([
         (LAYER.to_owned(), layer.to_string()),
         (SIGNATURE.to_owned(), key.sign(&statement)),
+        (CORE_BYTES.to_owned(), core_bytes(&bytes)?.to_string()),
     ]);
     Ok(ArtifactBlob { bytes, annotations })
 }

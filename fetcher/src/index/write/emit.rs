@@ -18,6 +18,7 @@ use super::toc::Toc;
 use super::{
     Fault, Flavour, Format, NO_PREFETCH_LANDMARK, Options, PREFETCH_LANDMARK, Written, tail,
 };
+use crate::index::zstdchunked::PREFETCH_END_ANNOTATION;
 use crate::types::{Algorithm, ByteRange, Hasher};
 
 /// The one byte of a landmark.
@@ -61,13 +62,21 @@ pub(super) fn emit(
     for entry in plan.front.iter().filter_map(planned) {
         emitter.entry(entry, input)?;
     }
+    let mut first_end = None;
     if options.format.has_landmarks() {
         emitter.landmark(!plan.front.is_empty())?;
+    } else if !plan.front.is_empty() {
+        // Its place must be known, which it is only behind what is being compressed.
+        emitter.stream.drain()?;
+        first_end = Some(emitter.stream.members.blob_offset());
     }
     for entry in plan.rest.iter().filter_map(planned) {
         emitter.entry(entry, input)?;
     }
-    emitter.finish((flavour, options.level))
+    let mut written = emitter.finish((flavour, options.level))?;
+    let end = first_end.map(|end| (PREFETCH_END_ANNOTATION, end.to_string()));
+    written.annotations.extend(end);
+    Ok(written)
 }
 
 /// Plain gzip: the tar and nothing else.

@@ -8,13 +8,16 @@ use std::collections::BTreeMap;
 
 use super::{Numbers, Position, Proof};
 use crate::index::estargz::TOC_DIGEST_ANNOTATION;
-use crate::types::{Descriptor, Digest};
+use crate::types::{ByteRange, Descriptor, Digest};
 use crate::{Error, Result};
 
 /// Annotations of containers/storage.
 const STORAGE_PREFIX: &str = "io.github.containers.zstd-chunked.";
 /// Annotations of stargz, and of containers/storage at first.
 const STARGZ_PREFIX: &str = "io.containers.zstd-chunked.";
+/// Annotation of ours: the blob up to here is what starts read first, in bytes. Says for
+/// containers/storage, which has nothing of the kind, what a landmark says in eStargz.
+pub const PREFETCH_END_ANNOTATION: &str = "vnd.lazarette.prefetch.end";
 const CHECKSUM: &str = "manifest-checksum";
 const POSITION: &str = "manifest-position";
 
@@ -25,6 +28,9 @@ pub struct Promise {
     pub position: Position,
     /// What must be there.
     pub proof: Proof,
+    /// Bytes of the blob that whoever built it wants fetched first, where an annotation
+    /// says so; all before the TOC.
+    pub prefetch: Option<ByteRange>,
 }
 
 /// Reads the annotations of a layer's descriptor. `None` where there are none of
@@ -52,13 +58,14 @@ pub fn promise(descriptor: &Descriptor) -> Result<Option<Promise>> {
         (Some(_), Some(_), None) => {
             conflict("its manifest has zstd:chunked annotations of two kinds")
         }
-        (Some(found), None, None) | (None, Some(found), None) => Ok(found.promised()),
-        (None, Some(found), Some(json)) => Ok(found.position.map(|position| Promise {
-            position,
-            proof: Proof::Json {
-                json,
-                compressed: found.checksum,
-            },
+        (Some(found), None, None) | (None, Some(found), None) => {
+            let promised = found.checksum.zip(found.position);
+            Ok(promised
+                .map(|(checksum, position)| notes.promise(position, Proof::Compressed(checksum))))
+        }
+        (None, Some(found), Some(json)) => Ok(found.position.map(|position| {
+            let compressed = found.checksum;
+            notes.promise(position, Proof::Json { json, compressed })
         })),
         (None, None, _) => Ok(None),
     }
@@ -70,21 +77,34 @@ struct Found {
     position: Option<Position>,
 }
 
-impl Found {
-    /// The promise of a compressed TOC.
-    fn promised(self) -> Option<Promise> {
-        let (checksum, position) = self.checksum.zip(self.position)?;
-        let proof = Proof::Compressed(checksum);
-        Some(Promise { position, proof })
-    }
-}
-
 struct Notes<'a> {
     what: String,
     map: &'a BTreeMap<String, String>,
 }
 
 impl Notes<'_> {
+    fn promise(&self, position: Position, proof: Proof) -> Promise {
+        Promise {
+            position,
+            proof,
+            prefetch: self.prefetch(position.blob.start()),
+        }
+    }
+
+    /// Only a hint: one that makes no sense is named in the log and costs a prefetch.
+    fn prefetch(&self, toc_start: u64) -> Option<ByteRange> {
+        let text = self.map.get(PREFETCH_END_ANNOTATION)?;
+        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let end = text.parse().ok().filter(|_| is_number);
+        let range = end.and_then(|end| ByteRange::new(0, end));
+        let range = range.filter(|range| !range.is_empty() && range.end() <= toc_start);
+        if range.is_none() {
+            let what = &self.what;
+            tracing::warn!(%what, value = %text, "ignoring where its first part ends: {PREFETCH_END_ANNOTATION} is no place before its table");
+        }
+        range
+    }
+
     fn digest(&self, name: &str) -> Result<Option<Digest>> {
         let parse = |text: &String| {
             Digest::parse(text)

@@ -244,6 +244,36 @@ fn nonsense_in_annotations_is_refused() {
 }
 
 #[test]
+fn where_the_first_part_ends_is_a_hint_that_may_be_nonsense() {
+    let digest = Digest::sha256(b"x").to_string();
+    let table = [
+        ("892", Some(892)),
+        ("1", Some(1)),
+        ("893", None),
+        ("0", None),
+        ("", None),
+        ("+9", None),
+        ("-9", None),
+        ("9.5", None),
+        ("99999999999999999999999", None),
+        ("all", None),
+    ];
+    for (text, end) in table {
+        let notes = json!({
+            format!("{STORAGE_PREFIX}checksum"): digest,
+            format!("{STORAGE_PREFIX}position"): "892:20:3:1",
+            PREFETCH_END_ANNOTATION: text,
+        });
+        let found = promise(&descriptor(&[0; 1000], &notes.to_string()));
+        let prefetch = found.unwrap().unwrap().prefetch;
+        let expected = end.map(|end| ByteRange::new(0, end).unwrap());
+        assert_eq!(prefetch, expected, "{text:?}");
+    }
+    let other = json!({ PREFETCH_END_ANNOTATION: "9" }).to_string();
+    assert_eq!(promise(&descriptor(&[0; 1000], &other)).unwrap(), None);
+}
+
+#[test]
 fn promises_of_both_tools_are_refused() {
     let digest = Digest::sha256(b"x").to_string();
     let storage = format!("{STORAGE_PREFIX}checksum");

@@ -28,7 +28,12 @@ pub(super) async fn read_toc(
         TocPromise::ZstdChunked(promise) => {
             let (position, proof) = (promise.position, promise.proof);
             let toc = read(source, &request.blob, position.blob).await?;
-            zstd_chunked(&request.blob, position, toc, proof).await
+            let toc = zstd_chunked(&request.blob, position, toc, proof).await?;
+            // A landmark in the blob is the flavour's own mark.
+            Ok(toc.map(|toc| TocLayer {
+                prefetch: toc.prefetch.or(promise.prefetch),
+                ..toc
+            }))
         }
         TocPromise::Contradiction(detail) => Err(Error::Unsupported {
             what: format!("reading layer {} lazily", request.blob.digest),

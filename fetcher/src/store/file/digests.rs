@@ -6,9 +6,13 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::{INDEX, LayerFile, PLAIN};
 use crate::index::details::SpanDetails;
 use crate::index::{Chunk, ChunkId, Encoding, Span};
+use crate::source::BlobRef;
+use crate::store::details::{self, Place};
 use crate::{Error, Result};
 
 impl LayerFile {
@@ -35,7 +39,8 @@ impl LayerFile {
         }
     }
 
-    /// What decoding the chunks of a span takes. Blocks on the device.
+    /// What decoding the chunks of a span takes; [`Error::NotFound`] where it has not come
+    /// yet. Blocks on the device.
     pub fn span_details(&self, number: u32) -> Result<Arc<SpanDetails>> {
         let span = self.span(number)?;
         let read = self.details.read(number, span, self.index.digests_of(span));
@@ -51,7 +56,52 @@ impl LayerFile {
         read
     }
 
-    fn span(&self, number: u32) -> Result<&Span> {
+    /// Where details that are not here can be had, and where those of the first span begin
+    /// there; `None` where all are here.
+    pub fn details_origin(&self) -> Option<(&BlobRef, u64)> {
+        self.details.origin()
+    }
+
+    /// Whether the details of a span are known to be here. Looks only at memory.
+    pub fn has_details(&self, number: u32) -> bool {
+        self.details.is_here(number)
+    }
+
+    /// Those of the spans `numbers` whose details are not here. Blocks on the device.
+    pub fn absent_details(&self, numbers: &[u32]) -> Result<Vec<u32>> {
+        let mut absent = Vec::new();
+        for number in numbers {
+            if !self.details.look(*number, self.span(*number)?)? {
+                absent.push(*number);
+            }
+        }
+        Ok(absent)
+    }
+
+    /// Keeps the details of a span, which come from anywhere: [`Error::Corrupt`] if they are
+    /// not the right ones. On a full disk the store first makes room, if it may. Blocks on
+    /// the device.
+    pub fn put_details(&self, number: u32, bytes: Bytes) -> Result<()> {
+        let span = self.span(number)?;
+        let bytes = details::verify(span, bytes)?;
+        let place = Place {
+            span,
+            bytes: &bytes,
+        };
+        let put = || self.details.put(&*self.disk, number, &place);
+        match self.store() {
+            Some(store) => store.with_room(put),
+            None => put(),
+        }
+    }
+
+    /// Makes the layer count as damaged, for its missing details cannot be had any more:
+    /// whoever opens it next makes it again. Who has it open goes on reading what is here.
+    pub fn give_up_index(&self) {
+        let _ = self.disk.remove_file(&self.dir.join(INDEX));
+    }
+
+    pub(crate) fn span(&self, number: u32) -> Result<&Span> {
         let span = usize::try_from(number)
             .ok()
             .and_then(|at| self.index.spans.get(at));

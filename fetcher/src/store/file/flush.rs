@@ -87,6 +87,8 @@ impl LayerFile {
         let words = self.bits.snapshot();
         let learned = self.learned.as_ref();
         let synced = learned.map_or(Ok(()), |learned| learned.sync(&*self.disk));
+        // Without these, what is recorded could not be told from what the disk lost.
+        let synced = synced.and_then(|()| self.details.sync(&*self.disk));
         if let Err(error) = synced.and_then(|()| self.disk.sync_data(&self.data)) {
             self.failed_syncs.fetch_add(1, Ordering::AcqRel);
             self.bits.retain(&recorded.stored.words);

@@ -15,12 +15,13 @@ use super::ConvertedLayer;
 const LAYERS_MAX: usize = 500;
 
 /// Annotations that tell what is in the bytes of the old blobs.
-const STALE_PREFIXES: [&str; 6] = [
+const STALE_PREFIXES: [&str; 7] = [
     "io.github.containers.zstd-chunked.",
     "io.containers.zstd-chunked.",
     "io.containers.estargz.",
     "containerd.io/uncompressed",
     "com.amazon.soci.",
+    "vnd.lazarette.prefetch.",
     "containerd.io/snapshot/stargz/",
 ];
 

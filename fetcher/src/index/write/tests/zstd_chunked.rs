@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::*;
 use crate::index::write::crc64::Crc64;
+use crate::index::zstdchunked::PREFETCH_END_ANNOTATION;
 use crate::types::ByteRange;
 
 const STORAGE: &str = "io.github.containers.zstd-chunked.";
@@ -290,6 +291,15 @@ fn hot_ranges_get_small_chunks_and_cold_files_large_ones() {
         let first = toc["entries"][0]["name"].as_str().unwrap();
         assert_eq!(first, "d/hot");
         assert_eq!(files(&blob, &toc)["d/hot"], [2; 2 << 20]);
+        let end = written.annotations.get(PREFETCH_END_ANNOTATION);
+        assert_eq!(end.is_some(), flavour == Flavour::ContainersStorage);
+        let end: u64 = end.map_or(0, |end| end.parse().unwrap());
+        let entries = toc["entries"].as_array().unwrap().iter();
+        for entry in entries.filter(|entry| end > 0 && entry["offset"].is_u64()) {
+            let is_first = entry["offset"].as_u64().unwrap() < end;
+            assert_eq!(is_first, entry["name"] == "d/hot", "{entry} and {end}");
+        }
+        assert!(unzstd(&blob).len() as u64 == written.uncompressed_size);
     }
 }
 
