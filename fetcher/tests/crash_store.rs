@@ -442,7 +442,7 @@ fn streamed() -> &'static Streamed {
         let mut state = 1_u32;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24).to_le_bytes()[0] & 0x3f
+            (state >> 24).to_le_bytes()[0] & 0x7f
         };
         let payload: Vec<u8> = (0..320 << 10).map(|_| next()).collect();
         let mut header = [0_u8; 512];
