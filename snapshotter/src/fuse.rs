@@ -17,4 +17,4 @@ mod mounts;
 mod tests;
 
 pub use fs::FuseStats;
-pub use mounts::{FuseOptions, LayerMount, LayerMounts};
+pub use mounts::{FuseOptions, LayerMount, LayerMounts, ReadAhead};

@@ -2,8 +2,8 @@
 //!
 //! A round trip of a gigabit carries a megabyte or two, so chunks that follow a missing one
 //! are cheap to bring along if they are read next, and in a package's directory they are.
-//! In the middle of a library that is mapped they are not. Half of what comes along read
-//! is plenty, a sixteenth is too little; in between all stays as it is.
+//! In the middle of a library that is mapped they are not. One chunk costs a small part of
+//! a round trip, so it is worth it where one of many is read.
 //!
 //! Invariant: between [`BYTES_MIN`] and what the link makes sensible. Memory is bounded.
 //! Pure but for its own state.
@@ -14,22 +14,22 @@ use crate::link::Link;
 use crate::types::ByteRange;
 
 /// Encoded bytes that are read ahead before anything is known: what a gigabit carries in
-/// one millisecond, the kernel's usual read-ahead.
-const BYTES_FIRST: u64 = 128 << 10;
+/// two milliseconds.
+const BYTES_FIRST: u64 = 256 << 10;
 /// Fewest.
 const BYTES_MIN: u64 = 64 << 10;
 /// Most, on any link. At a gigabit and 10 ms, twice as many save a python start a tenth of
 /// its time for a third more bytes.
 pub(super) const BYTES_MAX: u64 = 512 << 10;
-/// Part of a round trip's bytes that may be read ahead: a reader who is right in waiting
-/// for none of it waits a quarter longer.
-const ROUND_TRIP_PARTS: u64 = 4;
+/// Part of a round trip's bytes that may be read ahead: a reader who needs none of it waits
+/// half as long again.
+const ROUND_TRIP_PARTS: u64 = 2;
 /// Chunks that came along between two decisions.
-const SAMPLE: u32 = 32;
+const SAMPLE: u32 = 64;
 /// It becomes more where one in so many was read,
-const MORE_ONE_IN: u32 = 4;
+const MORE_ONE_IN: u32 = 12;
 /// and less where fewer than one in so many was.
-const LESS_ONE_IN: u32 = 16;
+const LESS_ONE_IN: u32 = 48;
 /// Chunks that are waited for at most.
 const WAITING_MAX: usize = 512;
 
@@ -129,14 +129,14 @@ mod tests {
     #[test]
     fn it_follows_what_is_read_and_what_the_link_carries() {
         let gigabit = link(15, 125_000_000);
+        let near = link(6, 125_000_000);
         let table = [
-            (3, 8, gigabit, BYTES_FIRST, "too early to tell"),
-            (4, 8, gigabit, 256 << 10, "all of it is read"),
-            (40, 2, gigabit, 468_750, "a quarter of a round trip at most"),
-            (40, 1, gigabit, BYTES_FIRST, "some of it is read"),
-            (40, 0, gigabit, BYTES_MIN, "nothing of it is read"),
-            (40, 8, link(3, 2_000_000_000), BYTES_MAX, "however fast"),
-            (40, 8, link(1, 1_000_000), BYTES_FIRST, "however slow"),
+            (7, 8, gigabit, BYTES_FIRST, "too early to tell"),
+            (8, 8, gigabit, 512 << 10, "all of it is read"),
+            (80, 1, near, 375_000, "half of a round trip at most"),
+            (80, 0, gigabit, BYTES_MIN, "nothing of it is read"),
+            (80, 8, link(3, 2_000_000_000), BYTES_MAX, "however fast"),
+            (80, 8, link(1, 1_000_000), BYTES_FIRST, "however slow"),
         ];
         for (misses, read, link, bytes, why) in table {
             assert_eq!(after(misses, read, link), bytes, "{why}");

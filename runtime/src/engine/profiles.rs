@@ -26,6 +26,7 @@ use lazarette_fetcher::prefetch::{Place, chunks_of};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::data::LayerData;
+use lazarette_snapshotter::fuse::ReadAhead;
 use tokio::task::JoinHandle;
 
 use self::early::Early;
@@ -157,13 +158,24 @@ impl Session {
         active.recorder.tap(position, Arc::clone(layer))
     }
 
+    /// How far the kernel is to read ahead in a layer until the container is ready. What is
+    /// recorded here, or was, is fetched again by every later start: no page too many. Who
+    /// knows nothing and waits for each miss is better off with more.
+    pub(super) fn read_ahead(&self, layer: &Layer) -> ReadAhead {
+        let by_profile = self.landmarks() == Landmarks::Ignore;
+        match &self.active {
+            Some(_) if by_profile || layer.file().is_complete() => ReadAhead::Narrow,
+            Some(_) | None => ReadAhead::Wide,
+        }
+    }
+
     /// Follows the container whose init is `pid` until `following` ends, and notes when it
-    /// is ready. `output` becomes true with its first byte.
+    /// is ready, and then calls `on_ready`. `output` becomes true with its first byte.
     pub(super) async fn beside<T>(
         &mut self,
         (engine, image): (&Arc<Engine>, &Image),
-        pid: u32,
-        output: &AtomicBool,
+        (pid, output): (u32, &AtomicBool),
+        on_ready: impl FnOnce(),
         following: impl Future<Output = T>,
     ) -> T {
         let Some(active) = &mut self.active else {
@@ -188,6 +200,7 @@ impl Session {
         };
         active.ready = Some(by);
         active.recorder.close();
+        on_ready();
         let (engine, image) = (Arc::clone(engine), image.clone());
         let (command, touches) = (active.command.clone(), active.recorder.touches());
         let is_new = active.is_new;

@@ -12,7 +12,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Reference;
-use lazarette_snapshotter::fuse::{LayerMount, LayerMounts};
+use lazarette_snapshotter::fuse::{LayerMount, LayerMounts, ReadAhead};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Engine;
@@ -180,6 +180,7 @@ impl Engine {
             let data = session.opened(number, &layer);
             let span = puller.trace.start("mount", Some(number));
             let mount = mount_layer(mounter.clone(), Arc::clone(&layer), data).await?;
+            mount.read_ahead(session.read_ahead(&layer));
             span.end();
             Ok::<_, Error>((layer, mount))
         };
@@ -263,7 +264,12 @@ impl Play<'_> {
         let (pid, output) = (launched.task.pid(), AtomicBool::new(false));
         let following = follow::follow(&mut launched, ends, &output);
         let outcome = session
-            .beside((self.engine, self.image), pid, &output, following)
+            .beside(
+                (self.engine, self.image),
+                (pid, &output),
+                || stage.read_ahead(ReadAhead::Wide),
+                following,
+            )
             .await;
         let deleted = launched.task.delete().await;
         let ended = outcome?;

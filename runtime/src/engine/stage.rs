@@ -12,7 +12,7 @@ use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Digest;
 use lazarette_snapshotter::cleanup::RunDir;
 use lazarette_snapshotter::data::LayerData;
-use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts};
+use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts, ReadAhead};
 use lazarette_snapshotter::metastore::Labels;
 use lazarette_snapshotter::overlay::{self, Chain};
 use lazarette_snapshotter::tree::Tree;
@@ -81,6 +81,11 @@ impl Stage {
     /// Keeps mounted layers until the end, base first.
     pub(super) fn hold(&mut self, mounted: Vec<(Arc<Layer>, Arc<LayerMount>)>) {
         (self.layers, self.held) = mounted.into_iter().unzip();
+    }
+
+    /// Changes how far the kernel reads ahead in all layers.
+    pub(super) fn read_ahead(&self, window: ReadAhead) {
+        self.held.iter().for_each(|mount| mount.read_ahead(window));
     }
 
     /// Reads that had to wait for data so far.

@@ -41,18 +41,35 @@ const JOIN_WAIT: Duration = Duration::from_millis(500);
 pub struct FuseOptions {
     /// Threads that answer requests of one mount. They share nothing but the tree.
     pub threads: usize,
-    /// The kernel's read-ahead window in KiB. It is also what one page fault of a mapped
-    /// file reads around it, so a wide window fetches bytes that nobody asked for.
-    pub read_ahead_kib: u32,
+}
+
+/// The kernel's read-ahead window of a mount. It is also what one page fault of a mapped
+/// file reads around it, bytes that nobody asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadAhead {
+    /// Hardly more than is asked for: where what is read is recorded, or was, a page too
+    /// many is a chunk too many.
+    Narrow,
+    /// Few round trips to this process, and fewer to the registry.
+    Wide,
+}
+
+impl ReadAhead {
+    fn kib(self) -> u32 {
+        match self {
+            Self::Narrow => 32,
+            // Twice the kernel's usual.
+            Self::Wide => 256,
+        }
+    }
 }
 
 impl Default for FuseOptions {
-    /// Two to four threads by the machine; twice the kernel's usual 128 KiB of read-ahead.
+    /// Two to four threads by the machine.
     fn default() -> Self {
         let cores = thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Self {
             threads: cores.clamp(2, 4),
-            read_ahead_kib: 256,
         }
     }
 }
@@ -141,7 +158,7 @@ impl LayerMounts {
         let session = Session::new(fs, &path, &config(self.inner.options))
             .map_err(|source| abandon(&path, "mount fuse at", source))?;
         let threads = spawn(session).map_err(|source| abandon(&path, "serve fuse at", source))?;
-        raise_read_ahead(&path, self.inner.options.read_ahead_kib);
+        set_read_ahead(&path, ReadAhead::Wide);
         tracing::debug!(digest = %blob_digest, path = %path.display(), "layer mounted");
         Ok(LayerMount {
             blob_digest,
@@ -172,6 +189,11 @@ impl LayerMount {
     /// Which layer this is.
     pub fn blob_digest(&self) -> Digest {
         self.blob_digest
+    }
+
+    /// Changes the window of files that are opened from now on.
+    pub fn read_ahead(&self, window: ReadAhead) {
+        set_read_ahead(&self.path, window);
     }
 
     /// What it has answered so far.
@@ -280,14 +302,14 @@ fn check_environment() -> Result<()> {
     }
 }
 
-/// A wider window makes fewer round trips; without it all works the same.
-fn raise_read_ahead(path: &Path, kib: u32) {
-    let raise = || {
+/// Without it all works the same.
+fn set_read_ahead(path: &Path, window: ReadAhead) {
+    let set = || {
         let (major, minor) = sys::split_dev(fs::metadata(path)?.dev());
         let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        fs::write(knob, kib.to_string())
+        fs::write(knob, window.kib().to_string())
     };
-    if let Err(error) = raise() {
-        tracing::debug!(path = %path.display(), %error, "read-ahead stays at the kernel's default");
+    if let Err(error) = set() {
+        tracing::debug!(path = %path.display(), %error, "read-ahead stays as it is");
     }
 }
