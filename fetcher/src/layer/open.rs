@@ -67,6 +67,8 @@ pub struct LayerOpener {
     /// One opening per layer at a time: an image may hold a layer twice, and two images
     /// may be pulled at once. Keys are dropped with their last user.
     opening: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Held by every stream under way, to count them.
+    streaming: Arc<()>,
 }
 
 impl LayerOpener {
@@ -78,6 +80,7 @@ impl LayerOpener {
             engine: FetchEngine::new(EngineConfig::default()),
             keys: TrustedKeys::default(),
             opening: Mutex::default(),
+            streaming: Arc::default(),
         }
     }
 
@@ -242,7 +245,15 @@ impl LayerOpener {
         let (pieces, inbox) = mpsc::channel(PIECES_WAITING_MAX);
         let (store, request) = (Arc::clone(&self.store), request.clone());
         // Spawned now, so that the channel is drained while the body is read.
-        let worker = tokio::spawn(blocking(move || ingest(&store, &request, inbox)));
+        let counted = Arc::clone(&self.streaming);
+        // Layers that stream at once keep the cores busy; a second thread for each would
+        // only take memory.
+        let streams = Arc::strong_count(&counted) - 1;
+        let beside = available_parallelism().is_ok_and(|cores| cores.get() >= 2 * streams);
+        let worker = tokio::spawn(blocking(move || {
+            let _counted = counted;
+            ingest(&store, &request, beside, inbox)
+        }));
         let mut broken = None;
         loop {
             match body.next().await {
@@ -271,11 +282,13 @@ impl LayerOpener {
     }
 }
 
-/// The blocking half of a full stream. Ends without a commit when the sender went away
-/// early: the blob is then too short for its digest.
+/// The blocking half of a full stream; hashing and writing go `beside` decoding on a thread
+/// of their own. Ends without a commit when the sender went away early: the blob is then
+/// too short for its digest.
 fn ingest(
     store: &Arc<Store>,
     request: &LayerRequest,
+    beside: bool,
     mut inbox: mpsc::Receiver<Bytes>,
 ) -> Result<Arc<LayerFile>> {
     let sink: LayerIngest = store.begin_ingest(&request.blob.digest)?;
@@ -285,7 +298,7 @@ fn ingest(
         Some(request.diff_id),
     );
     let mut ingest = Ingest::new(plan, sink);
-    if available_parallelism().is_ok_and(|cores| cores.get() > 1) {
+    if beside {
         ingest = ingest.beside();
     }
     while let Some(piece) = inbox.blocking_recv() {
