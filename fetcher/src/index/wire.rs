@@ -124,17 +124,23 @@ impl Header {
 
 /// The binary form of a valid index and the details of its spans.
 pub fn encode(index: &LayerIndex, details: &[u8]) -> Result<Vec<u8>> {
+    let mut out = encode_head(index, details.len() as u64)?;
+    out.extend_from_slice(details);
+    Ok(out)
+}
+
+/// What [`encode`] writes before the details, of which there are so many bytes.
+pub fn encode_head(index: &LayerIndex, details_len: u64) -> Result<Vec<u8>> {
     let body = encode_body(index);
     let core = codec::Packer::new()?.pack(&body)?;
-    let mut out = Vec::with_capacity(HEADER_LEN + core.len() + details.len());
+    let mut out = Vec::with_capacity(HEADER_LEN + core.len());
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&crc32fast::hash(&core).to_le_bytes());
-    for part in [&core[..], &body, details] {
-        out.extend_from_slice(&(part.len() as u64).to_le_bytes());
+    for len in [core.len() as u64, body.len() as u64, details_len] {
+        out.extend_from_slice(&len.to_le_bytes());
     }
     out.extend_from_slice(&core);
-    out.extend_from_slice(details);
     Ok(out)
 }
 

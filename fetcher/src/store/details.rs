@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use super::bitmap::Bitmap;
 use super::disk::Disk;
-use super::file::{INDEX, write_new};
+use super::file::INDEX;
 use super::origin;
 use crate::codec::{self, VerifiedBytes};
 use crate::index::details::SpanDetails;
@@ -76,18 +76,27 @@ pub(super) fn create(
     provided: Provided<'_>,
 ) -> Result<()> {
     let path = dir.join(INDEX);
+    let write = |head: &[u8], details: &[u8], len: u64| {
+        let write = || {
+            let file = disk.create(&path)?;
+            disk.write_at(&file, 0, head)?;
+            match details {
+                [] => disk.set_len(&file, len)?,
+                details => disk.write_at(&file, head.len() as u64, details)?,
+            }
+            disk.sync_data(&file)
+        };
+        write().map_err(|error| Error::io("write", &path, error))
+    };
     match provided {
-        Provided::All(details) => write_new(disk, &path, &wire::encode(index, details)?).map(drop),
+        Provided::All(details) => {
+            let head = wire::encode_head(index, details.len() as u64)?;
+            write(&head, details, head.len() as u64)
+        }
         Provided::Later(partial) => {
             origin::create(disk, dir, &partial.origin)?;
             let len = Header::parse(&partial.head)?.total_len();
-            let write = || {
-                let file = disk.create(&path)?;
-                disk.write_at(&file, 0, &partial.head)?;
-                disk.set_len(&file, len)?;
-                disk.sync_data(&file)
-            };
-            write().map_err(|error| Error::io("write", &path, error))
+            write(&partial.head, &[], len)
         }
     }
 }

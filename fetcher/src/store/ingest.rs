@@ -163,7 +163,7 @@ impl LayerIngest {
     /// `details` are those of the index's spans.
     pub fn commit(self, index: LayerIndex, details: &[u8]) -> Result<Arc<LayerFile>> {
         let bits = Bitmap::full(chunk_count(&index)?);
-        self.complete(&index, details, &bits).map(|(file, _)| file)
+        self.complete(index, details, &bits).map(|(file, _)| file)
     }
 
     /// Makes the layer visible, complete for this process, and records nothing of its data:
@@ -179,7 +179,7 @@ impl LayerIngest {
             return self.commit(index, details);
         }
         let bits = Bitmap::empty(chunk_count(&index)?);
-        let (file, is_ours) = self.complete(&index, details, &bits)?;
+        let (file, is_ours) = self.complete(index, details, &bits)?;
         if is_ours {
             file.adopt_all();
         }
@@ -189,7 +189,7 @@ impl LayerIngest {
     /// The layer, and whether its data is what was written here.
     fn complete(
         self,
-        index: &LayerIndex,
+        index: LayerIndex,
         details: &[u8],
         bits: &Bitmap,
     ) -> Result<(Arc<LayerFile>, bool)> {
@@ -202,15 +202,20 @@ impl LayerIngest {
         }
         let extra = (Provided::All(details), self.seams.as_deref());
         self.store
-            .with_room(|| self.draft.complete(index, extra, bits))?;
-        let published = publish_layer(
+            .with_room(|| self.draft.complete(&index, extra, bits))?;
+        // Tens of MiB, and the file that is opened now has its own.
+        drop(index);
+        let (file, is_ours) = publish_layer(
             &self.store,
             self.draft,
             &self.digest,
             Existing::ReplacePartial,
         )?;
-        self.store.note_places(index, details);
-        Ok(published)
+        // Another that was there noted its own.
+        if is_ours {
+            self.store.note_places(file.index(), details);
+        }
+        Ok((file, is_ours))
     }
 }
 
