@@ -14,7 +14,7 @@
 pub(crate) mod answer;
 mod blob;
 mod document;
-mod multipart;
+pub(crate) mod multipart;
 mod origin;
 mod referrers;
 
