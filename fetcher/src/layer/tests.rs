@@ -856,7 +856,7 @@ async fn a_member_over_the_budget_is_refused_and_takes_no_other_with_it() {
     );
     let error = bench.layer.fill(range(8192, 1)).await.unwrap_err();
     assert!(matches!(error, Error::Limit { .. }), "{error}");
-    assert!(error.to_string().contains("--full"), "{error}");
+    assert!(error.to_string().contains("pull it again"), "{error}");
     let last = bench.sample.index.data_len - 1;
     bench.layer.fill(range(last, 1)).await.unwrap();
     bench.layer.fill(range(0, 1)).await.unwrap();
@@ -881,6 +881,12 @@ async fn pieces_of_a_body_count_as_long_as_they_are() {
     }
     let shared = &bench.layer.shared;
     let counted = fetch::memory_of(shared, &[0]);
+    let chunk = &bench.layer.index().chunks[0];
+    assert_eq!(
+        counted,
+        fetch::memory_of_one(chunk),
+        "which opening goes by"
+    );
     assert_eq!(
         shared.engine.memory_bytes(),
         counted + (1 << 20) - (64 << 10)
