@@ -1153,6 +1153,42 @@ async fn what_another_layer_has_is_not_fetched_and_brings_nothing_along() {
     other.layer.close().await.unwrap();
 }
 
+#[tokio::test]
+async fn what_is_too_long_for_the_memory_for_copies_is_not_copied() {
+    let bench = bench(&[&[5000], &[70_000], &[10]], LayerConfig::default());
+    bench.layer.fill_all().await.unwrap();
+    let sample = sample(&[&[5000], &[70_000], &[11]]);
+    let source = TestSource::new(sample.blob.clone());
+    // Nothing can be fetched within so little, and the first file be copied.
+    let engine = FetchEngine::new(EngineConfig {
+        memory_bytes_max: 64 << 10,
+        ..patient()
+    });
+    let layer = join_with(&bench.store, &sample, &source, unmerged(), engine);
+    layer.fill(range(0, 5000)).await.unwrap();
+    let at = sample.index.chunks[1].data_offset;
+    let error = layer.fill(range(at, 1)).await.unwrap_err();
+    assert!(matches!(error, Error::Limit { .. }), "{error}");
+    let counters = layer.counters();
+    assert_eq!((counters.chunks_copied, counters.requests), (1, 0));
+    layer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn more_chunks_than_one_run_are_copied() {
+    let many = [3; 100];
+    let bench = bench(&[&many, &[10]], LayerConfig::default());
+    bench.layer.fill_all().await.unwrap();
+    let sample = sample(&[&many, &[11]]);
+    let source = TestSource::new(sample.blob.clone());
+    let layer = join(&bench.store, &sample, &source, unmerged());
+    let end = sample.index.chunks[100].data_offset;
+    layer.fill(range(0, end)).await.unwrap();
+    let counters = layer.counters();
+    assert_eq!((counters.chunks_copied, counters.requests), (100, 0));
+    layer.close().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_beside_evictions_and_faults_of_either_layer_are_right() {
     let bench = bench(&[&[5000], &[70_000], &[300, 400]], unmerged());
