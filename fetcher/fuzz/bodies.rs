@@ -4,8 +4,11 @@
 //! Invariant: for any input an error or a value that keeps its rules; never a panic,
 //! never memory beyond the limits.
 
+use std::cell::OnceCell;
 use std::io::Read as _;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use lazarette_fetcher::Result;
 use lazarette_fetcher::codec::stream::{Decoder, detect};
 use lazarette_fetcher::codec::unpack::decoder;
@@ -15,8 +18,11 @@ use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
 use lazarette_fetcher::index::seams::{Seam, Seams};
 use lazarette_fetcher::index::tar::{Parser, Step};
 use lazarette_fetcher::index::write::{Flavour, Format, Options, write_layer};
-use lazarette_fetcher::index::{estargz, soci, wire, zstdchunked};
+use lazarette_fetcher::index::{ChunkId, estargz, soci, wire, zstdchunked};
+use lazarette_fetcher::layer::open::{core_bytes, core_digest};
 use lazarette_fetcher::source::BlobRef;
+use lazarette_fetcher::store::{PIN_TIME, Store};
+use lazarette_fetcher::test_util::parsers;
 use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference};
 
 /// Decoded bytes a target accepts: enough to leave every state, little enough to be quick.
@@ -183,16 +189,21 @@ fn read_tar(data: &[u8], piece: usize) -> Option<(usize, usize)> {
 /// Our own index file, with and without a right checksum: [`wire::decode`].
 pub(crate) fn fuzz_wire(data: &[u8]) {
     check_wire(data);
+    check_wire(&sealed_index(data));
+}
+
+/// An index file with these tables and no details.
+fn sealed_index(tables: &[u8]) -> Vec<u8> {
     let core = Packer::new()
-        .and_then(|mut packer| packer.pack(data))
+        .and_then(|mut packer| packer.pack(tables))
         .expect("memory");
     let mut sealed = b"LAZINDEX\x03\0\0\0".to_vec();
     sealed.extend_from_slice(&crc32fast::hash(&core).to_le_bytes());
-    for len in [core.len(), data.len(), 0] {
+    for len in [core.len(), tables.len(), 0] {
         sealed.extend_from_slice(&(len as u64).to_le_bytes());
     }
     sealed.extend_from_slice(&core);
-    check_wire(&sealed);
+    sealed
 }
 
 fn check_wire(bytes: &[u8]) {
@@ -201,6 +212,201 @@ fn check_wire(bytes: &[u8]) {
         let details = vec![0; usize::try_from(len).expect("64 bits")];
         let again = wire::encode(&index, &details).expect("memory");
         assert_eq!(wire::decode(&again).expect("what was encoded"), index);
+    }
+}
+
+/// An index beside an image, of which only the first bytes are read: [`core_digest`],
+/// [`core_bytes`], [`wire::decode_core`]. What is signed is what is decoded.
+pub(crate) fn fuzz_offered(data: &[u8]) {
+    check_offered(data);
+    check_offered(&sealed_index(data));
+}
+
+fn check_offered(bytes: &[u8]) {
+    let Ok(len) = core_bytes(bytes) else {
+        assert!(core_digest(bytes).is_err());
+        return;
+    };
+    let len = usize::try_from(len).expect("it is in memory");
+    let (head, before) = (&bytes[..len], &bytes[..len - 1]);
+    assert!(core_bytes(before).is_err(), "it is cut off");
+    let digest = core_digest(bytes).expect("what has a length");
+    assert_eq!(
+        digest,
+        Digest::sha256(head),
+        "what is behind it is not signed"
+    );
+    let header = wire::Header::parse(head).expect("what has a length");
+    let core = wire::decode_core(&header, &head[wire::HEADER_LEN..]);
+    match wire::decode(bytes) {
+        Ok(whole) => assert_eq!(core.expect("a part of the whole"), whole),
+        // Details may have come short.
+        Err(_) => drop(core),
+    }
+}
+
+/// A body of several ranges, in one piece and in small ones, and the words of its type.
+pub(crate) fn fuzz_byteranges(data: &[u8]) {
+    const SIZE: u64 = 1000;
+    const TYPE: &str = "multipart/byteranges; boundary=b0";
+    let read = |content_type: &str, piece: usize, end: u64| {
+        let pieces = data.chunks(piece).map(Bytes::copy_from_slice);
+        let parts = parsers::byteranges(content_type, SIZE, pieces, end)?.ok()?;
+        let (mut reached, mut bytes) = (0, Vec::new());
+        for (at, run) in &parts.runs {
+            let run_end = at + run.len() as u64;
+            assert!(reached <= *at && *at < run_end && run_end <= SIZE);
+            assert!(*at >= end || run_end <= end, "no run goes on past {end}");
+            reached = run_end;
+            bytes.extend((*at..).zip(run.iter().copied()));
+        }
+        Some((bytes, parts.is_over))
+    };
+    let whole = read(TYPE, usize::MAX, SIZE);
+    assert_eq!(whole, read(TYPE, 7, 500), "pieces must not matter");
+    read(&String::from_utf8_lossy(data), 100, SIZE);
+}
+
+/// The table of chunks, with and without a right header: [`parsers::Chunks`].
+pub(crate) fn fuzz_chunks(data: &[u8]) {
+    thread_local! {
+        static DIR: tempfile::TempDir = tempfile::tempdir().expect("a directory");
+    }
+    // Two buckets.
+    let mut table = b"LAZCHNKS\x01\0\0\0\x02\0\0\0".to_vec();
+    table.resize(4096, 0);
+    table.extend(data.iter().copied().chain(std::iter::repeat(0)).take(256));
+    DIR.with(|dir| {
+        for file in [data, &table] {
+            std::fs::write(dir.path().join("chunks"), file).expect("a file");
+            let chunks = parsers::Chunks::open(dir.path());
+            // Their numbers of buckets and their tags are small numbers, too.
+            for first in 0..4_u8 {
+                let mut digest = [0; 32];
+                (digest[0], digest[8]) = (first, first);
+                let place = (7, 4096);
+                assert!(chunks.find(&digest).len() <= 8);
+                chunks.note(&digest, place);
+                assert!(chunks.find(&digest).contains(&place));
+                chunks.forget(&digest, place);
+                assert!(!chunks.find(&digest).contains(&place));
+            }
+        }
+    });
+}
+
+/// What start-ups pinned: [`parsers::pinned`].
+pub(crate) fn fuzz_pinned(data: &[u8]) {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    for extents in [data.len() / 4, 0, 9] {
+        let pinned = parsers::pinned(data, extents, now);
+        assert!(pinned.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(pinned.iter().all(|extent| (*extent as usize) < extents));
+        assert!(pinned.is_empty() || data.len() / 4 == extents);
+        // Nothing holds for longer than it may.
+        let later = now + PIN_TIME + Duration::from_secs(3600);
+        let both = parsers::pinned(data, extents, later);
+        assert!(both.iter().all(|extent| !pinned.contains(extent)));
+    }
+}
+
+/// Where an index is, with and without a right checksum: [`parsers::origin`].
+pub(crate) fn fuzz_origin(data: &[u8]) {
+    let mut sealed = b"LAZORIGN\x01\0\0\0".to_vec();
+    sealed.extend_from_slice(&crc32fast::hash(data).to_le_bytes());
+    sealed.extend_from_slice(data);
+    for file in [data, &sealed] {
+        if let Some(origin) = parsers::origin(file) {
+            let again = parsers::origin(&parsers::origin_file(&origin));
+            assert_eq!(again, Some(origin));
+        }
+    }
+}
+
+/// Digests that were learned of a layer that is here in full, whatever the disk made of
+/// them: chunks are absent whose digests are not what they were, and no others.
+pub(crate) fn fuzz_learned(data: &[u8]) {
+    thread_local! {
+        static LAYER: OnceCell<LearnedLayer> = const { OnceCell::new() };
+    }
+    LAYER.with(|layer| {
+        let layer = layer.get_or_init(LearnedLayer::new);
+        layer.check(data);
+        let mut over = layer.learned.clone();
+        over.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+        layer.check(&over);
+    });
+}
+
+/// What [`fuzz_learned`] is right about.
+pub(crate) fn learned_digests() -> Vec<u8> {
+    LearnedLayer::new().learned
+}
+
+/// A store with a layer whose spans are verified whole, all of it present.
+struct LearnedLayer {
+    store: std::sync::Arc<Store>,
+    dir: tempfile::TempDir,
+    digest: Digest,
+    learned: Vec<u8>,
+}
+
+impl LearnedLayer {
+    const ZTOC: &[u8] = include_bytes!("../tests/fixtures/soci/tar.ztoc.gz");
+    const BLOB_SIZE: u64 = 458_240;
+
+    fn new() -> Self {
+        let mut input = Self::BLOB_SIZE.to_le_bytes().to_vec();
+        decoder(Self::ZTOC)
+            .and_then(|mut ztoc| ztoc.read_to_end(&mut input))
+            .expect("a fixture");
+        let ztoc = read_ztoc(&input).expect("a right zTOC");
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path()).expect("an empty store");
+        let file = store.create_layer_with(ztoc.index, &ztoc.details);
+        let file = file.expect("a new layer");
+        for (id, chunk) in (0..).zip(&file.index().chunks) {
+            let bytes = Self::bytes(id, chunk.len);
+            let verified = codec::verify(String::new, &Digest::sha256(&bytes), bytes);
+            file.put(id, &verified.expect("its own digest"))
+                .expect("room on the disk");
+        }
+        file.flush().expect("room on the disk");
+        let digest = *file.digest();
+        drop(file);
+        let mut made = Self {
+            store,
+            dir,
+            digest,
+            learned: Vec::new(),
+        };
+        made.learned = std::fs::read(made.path()).expect("spans that are verified whole");
+        made
+    }
+
+    fn bytes(id: ChunkId, len: u32) -> Vec<u8> {
+        vec![id.to_le_bytes()[0]; len as usize]
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        let layer = self.dir.path().join("layers").join(self.digest.file_name());
+        layer.join("learned")
+    }
+
+    fn check(&self, learned: &[u8]) {
+        std::fs::write(self.path(), learned).expect("a file");
+        let Ok(opened) = self.store.open_layer(&self.digest) else {
+            assert_ne!(learned.len(), self.learned.len());
+            return;
+        };
+        let file = opened.expect("the layer is there");
+        let entries = learned.chunks(32).zip(self.learned.chunks(32));
+        for ((id, chunk), (now, then)) in (0..).zip(&file.index().chunks).zip(entries) {
+            let mut read = vec![0; chunk.len as usize];
+            let is_here = file.read_at(chunk.data_offset, &mut read);
+            assert_eq!(is_here.expect("a file"), now == then);
+            assert!(now != then || read == Self::bytes(id, chunk.len));
+        }
     }
 }
 

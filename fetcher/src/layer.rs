@@ -20,8 +20,8 @@
 //! A reader's request whose answer is late is sent once more, within a budget.
 //!
 //! Memory: a request holds its largest member encoded, two of its chunks decoded and one
-//! piece of the body as it came. It begins once the engine's budget has room for them, and
-//! what could never fit is refused.
+//! piece of the body as it came. It begins once the engine's budget has room for them. What
+//! could never fit is refused; [`open`] makes no layer lazy that has such a chunk.
 
 mod ahead;
 mod behind;
@@ -467,7 +467,7 @@ impl Shared {
         let what = format!("chunk {first} of layer {}", self.blob.digest);
         let detail = format!(
             "decoding it takes {need} bytes of memory, {max} are allowed; \
-             pull the image whole with --full"
+             remove the image and pull it again: then this layer is streamed"
         );
         Err(Error::limit(what, detail))
     }

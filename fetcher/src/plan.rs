@@ -263,7 +263,8 @@ fn place(index: &LayerIndex, id: ChunkId) -> Result<Place> {
             format!("chunk {id} of layer {}", index.blob_digest),
             format!(
                 "it ends {span} bytes into what is decoded with it, at most \
-                 {MEMBER_SPAN_MAX} are; pull the image whole with --full"
+                 {MEMBER_SPAN_MAX} are; remove the image and pull it again: then this \
+                 layer is streamed"
             ),
         ));
     }

@@ -11,7 +11,7 @@ mod endpoint;
 pub(crate) mod exact;
 mod http;
 mod push;
-mod registry;
+pub(crate) mod registry;
 mod retry;
 mod single_flight;
 pub mod stack;

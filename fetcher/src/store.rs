@@ -31,17 +31,17 @@
 mod bitmap;
 mod blobs;
 mod check;
-mod chunks;
+pub(crate) mod chunks;
 mod copy;
 mod details;
 pub mod disk;
 mod evict;
 mod evictions;
-mod file;
+pub(crate) mod file;
 mod ingest;
 mod learned;
 pub(crate) mod lock;
-mod origin;
+pub(crate) mod origin;
 mod recover;
 mod sys;
 

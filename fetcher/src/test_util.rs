@@ -7,6 +7,7 @@ pub mod contract;
 pub mod disk;
 mod faulty;
 mod memory;
+pub mod parsers;
 mod registry;
 
 pub use self::faulty::{FaultySource, ReadFault};

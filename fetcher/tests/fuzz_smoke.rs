@@ -257,3 +257,55 @@ fn layer_writers() {
         &[&tar("--format=gnu"), &tar("--format=pax")],
     );
 }
+
+#[test]
+fn offered_index() {
+    smoke(bodies::fuzz_offered, &[INDEX, &INDEX[24..]]);
+}
+
+#[test]
+fn several_ranges() {
+    let go = "--b0\r\nContent-Range: bytes 0-9/1000\r\nContent-Type: x\r\n\r\n0123456789\r\n\
+              --b0\r\nContent-Range: bytes 400-403/1000\r\n\r\nabcd\r\n--b0--\r\n";
+    let nginx = "\r\n--b0\r\nContent-Range: bytes 498-505/*\r\n\r\n--b0\r\n--\r\n--b0--\r\n";
+    let kind = "Multipart/ByteRanges; charset=x; boundary=\"a b\"";
+    smoke(
+        bodies::fuzz_byteranges,
+        &[go.as_bytes(), nginx.as_bytes(), kind.as_bytes()],
+    );
+}
+
+#[test]
+fn chunk_table() {
+    // A tag, a layer, an offset; one entry with the tag of all zeros.
+    let entry = |tag: u8, layer: u8| [tag, 0, 0, 0, layer, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0];
+    let full: Vec<u8> = (0..16).flat_map(|n| entry(n % 4, n + 1)).collect();
+    let mut table = b"LAZCHNKS\x01\0\0\0\x02\0\0\0".to_vec();
+    table.resize(4096, 0);
+    table.extend(&full);
+    smoke_rounds(bodies::fuzz_chunks, &[&full, &table], ROUNDS / 3);
+}
+
+#[test]
+fn pinned_file() {
+    // Hours up to a day after the one that the body asks about, and nonsense.
+    let hours = [0, 500_000, 500_001, 500_024, 500_025, u32::MAX];
+    smoke(
+        bodies::fuzz_pinned,
+        &[&hours.map(u32::to_le_bytes).concat()],
+    );
+}
+
+#[test]
+fn origin_file() {
+    let place = format!("localhost:5000/a/b@{}", Digest::sha256(b"an index"));
+    let rest = [&77_u64.to_le_bytes()[..], place.as_bytes()].concat();
+    smoke(bodies::fuzz_origin, &[&rest]);
+}
+
+#[test]
+fn learned_file() {
+    let learned = bodies::learned_digests();
+    // Each opens the layer twice and reads all of it.
+    smoke_rounds(bodies::fuzz_learned, &[&learned], ROUNDS / 10);
+}

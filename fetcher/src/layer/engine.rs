@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use super::details;
 use super::first::{self, SecondTries};
 use super::gate::Gate;
+use super::local::Room;
 use crate::link::{Link, LinkEstimator};
 
 /// Hosts that are remembered without a layer that fetches from them.
@@ -36,6 +37,7 @@ pub struct EngineConfig {
     /// The same for what nobody waits for.
     pub background_max: u32,
     /// Bytes held in memory by all requests. A chunk that needs more alone is refused.
+    /// Copies from other layers of the node may hold as much again.
     pub memory_bytes_max: u64,
     /// How long a background request under way keeps its connection, without reading from
     /// it, while others go ahead. Then it gives it up and asks again later.
@@ -70,6 +72,8 @@ pub struct FetchEngine {
     /// Turns of fetching details; see `layer::details`.
     pub(super) details_for_readers: Semaphore,
     pub(super) details_for_others: Semaphore,
+    /// For what is copied from other layers.
+    pub(super) copies: Room,
 }
 
 impl FetchEngine {
@@ -87,6 +91,7 @@ impl FetchEngine {
             hosts: Mutex::default(),
             details_for_readers: Semaphore::new(details::TURNS),
             details_for_others: Semaphore::new(details::TURNS),
+            copies: Room::new(config.memory_bytes_max),
         })
     }
 

@@ -24,7 +24,7 @@ use super::inflight::Mine;
 use super::window::{Short, Window};
 use super::{Shared, closed, details, first};
 use crate::codec;
-use crate::index::ChunkId;
+use crate::index::{Chunk, ChunkId};
 use crate::plan::{self, Member, Request};
 use crate::task::blocking;
 use crate::types::ByteRange;
@@ -295,6 +295,14 @@ pub(super) fn memory_of(shared: &Shared, ids: &[ChunkId]) -> u64 {
     [encoded, longest, second]
         .into_iter()
         .fold(FIXED_BYTES, u64::saturating_add)
+}
+
+/// [`memory_of`] one chunk alone.
+pub(super) fn memory_of_one(chunk: &Chunk) -> u64 {
+    let encoded = chunk.encoding.blob().map_or(0, |blob| blob.len());
+    FIXED_BYTES
+        .saturating_add(encoded)
+        .saturating_add(chunk.len.into())
 }
 
 /// Laziness needs ranges; whoever cannot have them must be told the way out.

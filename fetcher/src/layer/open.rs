@@ -4,11 +4,13 @@
 //! manifest vouches for, or somebody whom this node trusts, so an index is read and the data
 //! comes later; otherwise the blob is streamed in full, its digest and diff_id checked, and the index made on the
 //! way. A way that cannot be gone ([`Error::Unsupported`]) leads to the next one and a
-//! line in the log; one that leads to wrong bytes is the end.
+//! line in the log; one that leads to wrong bytes is the end. A table with a chunk that this node
+//! could never read alone is no way either, and that is seen before a container can meet it.
 //!
 //! Invariant: a layer is in the store only with an index that a chain of trust reaches: from
 //! the manifest (TOC, zTOC), from a key or a setting of this node, or its own streaming. Never decides whether a whole image is pulled: callers do.
 
+mod alone;
 mod document;
 mod offered;
 mod request;
@@ -25,6 +27,7 @@ use tokio::sync::mpsc;
 
 use super::stream::Stream;
 use super::{EngineConfig, FetchEngine, Layer, LayerConfig};
+use crate::index::LayerIndex;
 use crate::index::estargz::TocLayer;
 use crate::index::ingest::{Ingest, IngestPlan};
 use crate::index::soci;
@@ -154,7 +157,10 @@ impl LayerOpener {
     /// Makes the layer readable by a table somebody else made, if there is one to trust.
     /// Each kind of table is one arm here, the likeliest first.
     async fn by_index(&self, request: &LayerRequest) -> Result<Option<Arc<Layer>>> {
-        match toc::read_toc(self.source.as_ref(), request).await {
+        let read = toc::read_toc(self.source.as_ref(), request).await;
+        let check = |toc: &TocLayer| self.check(&toc.index);
+        let read = read.and_then(|toc| toc.as_ref().map_or(Ok(()), check).map(|()| toc));
+        match read {
             Ok(Some(toc)) => return self.lazily(request, toc).await.map(Some),
             Ok(None) => {}
             Err(error @ Error::Unsupported { .. }) => {
@@ -175,6 +181,11 @@ impl LayerOpener {
         }
     }
 
+    /// Whether a layer with this index may be lazy; one that is in the store is.
+    fn check(&self, index: &LayerIndex) -> Result<()> {
+        alone::check(index, self.engine.config.memory_bytes_max)
+    }
+
     /// Makes the layer readable by an index that is no part of the image.
     async fn by_offered(
         &self,
@@ -182,7 +193,8 @@ impl LayerOpener {
         offered: &OfferedIndex,
     ) -> Result<Option<Arc<Layer>>> {
         let read = offered::read(self.source.as_ref(), request, offered, &self.keys).await;
-        let offered = match read {
+        let checked = read.and_then(|offered| self.check(offered.index()).map(|()| offered));
+        let offered = match checked {
             Ok(offered) => offered,
             Err(error) => {
                 let digest = &request.blob.digest;
@@ -208,7 +220,8 @@ impl LayerOpener {
             Ok(bytes) => blocking(move || soci::parse(&blob, &bytes)).await,
             Err(error) => Err(error),
         };
-        let parsed = match parsed {
+        let checked = parsed.and_then(|parsed| self.check(&parsed.index).map(|()| parsed));
+        let parsed = match checked {
             Ok(parsed) => parsed,
             Err(error) => {
                 let digest = &request.blob.digest;

@@ -856,7 +856,7 @@ async fn a_member_over_the_budget_is_refused_and_takes_no_other_with_it() {
     );
     let error = bench.layer.fill(range(8192, 1)).await.unwrap_err();
     assert!(matches!(error, Error::Limit { .. }), "{error}");
-    assert!(error.to_string().contains("--full"), "{error}");
+    assert!(error.to_string().contains("pull it again"), "{error}");
     let last = bench.sample.index.data_len - 1;
     bench.layer.fill(range(last, 1)).await.unwrap();
     bench.layer.fill(range(0, 1)).await.unwrap();
@@ -881,6 +881,12 @@ async fn pieces_of_a_body_count_as_long_as_they_are() {
     }
     let shared = &bench.layer.shared;
     let counted = fetch::memory_of(shared, &[0]);
+    let chunk = &bench.layer.index().chunks[0];
+    assert_eq!(
+        counted,
+        fetch::memory_of_one(chunk),
+        "which opening goes by"
+    );
     assert_eq!(
         shared.engine.memory_bytes(),
         counted + (1 << 20) - (64 << 10)
@@ -1145,6 +1151,42 @@ async fn what_another_layer_has_is_not_fetched_and_brings_nothing_along() {
     assert_eq!((counters.chunks_copied, counters.bytes_copied), (2, 75_000));
     assert!(other.read(range(0, last + 11)));
     other.layer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_too_long_for_the_memory_for_copies_is_not_copied() {
+    let bench = bench(&[&[5000], &[70_000], &[10]], LayerConfig::default());
+    bench.layer.fill_all().await.unwrap();
+    let sample = sample(&[&[5000], &[70_000], &[11]]);
+    let source = TestSource::new(sample.blob.clone());
+    // Nothing can be fetched within so little, and the first file be copied.
+    let engine = FetchEngine::new(EngineConfig {
+        memory_bytes_max: 64 << 10,
+        ..patient()
+    });
+    let layer = join_with(&bench.store, &sample, &source, unmerged(), engine);
+    layer.fill(range(0, 5000)).await.unwrap();
+    let at = sample.index.chunks[1].data_offset;
+    let error = layer.fill(range(at, 1)).await.unwrap_err();
+    assert!(matches!(error, Error::Limit { .. }), "{error}");
+    let counters = layer.counters();
+    assert_eq!((counters.chunks_copied, counters.requests), (1, 0));
+    layer.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn more_chunks_than_one_run_are_copied() {
+    let many = [3; 100];
+    let bench = bench(&[&many, &[10]], LayerConfig::default());
+    bench.layer.fill_all().await.unwrap();
+    let sample = sample(&[&many, &[11]]);
+    let source = TestSource::new(sample.blob.clone());
+    let layer = join(&bench.store, &sample, &source, unmerged());
+    let end = sample.index.chunks[100].data_offset;
+    layer.fill(range(0, end)).await.unwrap();
+    let counters = layer.counters();
+    assert_eq!((counters.chunks_copied, counters.requests), (100, 0));
+    layer.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::HeaderMap;
 use http::header::{self, HeaderValue};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::Full;
 use tokio::time::Instant;
 
 use self::challenge::Challenge;
@@ -22,6 +23,7 @@ use self::credentials::{Credential, Credentials, Found};
 use self::token::Token;
 use super::endpoint::Endpoint;
 use super::http::Transport;
+use super::registry::answer;
 use super::retry::{Fault, Subject};
 use super::single_flight::SingleFlight;
 use super::stats::Counters;
@@ -42,9 +44,43 @@ pub(crate) struct Access {
     pub(crate) endpoint: Endpoint,
     /// The repository's path, which the token's scope names.
     pub(crate) repository: String,
+    /// What is done there.
+    pub(crate) action: Action,
 }
 
-type TokenKey = (String, String);
+/// What a token has to be good for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// Reading the repository.
+    Pull,
+    /// Writing to it, with blobs of another repository if one is named.
+    Push {
+        /// That repository's path.
+        from: Option<String>,
+    },
+}
+
+impl Access {
+    /// What a token is asked for, in the words of the token specification.
+    fn scopes(&self) -> Vec<String> {
+        let scope = |repository: &str, actions| format!("repository:{repository}:{actions}");
+        match &self.action {
+            Action::Pull => vec![scope(&self.repository, "pull")],
+            Action::Push { from } => {
+                let from = from.as_ref().map(|from| scope(from, "pull"));
+                let own = scope(&self.repository, "pull,push");
+                std::iter::once(own).chain(from).collect()
+            }
+        }
+    }
+
+    fn key(&self) -> TokenKey {
+        let (host, repository) = (self.host.clone(), self.repository.clone());
+        (host, repository, self.action.clone())
+    }
+}
+
+type TokenKey = (String, String, Action);
 
 /// The authorization state of one source.
 pub(crate) struct Auth {
@@ -91,10 +127,9 @@ impl Auth {
                 }
             }
             Some(Challenge::Bearer(bearer)) => {
-                let key = (access.host.clone(), access.repository.clone());
                 let token = self
                     .tokens
-                    .get(key, Token::is_fresh, || async {
+                    .get(access.key(), Token::is_fresh, || async {
                         let found = self.found(&access.host).await;
                         token::Order {
                             access,
@@ -108,6 +143,32 @@ impl Auth {
                     .await?;
                 Ok(Some(token.header))
             }
+        }
+    }
+
+    /// The token that requests of somebody else's client need, without the word before it;
+    /// `None` if the registry wants none. Asks the registry's root where it has not told
+    /// yet what it wants.
+    pub(crate) async fn token(
+        &self,
+        access: &Access,
+        subject: &Subject,
+    ) -> Result<Option<String>, Fault> {
+        if self.challenges.peek(&access.host).is_none() {
+            let mut request = Request::new(Full::default());
+            *request.uri_mut() = access.endpoint.uri("/v2/")?;
+            let mut answer = self.transport.send(request).await?;
+            match answer.status {
+                StatusCode::OK => return Ok(None),
+                StatusCode::UNAUTHORIZED => self.refused(access, None, &answer.headers).await?,
+                _ => return Err(answer::fault(subject, &mut answer).await),
+            }
+        }
+        let header = self.header(access, subject).await?;
+        let text = header.as_ref().and_then(|header| header.to_str().ok());
+        match text.and_then(|text| text.strip_prefix("Bearer ")) {
+            Some(token) => Ok(Some(token.to_owned())),
+            None => Err(self.denied(access, subject, None).await.into()),
         }
     }
 
@@ -132,9 +193,8 @@ impl Auth {
                     .await?;
             }
         }
-        let key = (access.host.clone(), access.repository.clone());
         self.tokens
-            .forget(&key, |token| Some(&token.header) == used);
+            .forget(&access.key(), |token| Some(&token.header) == used);
         if used.is_some() {
             self.found.forget(&access.host, |_| true);
         }

@@ -6,6 +6,7 @@
 //! stream cannot be replayed, so that is the caller's to do.
 
 mod fault;
+mod login;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +19,10 @@ use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference as OciReference, RegistryOperation};
 use parking_lot::Mutex;
+use tokio::sync::OnceCell;
 
 use self::fault::{Wrong, error};
+use self::login::Login;
 use super::SourceConfig;
 use super::auth::credentials::{Credential, Credentials};
 use super::endpoint::Endpoint;
@@ -32,7 +35,9 @@ type OciResult<T> = std::result::Result<T, OciDistributionError>;
 /// Writes to registries with the settings and credentials of a [`SourceConfig`].
 pub struct Pusher {
     config: SourceConfig,
-    credentials: Credentials,
+    credentials: Arc<Credentials>,
+    /// Made when it is needed first.
+    login: OnceCell<Login>,
 }
 
 impl Pusher {
@@ -43,14 +48,15 @@ impl Pusher {
         let credentials = Credentials::new(config.docker_config.clone());
         Self {
             config,
-            credentials,
+            credentials: Arc::new(credentials),
+            login: OnceCell::new(),
         }
     }
 
     /// Whether the repository has the blob already.
     pub async fn blob_exists(&self, repository: &Repository, digest: &Digest) -> Result<bool> {
         let ask = Ask::new(format!("blob {digest}"), repository);
-        let session = self.session(&ask, repository).await?;
+        let session = self.session(&ask, repository, None).await?;
         let digest = digest.to_string();
         let there = session.client.blob_exists(&session.target, &digest);
         self.bounded(&ask, there).await
@@ -66,7 +72,7 @@ impl Pusher {
         bytes: impl Stream<Item = Result<Bytes>> + Send + 'static,
     ) -> Result<()> {
         let ask = Ask::new(format!("blob {digest}"), repository);
-        let session = self.session(&ask, repository).await?;
+        let session = self.session(&ask, repository, None).await?;
         let failed = Arc::new(Mutex::new(None));
         let checked = checked(bytes, *digest, size, failed.clone());
         let text = digest.to_string();
@@ -104,7 +110,7 @@ impl Pusher {
             return Ok(false);
         }
         let ask = Ask::new(format!("blob {digest}"), repository);
-        let session = self.session(&ask, repository).await?;
+        let session = self.session(&ask, repository, Some(from)).await?;
         let source =
             OciReference::with_tag(host_of(from), from.path().to_owned(), "latest".to_owned());
         let digest = digest.to_string();
@@ -149,7 +155,7 @@ impl Pusher {
         };
         let content_type = HeaderValue::from_str(media_type.as_str())
             .map_err(|_| Error::malformed(what.as_str(), "its media type is no header value"))?;
-        let session = self.session(&ask, reference.repository()).await?;
+        let session = self.session(&ask, reference.repository(), None).await?;
         let target = match reference.tag() {
             Some(tag) => OciReference::with_tag(
                 host_of(reference.repository()),
@@ -182,9 +188,14 @@ impl Pusher {
         }
     }
 
-    /// A client that is logged in for pushing to `repository`. One per operation: the
-    /// library never replaces credentials it was given.
-    async fn session(&self, ask: &Ask, repository: &Repository) -> Result<Session> {
+    /// A client that is logged in for pushing to `repository`, with blobs of `from` if that
+    /// is given. One per operation: the library never replaces credentials it was given.
+    async fn session(
+        &self,
+        ask: &Ask,
+        repository: &Repository,
+        from: Option<&Repository>,
+    ) -> Result<Session> {
         let client = Client::try_from(self.client_config(repository)?)
             .map_err(|refused| error(&ask.what, &ask.host, refused))?;
         let host = host_of(repository);
@@ -195,10 +206,10 @@ impl Pusher {
             Credential::Anonymous => RegistryAuth::Anonymous,
             Credential::Basic { user, password } => RegistryAuth::Basic(user, password),
             Credential::Identity(_) => {
-                return Err(Error::Unsupported {
-                    what: format!("pushing to {} with an identity token", ask.host),
-                    detail: "log in with a password or an access token instead".to_owned(),
-                });
+                let new = async || Login::new(&self.config, Arc::clone(&self.credentials));
+                let login = self.login.get_or_try_init(new).await?;
+                let token = login.token(&self.config, ask, repository, from).await?;
+                token.map_or(RegistryAuth::Anonymous, RegistryAuth::Bearer)
             }
         };
         // Asked for at once, because later the library would swallow a refusal.

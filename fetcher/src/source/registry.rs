@@ -14,7 +14,7 @@
 pub(crate) mod answer;
 mod blob;
 mod document;
-mod multipart;
+pub(crate) mod multipart;
 mod origin;
 mod referrers;
 
@@ -28,7 +28,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::auth::credentials::Credentials;
-use super::auth::{Access, Auth};
+use super::auth::{Access, Action, Auth};
 use super::endpoint::Endpoint;
 use super::exact::{check_parts, check_range};
 use super::http::Transport;
@@ -122,6 +122,7 @@ impl Core {
             host: repository.host().to_owned(),
             endpoint: Endpoint::of(repository.host(), &self.config),
             repository: repository.path().to_owned(),
+            action: Action::Pull,
         }
     }
 

@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use self::bucket::BUCKET_BYTES;
-pub(super) use self::bucket::Place;
+pub(crate) use self::bucket::Place;
 use super::lock::lock_within;
 use super::{LOCK_WAIT, sys};
 use crate::types::Digest;
@@ -53,7 +53,7 @@ const NAME: &str = "chunks";
 
 /// The table of one store.
 #[derive(Debug)]
-pub(super) struct ChunkTable {
+pub(crate) struct ChunkTable {
     layers_dir: PathBuf,
     /// None where it could not be made: then nothing is known, and all goes on.
     file: Option<File>,
@@ -64,7 +64,7 @@ pub(super) struct ChunkTable {
 
 impl ChunkTable {
     /// The table of the store in `root`, made if absent. Never fails.
-    pub(super) fn open(root: &Path) -> Self {
+    pub(crate) fn open(root: &Path) -> Self {
         let path = root.join(NAME);
         let (file, buckets) = match open(&path) {
             Ok((file, buckets)) => (Some(file), buckets),
@@ -82,7 +82,7 @@ impl ChunkTable {
     }
 
     /// Notes that the bytes with this digest were put there.
-    pub(super) fn note(&self, chunk_digest: &[u8; 32], place: Place) {
+    pub(crate) fn note(&self, chunk_digest: &[u8; 32], place: Place) {
         let key = self.key(chunk_digest);
         self.change(key.bucket, |bucket| bucket::insert(bucket, key.tag, place));
     }
@@ -112,7 +112,7 @@ impl ChunkTable {
     }
 
     /// Where bytes with this digest may be, likeliest first.
-    pub(super) fn find(&self, chunk_digest: &[u8; 32]) -> Vec<Place> {
+    pub(crate) fn find(&self, chunk_digest: &[u8; 32]) -> Vec<Place> {
         let key = self.key(chunk_digest);
         let mut bytes = [0; BUCKET_BYTES];
         let read = self.file.as_ref().map(|file| {
@@ -123,7 +123,7 @@ impl ChunkTable {
     }
 
     /// Drops a place where they were not.
-    pub(super) fn forget(&self, chunk_digest: &[u8; 32], place: Place) {
+    pub(crate) fn forget(&self, chunk_digest: &[u8; 32], place: Place) {
         let key = self.key(chunk_digest);
         self.change(key.bucket, |bucket| bucket::remove(bucket, key.tag, place));
     }

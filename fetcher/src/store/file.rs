@@ -22,7 +22,7 @@ mod digests;
 mod evict;
 mod flush;
 mod lock;
-mod pinned;
+pub(crate) mod pinned;
 mod put;
 mod read;
 mod record;

@@ -53,7 +53,8 @@ pub(super) fn read(dir: &Path) -> Result<Option<BlobRef>> {
     }
 }
 
-fn encode(origin: &BlobRef) -> Vec<u8> {
+/// The bytes of the file.
+pub(crate) fn encode(origin: &BlobRef) -> Vec<u8> {
     let place = origin.repository.with_digest(origin.digest).to_string();
     let rest = [&origin.size.to_le_bytes()[..], place.as_bytes()].concat();
     let mut out = MAGIC.to_vec();
@@ -63,7 +64,8 @@ fn encode(origin: &BlobRef) -> Vec<u8> {
     out
 }
 
-fn decode(bytes: &[u8]) -> Option<BlobRef> {
+/// What such bytes say, if they check out.
+pub(crate) fn decode(bytes: &[u8]) -> Option<BlobRef> {
     let (head, rest) = bytes.split_at_checked(16)?;
     let expected = [
         &MAGIC[..],

@@ -1,10 +1,11 @@
 //! A registry on loopback that misbehaves on request.
 //!
-//! A real HTTP server (1.1 and 2, plain or TLS) with manifests, blobs, referrers, Bearer
-//! tokens, and a second listener as CDN for redirected blobs. Invariant: it is gone, with
+//! A real HTTP server (1.1 and 2, plain or TLS) with manifests, blobs, uploads, referrers,
+//! Bearer tokens, and a second listener as CDN for redirected blobs. Invariant: it is gone, with
 //! all its connections, when dropped; every request is counted before it is answered.
 
 mod answer;
+mod upload;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -30,6 +31,8 @@ pub enum Endpoint {
     Blob,
     /// `/v2/<name>/referrers/…`
     Referrers,
+    /// `/v2/<name>/blobs/uploads/…`
+    Upload,
     /// The token endpoint.
     Token,
     /// The CDN that blobs are redirected to.
@@ -76,6 +79,8 @@ pub struct Requests {
     pub blobs: u32,
     /// Referrers requests.
     pub referrers: u32,
+    /// Requests of uploads and mounts of blobs.
+    pub uploads: u32,
     /// Token requests.
     pub tokens: u32,
     /// Blob requests at the CDN.
@@ -203,6 +208,8 @@ struct State {
     ranges: Vec<String>,
     /// Tokens up to this number are no longer good.
     tokens_revoked: u32,
+    /// What each token is good for, as it was asked for.
+    scopes: HashMap<u32, String>,
     /// Signature that the CDN accepts.
     signature: u32,
 }
@@ -313,6 +320,7 @@ impl Shared {
             Endpoint::Manifest => &mut requests.manifests,
             Endpoint::Blob => &mut requests.blobs,
             Endpoint::Referrers => &mut requests.referrers,
+            Endpoint::Upload => &mut requests.uploads,
             Endpoint::Token => &mut requests.tokens,
             Endpoint::Cdn => &mut requests.cdn,
             Endpoint::Other => &mut requests.other,
@@ -326,7 +334,7 @@ impl Shared {
         let data = match endpoint {
             Endpoint::Manifest | Endpoint::Cdn => true,
             Endpoint::Blob => !self.setup.redirect,
-            Endpoint::Referrers | Endpoint::Token | Endpoint::Other => false,
+            Endpoint::Referrers | Endpoint::Upload | Endpoint::Token | Endpoint::Other => false,
         };
         let applies = |on: &Option<Endpoint>| on.map_or(data, |on| on == endpoint);
         match state.script.iter().position(|(on, _)| applies(on)) {

@@ -47,6 +47,16 @@ pub(super) enum Offered {
     Core(PartialIndex),
 }
 
+impl Offered {
+    /// What it says of the layer.
+    pub(super) fn index(&self) -> &LayerIndex {
+        match self {
+            Self::Whole(index, _) => index,
+            Self::Core(partial) => &partial.index,
+        }
+    }
+}
+
 /// The index; the reason where it is not to be used.
 pub(super) async fn read(
     source: &dyn BlobSource,

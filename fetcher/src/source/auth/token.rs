@@ -102,13 +102,13 @@ impl Order<'_> {
 
     fn request(&self) -> Result<Request<Full<Bytes>>> {
         let mut url = self.realm()?;
-        let scope = format!("repository:{}:pull", self.access.repository);
+        let scopes = self.access.scopes();
         let service = self.bearer.service.as_deref();
         if let Credential::Identity(token) = &self.found.credential {
             let mut form = url::form_urlencoded::Serializer::new(String::new());
             form.append_pair("grant_type", "refresh_token")
                 .append_pair("service", service.unwrap_or(&self.access.host))
-                .append_pair("scope", &scope)
+                .append_pair("scope", &scopes.join(" "))
                 .append_pair("client_id", "lazarette")
                 .append_pair("refresh_token", token);
             let mut request = build(Method::POST, url.as_str(), form.finish().into())?;
@@ -121,7 +121,9 @@ impl Order<'_> {
         if let Some(service) = service {
             url.query_pairs_mut().append_pair("service", service);
         }
-        url.query_pairs_mut().append_pair("scope", &scope);
+        for scope in &scopes {
+            url.query_pairs_mut().append_pair("scope", scope);
+        }
         let mut request = build(Method::GET, url.as_str(), Bytes::new())?;
         if let Credential::Basic { user, password } = &self.found.credential {
             authorize(request.headers_mut(), Some(&basic(user, password)?));
@@ -170,15 +172,28 @@ fn life(expires_in: Option<u64>) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
     use crate::source::SourceConfig;
+    use crate::source::auth::Action;
     use crate::source::endpoint::Endpoint;
 
     fn order(host: &str, realm: &str, credential: Credential) -> Result<Request<Full<Bytes>>> {
+        order_to(Action::Pull, host, realm, credential)
+    }
+
+    fn order_to(
+        action: Action,
+        host: &str,
+        realm: &str,
+        credential: Credential,
+    ) -> Result<Request<Full<Bytes>>> {
         let access = Access {
             host: host.into(),
             endpoint: Endpoint::of(host, &SourceConfig::default()),
             repository: "a/b".into(),
+            action,
         };
         let subject = Subject {
             what: "x".into(),
@@ -222,6 +237,35 @@ mod tests {
         )
         .unwrap();
         assert_eq!((post.method(), post.uri().query()), (&Method::POST, None));
+    }
+
+    #[tokio::test]
+    async fn says_what_it_is_for() {
+        let push = |from: Option<&str>| Action::Push {
+            from: from.map(str::to_owned),
+        };
+        let identity = || Credential::Identity("r&1".into());
+        let form = |action| async {
+            let post = order_to(action, "r.io", "https://t.io/token", identity()).unwrap();
+            let body = post.into_body().collect().await.unwrap().to_bytes();
+            String::from_utf8(body.to_vec()).unwrap()
+        };
+        assert_eq!(
+            form(push(None)).await,
+            "grant_type=refresh_token&service=s+v&scope=repository%3Aa%2Fb%3Apull%2Cpush\
+             &client_id=lazarette&refresh_token=r%261"
+        );
+        let both = "scope=repository%3Aa%2Fb%3Apull%2Cpush+repository%3Ac%3Apull&";
+        assert!(form(push(Some("c"))).await.contains(both));
+        let get = order_to(
+            push(Some("c")),
+            "r.io",
+            "https://t.io/token",
+            Credential::Anonymous,
+        );
+        let query = "service=s+v&scope=repository%3Aa%2Fb%3Apull%2Cpush\
+                     &scope=repository%3Ac%3Apull";
+        assert_eq!(get.unwrap().uri().query(), Some(query));
     }
 
     #[test]

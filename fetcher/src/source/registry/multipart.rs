@@ -19,7 +19,7 @@ const BOUNDARY_BYTES_MAX: usize = 70;
 const HEAD_BYTES_MAX: usize = 4 << 10;
 
 /// The boundary that a `Content-Type` of `multipart/byteranges` names.
-pub(super) fn boundary(content_type: &str) -> Option<&str> {
+pub(crate) fn boundary(content_type: &str) -> Option<&str> {
     let (kind, parameters) = content_type.split_once(';')?;
     if !kind.trim().eq_ignore_ascii_case("multipart/byteranges") {
         return None;
@@ -45,7 +45,7 @@ pub(super) fn content_range(stated: &str, size: u64) -> Option<ByteRange> {
 
 /// A body of several parts, as far as it has come.
 #[derive(Debug)]
-pub(super) struct Multipart {
+pub(crate) struct Multipart {
     /// `CRLF --boundary`.
     delimiter: Vec<u8>,
     size: u64,
@@ -66,7 +66,7 @@ enum State {
 
 impl Multipart {
     /// A body whose parts are separated by `boundary`, of a blob of `size` bytes.
-    pub(super) fn new(boundary: &str, size: u64) -> Self {
+    pub(crate) fn new(boundary: &str, size: u64) -> Self {
         Self {
             delimiter: format!("\r\n--{boundary}").into_bytes(),
             size,
@@ -77,14 +77,14 @@ impl Multipart {
     }
 
     /// Whether the last part has ended.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         matches!(self.state, State::End)
     }
 
     /// The next bytes of the blob in `piece` and where they begin; none of them at or
     /// behind `end` unless they begin there. What comes out is taken from `piece`; `None`
     /// when all of it has been taken. The error says what is wrong.
-    pub(super) fn next(
+    pub(crate) fn next(
         &mut self,
         piece: &mut Bytes,
         end: u64,

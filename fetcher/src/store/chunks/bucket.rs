@@ -18,11 +18,11 @@ const COPIES_MAX: usize = 3;
 
 /// Where a chunk's bytes were put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::store) struct Place {
+pub(crate) struct Place {
     /// The first bytes of the layer's blob digest.
-    pub(in crate::store) layer: u32,
+    pub(crate) layer: u32,
     /// Where the chunk begins in the layer's data file.
-    pub(in crate::store) data_offset: u64,
+    pub(crate) data_offset: u64,
 }
 
 /// The places that `bucket` has for `tag`, newest first.

@@ -51,27 +51,38 @@ impl LayerFile {
 
     /// Extents that are pinned at `now`, ascending.
     pub(in crate::store) fn pinned(&self, now: SystemTime) -> Vec<u32> {
-        let now = hour(now);
-        let is_pinned = |until: u32| until > now && until - now <= pin_hours();
-        let hours = (0..).zip(self.until_hours());
-        hours
-            .filter(|(_, until)| is_pinned(*until))
-            .map(|(extent, _)| extent)
-            .collect()
+        extents(&self.until_hours(), now)
     }
 
-    /// What the file says; nothing if it is not as long as it should be.
+    /// What the file says.
     fn until_hours(&self) -> Vec<u32> {
         let extents = usize::try_from(self.touched.count()).unwrap_or(0);
         let max = extents as u64 * 4;
         let bytes = crate::store::read_bounded(&self.dir.join(PINNED), max).unwrap_or_default();
-        let (hours, _) = bytes.as_chunks::<4>();
-        let mut hours: Vec<u32> = hours.iter().map(|hour| u32::from_le_bytes(*hour)).collect();
-        if hours.len() != extents {
-            hours = vec![0; extents];
-        }
-        hours
+        decode(&bytes, extents)
     }
+}
+
+/// What the file of a layer with as many extents says; nothing if it is not as long as it
+/// should be.
+pub(crate) fn decode(bytes: &[u8], extents: usize) -> Vec<u32> {
+    let (hours, _) = bytes.as_chunks::<4>();
+    let mut hours: Vec<u32> = hours.iter().map(|hour| u32::from_le_bytes(*hour)).collect();
+    if hours.len() != extents {
+        hours = vec![0; extents];
+    }
+    hours
+}
+
+/// Extents that are pinned at `now` by what the file says of each, ascending.
+pub(crate) fn extents(hours: &[u32], now: SystemTime) -> Vec<u32> {
+    let now = hour(now);
+    let is_pinned = |until: u32| until > now && until - now <= pin_hours();
+    let hours = (0..).zip(hours);
+    hours
+        .filter(|(_, until)| is_pinned(**until))
+        .map(|(extent, _)| extent)
+        .collect()
 }
 
 /// Hours since 1970.

@@ -7,16 +7,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
+use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 
-use super::{Auth, Endpoint, Fault, Shared};
+use super::{Auth, Endpoint, Fault, Shared, upload};
 use crate::types::Digest;
 
-type Body = UnsyncBoxBody<Bytes, std::io::Error>;
-type Answer = Response<Body>;
+pub(super) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+pub(super) type Answer = Response<Body>;
 
 /// Pieces a body is sent in.
 const PIECE_BYTES: usize = 8 << 10;
@@ -33,6 +33,7 @@ pub(super) async fn handle(
         _ if path == "/token" => Endpoint::Token,
         Some("manifests") => Endpoint::Manifest,
         Some("blobs") => Endpoint::Blob,
+        Some("uploads") => Endpoint::Upload,
         Some("referrers") => Endpoint::Referrers,
         Some(_) | None => Endpoint::Other,
     };
@@ -47,20 +48,26 @@ pub(super) async fn handle(
     if cdn && request.headers().contains_key(header::AUTHORIZATION) {
         shared.state.lock().requests.credentials_at_cdn += 1;
     }
-    if !cdn && !authorized(&shared, request.headers()) {
+    if !cdn && !authorized(&shared, &request) {
         return Ok(challenge(&shared));
     }
     let fault = shared.fault(endpoint);
     Ok(match endpoint {
+        Endpoint::Upload => upload::blob(&shared, request).await,
+        Endpoint::Manifest if request.method() == Method::PUT => {
+            upload::manifest(&shared, request).await
+        }
         Endpoint::Manifest => manifest(&shared, &path, fault).await,
         Endpoint::Blob | Endpoint::Cdn => blob(&shared, &request, endpoint, fault).await,
         Endpoint::Referrers => referrers(&shared, &path),
+        Endpoint::Other if path == "/v2/" => reply(200, b"{}".to_vec().into()),
         Endpoint::Token | Endpoint::Other => complaint(404, "NAME_UNKNOWN", "nothing here"),
     })
 }
 
-fn authorized(shared: &Shared, headers: &HeaderMap) -> bool {
-    let given = headers
+fn authorized(shared: &Shared, request: &Request<Incoming>) -> bool {
+    let given = request
+        .headers()
         .get(header::AUTHORIZATION)
         .and_then(|v| v.to_str().ok());
     match &shared.setup.auth {
@@ -69,7 +76,11 @@ fn authorized(shared: &Shared, headers: &HeaderMap) -> bool {
         Auth::Bearer(_) | Auth::Identity(_) => given
             .and_then(|text| text.strip_prefix("Bearer token-"))
             .and_then(|number| number.parse::<u32>().ok())
-            .is_some_and(|number| number > shared.state.lock().tokens_revoked),
+            .is_some_and(|number| {
+                let state = shared.state.lock();
+                let scopes = state.scopes.get(&number).map_or("", String::as_str);
+                number > state.tokens_revoked && upload::may(request, scopes)
+            }),
     }
 }
 
@@ -96,25 +107,41 @@ fn challenge(shared: &Shared) -> Answer {
 async fn token(shared: &Shared, request: Request<Incoming>) -> Answer {
     let given = request.headers().get(header::AUTHORIZATION).cloned();
     let post = request.method() == Method::POST;
+    let query = request.uri().query().unwrap_or_default().to_owned();
     let form = match Limited::new(request.into_body(), 64 << 10).collect().await {
         Ok(body) => body.to_bytes(),
         Err(_) => Bytes::new(),
     };
-    let refresh = url::form_urlencoded::parse(&form)
-        .find(|(name, _)| name == "refresh_token")
-        .map(|(_, value)| value.into_owned());
+    let asked = if post { &form[..] } else { query.as_bytes() };
+    let value = |wanted: &str| {
+        let pairs = url::form_urlencoded::parse(asked);
+        let values: Vec<_> = pairs
+            .filter(|(name, _)| name == wanted)
+            .map(|(_, value)| value.into_owned())
+            .collect();
+        values.join(" ")
+    };
     let allowed = match &shared.setup.auth {
         Auth::Open | Auth::Bearer(None) => true,
         Auth::Bearer(Some((user, password))) => {
             given.is_some_and(|given| given == basic(user, password))
         }
-        Auth::Identity(expected) => post && refresh.as_ref() == Some(expected),
+        Auth::Identity(expected) => {
+            let is_grant = post && value("grant_type") == "refresh_token";
+            let is_named = value("service") == "fake" && !value("client_id").is_empty();
+            is_grant && is_named && value("refresh_token") == *expected
+        }
         Auth::Basic(..) => false,
     };
     if !allowed {
         return complaint(401, "UNAUTHORIZED", "incorrect username or password");
     }
-    let number = shared.state.lock().requests.tokens;
+    let number = {
+        let mut state = shared.state.lock();
+        let number = state.requests.tokens;
+        state.scopes.insert(number, value("scope"));
+        number
+    };
     let mut grant = serde_json::json!({ "token": format!("token-{number}") });
     if let Some(life) = shared.setup.token_life_s {
         grant["expires_in"] = life.into();
@@ -377,14 +404,14 @@ fn streamed(
     answer
 }
 
-fn reply(code: u16, bytes: Bytes) -> Answer {
+pub(super) fn reply(code: u16, bytes: Bytes) -> Answer {
     let full = Full::new(bytes).map_err(|never: Infallible| match never {});
     let mut answer = Response::new(full.boxed_unsync());
     *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::IM_A_TEAPOT);
     answer
 }
 
-fn complaint(code: u16, name: &str, message: &str) -> Answer {
+pub(super) fn complaint(code: u16, name: &str, message: &str) -> Answer {
     let body = serde_json::json!({ "errors": [{ "code": name, "message": message }] });
     reply(code, body.to_string().into())
 }
@@ -394,7 +421,7 @@ fn basic(user: &str, password: &str) -> String {
 }
 
 /// `/v2/<repository>/<kind>/<target>`.
-fn split<'a>(path: &'a str, kind: &str) -> Option<(&'a str, &'a str)> {
+pub(super) fn split<'a>(path: &'a str, kind: &str) -> Option<(&'a str, &'a str)> {
     let (front, target) = path.strip_prefix("/v2/")?.rsplit_once('/')?;
     Some((front.strip_suffix(kind)?.strip_suffix('/')?, target))
 }

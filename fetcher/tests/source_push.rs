@@ -1,0 +1,132 @@
+//! Pushing with each kind of credential, to a registry that looks at what tokens are for.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose set-up fails must stop there"
+)]
+
+use bytes::Bytes;
+use futures_util::stream;
+use lazarette_fetcher::source::{BlobRef, BlobSource, Pusher, RegistrySource, SourceConfig};
+use lazarette_fetcher::test_util::contract::collect;
+use lazarette_fetcher::test_util::{FakeRegistry, FakeRegistryBuilder};
+use lazarette_fetcher::types::{Digest, MediaType, Reference, Repository};
+use lazarette_fetcher::{Error, Result};
+
+const BLOB: &[u8] = b"a layer";
+const MANIFEST: &[u8] = b"{}";
+
+struct Case {
+    registry: FakeRegistry,
+    config: SourceConfig,
+    _dir: tempfile::TempDir,
+}
+
+impl Case {
+    /// A registry, and docker's config with this entry for it.
+    async fn new(builder: FakeRegistryBuilder, entry: &str) -> Self {
+        let registry = builder.start().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let config = format!(r#"{{"auths":{{"{}":{entry}}}}}"#, registry.url_host());
+        std::fs::write(&path, config).unwrap();
+        Self {
+            registry,
+            config: SourceConfig {
+                docker_config: Some(path),
+                ..SourceConfig::default()
+            },
+            _dir: dir,
+        }
+    }
+
+    fn repository(&self, path: &str) -> Repository {
+        let text = format!("{}/{path}:t", self.registry.url_host());
+        Reference::parse(&text).unwrap().repository().clone()
+    }
+}
+
+async fn push(pusher: &Pusher, repository: &Repository) -> Result<()> {
+    let (digest, size) = (Digest::sha256(BLOB), BLOB.len() as u64);
+    let body = stream::iter([Ok(Bytes::from_static(BLOB))]);
+    pusher.push_blob(repository, &digest, size, body).await
+}
+
+#[tokio::test]
+async fn each_kind_of_credential_pushes_where_it_is_accepted() {
+    // "u:p" in base64.
+    let password = r#"{"auth":"dTpw"}"#;
+    // As docker writes it for registries that know no users.
+    let identity = r#"{"auth":"MDAwOg==","identitytoken":"r1"}"#;
+    let new = FakeRegistry::builder;
+    let table = [
+        (new(), identity, true),
+        (new().identity("r1"), identity, true),
+        (new().identity("r2"), identity, false),
+        (new().basic("u", "p"), identity, false),
+        (new().bearer_for("u", "p"), identity, false),
+        (new().bearer_for("u", "p"), password, true),
+        (new().basic("u", "p"), password, true),
+        (new().identity("r1"), password, false),
+    ];
+    for (row, (builder, entry, accepted)) in table.into_iter().enumerate() {
+        let case = Case::new(builder, entry).await;
+        let repository = case.repository("a/b");
+        let pusher = Pusher::new(case.config.clone());
+        let pushed = push(&pusher, &repository).await;
+        if !accepted {
+            let error = pushed.unwrap_err();
+            assert!(matches!(error, Error::Denied { .. }), "{row}: {error}");
+            assert!(error.to_string().contains("docker login"), "{row}: {error}");
+            continue;
+        }
+        pushed.unwrap();
+        let (digest, size) = (Digest::sha256(BLOB), BLOB.len() as u64);
+        assert!(pusher.blob_exists(&repository, &digest).await.unwrap());
+        let reference = repository.with_digest(Digest::sha256(MANIFEST));
+        let manifest = Bytes::from_static(MANIFEST);
+        let stored = pusher
+            .push_manifest(&reference, &MediaType::OciManifest, manifest)
+            .await;
+        assert_eq!(stored.unwrap(), Digest::sha256(MANIFEST), "{row}");
+        let source = RegistrySource::new(case.config.clone()).unwrap();
+        let blob = BlobRef {
+            repository,
+            digest,
+            size,
+        };
+        let body = source.read_all(&blob).await.unwrap();
+        assert_eq!(collect(body).await.unwrap(), BLOB, "{row}");
+    }
+}
+
+#[tokio::test]
+async fn an_identity_token_is_exchanged_once_for_each_repository() {
+    let entry = r#"{"identitytoken":"r1"}"#;
+    let case = Case::new(FakeRegistry::builder().identity("r1"), entry).await;
+    let pusher = Pusher::new(case.config.clone());
+    let (a, b) = (case.repository("team/a"), case.repository("team/b"));
+    for _ in 0..3 {
+        push(&pusher, &a).await.unwrap();
+    }
+    assert_eq!(case.registry.requests().tokens, 1);
+    // Its token is good for reading the other one, too.
+    let digest = Digest::sha256(BLOB);
+    assert!(pusher.mount_blob(&b, &a, &digest).await.unwrap());
+    assert!(pusher.mount_blob(&b, &a, &digest).await.unwrap());
+    assert_eq!(case.registry.requests().tokens, 2);
+    push(&pusher, &b).await.unwrap();
+    assert_eq!(case.registry.requests().tokens, 3);
+}
+
+#[tokio::test]
+async fn a_token_that_does_not_last_is_not_kept() {
+    let entry = r#"{"identitytoken":"r1"}"#;
+    let builder = FakeRegistry::builder().identity("r1").token_life_s(0);
+    let case = Case::new(builder, entry).await;
+    let pusher = Pusher::new(case.config.clone());
+    for tokens in 1..=2 {
+        push(&pusher, &case.repository("a")).await.unwrap();
+        assert_eq!(case.registry.requests().tokens, tokens);
+    }
+}
