@@ -31,7 +31,6 @@ use crate::index::LayerIndex;
 use crate::index::estargz::TocLayer;
 use crate::index::ingest::{Ingest, IngestPlan};
 use crate::index::soci;
-use crate::plan::whole::{self, Share};
 use crate::source::{BlobRef, BlobSource};
 use crate::store::{LayerFile, LayerIngest, Store};
 use crate::task::blocking;
@@ -238,10 +237,7 @@ impl LayerOpener {
         let store = Arc::clone(&self.store);
         let file = blocking(move || store.create_layer(toc.index)).await?;
         let layer = self.layer(file, request);
-        // One that is fetched whole by its caller has no use for a landmark.
-        let is_lazy = || whole::decide(&layer.facts(None)).0 == Share::Lazy;
-        let landmark = toc.prefetch.filter(|_| request.fetch_landmark);
-        if let Some(landmark) = landmark.filter(|_| is_lazy()) {
+        if let Some(landmark) = toc.prefetch.filter(|_| request.fetch_landmark) {
             layer.prefetch(landmark.end());
         }
         Ok(layer)
