@@ -113,6 +113,8 @@ impl World {
             .open(&self.request, &AtomicU64::new(0))
             .await
             .unwrap();
+        // The next one is to see what this one streamed.
+        layer.flush().await.unwrap();
         (store, layer)
     }
 

@@ -482,7 +482,7 @@ async fn evicted_neighbours_come_along_again() {
 #[tokio::test]
 async fn small_followers_come_in_the_same_request_and_are_not_waited_for() {
     let bench = bench(
-        &[&[3000], &[3000], &[3000], &[200_000], &[3000]],
+        &[&[3000], &[3000], &[3000], &[400_000], &[3000]],
         LayerConfig::default(),
     );
     let index = &bench.sample.index;
