@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lazarette_fetcher::layer::Layer;
@@ -14,6 +14,7 @@ use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Reference;
 use lazarette_snapshotter::fuse::{LayerMount, LayerMounts, ReadAhead};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 
 use super::Engine;
 use super::follow::{self, Ended};
@@ -230,6 +231,9 @@ fn with_profile(record: StartRecord, report: &Report) -> StartRecord {
     }
 }
 
+/// How long a signal waits for a container that is being started, to be passed on to it.
+const LAUNCH_GRACE: Duration = Duration::from_secs(3);
+
 /// What a container's run is about.
 struct Play<'a> {
     engine: &'a Arc<Engine>,
@@ -254,10 +258,21 @@ impl Play<'_> {
             state_root: stage.dir().join("executor"),
             io,
         };
-        let mut launched = tokio::select! {
-            launched = self.executor.launch(plan) => launched?,
-            signal = stop_signal() => return Err(Error::Interrupted { signal }),
+        let launching = self.executor.launch(plan);
+        tokio::pin!(launching);
+        let (mut launched, early) = tokio::select! {
+            launched = &mut launching => (launched?, None),
+            signal = stop_signal() => match timeout(LAUNCH_GRACE, &mut launching).await {
+                Ok(launched) => (launched?, Some(signal)),
+                Err(_) => return Err(Error::Interrupted { signal }),
+            },
         };
+        // The container may have run for a while before it was known to.
+        if let Some(signal) = early
+            && let Err(error) = launched.task.signal(signal.into())
+        {
+            tracing::debug!(%error, "a signal came too late");
+        }
         let times = launched.task.times();
         self.trace.record("create", began, times.created);
         self.trace.record("start", times.created, times.started);
