@@ -184,22 +184,11 @@ async fn read(
     let mut window = Window::new(Bytes::new(), body, 0);
     let counters = &shared.counters;
     let mut wrong = Vec::new();
-    let mut members = request.members.iter().peekable();
-    while let Some(member) = members.next() {
-        let place = |member: &Member| {
-            let place = request.place(member.blob);
-            place.ok_or_else(|| Error::malformed("a request", "a member is in no part of it"))
-        };
+    let mut left = &request.members[..];
+    while !left.is_empty() {
         let received = |bytes| add(&counters.details_fetched, bytes);
-        let taken = window.take(place(member)?, None, received).await;
-        let taken = taken.map_err(|short| broken(remote, short))?;
-        let mut batch = vec![(member.clone(), taken)];
-        // What came in the same piece costs no further hop.
-        while let Some(next) = members.peek()
-            && let Some(taken) = window.ready(place(next)?, None)
-        {
-            batch.extend(members.next().map(|member| (member.clone(), taken)));
-        }
+        let batch = window.batch(request, &mut left, received).await;
+        let batch = batch.map_err(|short| broken(remote, short))?;
         for (member, is_right) in keep(shared, batch).await? {
             if is_right {
                 mine.finish(&member.chunks, &Ok(()));

@@ -244,32 +244,14 @@ async fn read_members(
     };
     let mut window = Window::new(first.piece, first.body, 0);
     let mut read = Read::default();
-    let mut members = request.members.iter().peekable();
-    while let Some(member) = members.next() {
-        let next = |next: Option<&&Member>| match next {
-            Some(next) => place(request, next).map(|next| Some(next.start())),
-            None => Ok(None),
-        };
-        let behind = next(members.peek())?;
-        let taken = window
-            .take(place(request, member)?, behind, &mut received)
-            .await;
-        let encoded = taken.map_err(|short| broken(shared, request, short))?;
-        let mut batch = vec![(member.clone(), encoded)];
-        // What came in the same piece costs no further hop.
-        let mut rest = members.clone();
-        while let Some(member) = rest.next() {
-            let behind = next(rest.peek())?;
-            let Some(encoded) = window.ready(place(request, member)?, behind) else {
-                break;
-            };
-            batch.push((member.clone(), encoded));
-            members.clone_from(&rest);
-        }
+    let mut left = &request.members[..];
+    while !left.is_empty() {
+        let batch = window.batch(request, &mut left, &mut received).await;
+        let batch = batch.map_err(|short| broken(shared, request, short))?;
         let ids: Vec<ChunkId> = batch.iter().flat_map(|(m, _)| &m.chunks).copied().collect();
         details::ready(shared, &ids, pass.class().unwrap_or(mine.priority())).await?;
         read.corrupt.extend(store(shared, mine, batch).await?);
-        if let Some(next) = members.peek()
+        if let Some(next) = left.first()
             && pass.turn().await == Turn::Leave
         {
             read.left = request.rest(next.blob.start());
@@ -316,14 +298,6 @@ fn with_advice(error: Error) -> Error {
         },
         other => other,
     }
-}
-
-/// Where a member's bytes are in the request's answer.
-fn place(request: &Request, member: &Member) -> Result<ByteRange> {
-    request.place(member.blob).ok_or_else(|| {
-        let what = format!("bytes {} of a layer", member.blob);
-        Error::malformed(what, "they are in no part of the request for them")
-    })
 }
 
 fn broken(shared: &Shared, request: &Request, short: Short) -> Error {

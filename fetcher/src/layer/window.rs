@@ -2,11 +2,13 @@
 //!
 //! Invariant: holds one wanted part of the blob, in a buffer of exactly its length, plus
 //! one piece of the body as it came, longer by what two parts have in common. Bytes are
-//! handed out in order, without gaps, and only if all of them came.
+//! handed out in order, without gaps, and only if all of them came. What came together is
+//! handed out together ([`Window::batch`]), so that its reader hops threads once for it.
 
 use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 
+use crate::plan::{Member, Request};
 use crate::source::Body;
 use crate::types::ByteRange;
 use crate::{Error, Result};
@@ -26,10 +28,38 @@ impl Window {
         Self { body, at, piece }
     }
 
+    /// The first of `left`, members of `request`, with its bytes, and those behind it that
+    /// came in the same piece of the body; takes them off `left`. None only if none are left.
+    /// The body has to be the answer to `request`, from its first byte on.
+    pub(super) async fn batch(
+        &mut self,
+        request: &Request,
+        left: &mut &[Member],
+        mut received: impl FnMut(u64),
+    ) -> Result<Vec<(Member, Bytes)>, Short> {
+        let mut batch = Vec::new();
+        while let [member, rest @ ..] = *left {
+            let range = place(request, member)?;
+            let next = rest.first().map(|next| place(request, next)).transpose()?;
+            let next = next.map(|next| next.start());
+            let bytes = if batch.is_empty() {
+                self.take(range, next, &mut received).await?
+            } else {
+                match self.ready(range, next) {
+                    Some(bytes) => bytes,
+                    None => break,
+                }
+            };
+            batch.push((member.clone(), bytes));
+            *left = rest;
+        }
+        Ok(batch)
+    }
+
     /// Bytes `range` of the blob, and where the `next` ones begin, if that is known. Ranges
     /// must come in order; what lies before `range` is dropped, and so is what lies before
     /// `next` when `range` was taken. `received` hears of every piece of the body.
-    pub(super) async fn take(
+    async fn take(
         &mut self,
         range: ByteRange,
         next: Option<u64>,
@@ -66,7 +96,7 @@ impl Window {
     }
 
     /// [`Window::take`] if all of `range` is here already; shares the piece's memory.
-    pub(super) fn ready(&mut self, range: ByteRange, next: Option<u64>) -> Option<Bytes> {
+    fn ready(&mut self, range: ByteRange, next: Option<u64>) -> Option<Bytes> {
         let before = usize::try_from(range.start().checked_sub(self.at)?).ok()?;
         let len = usize::try_from(range.len()).ok()?;
         if self.piece.len() < before.checked_add(len)? {
@@ -101,6 +131,15 @@ impl Window {
         self.piece.advance(drop);
         self.at = self.at.saturating_add(drop as u64);
     }
+}
+
+/// Where a member's bytes are in the request's answer.
+fn place(request: &Request, member: &Member) -> Result<ByteRange, Short> {
+    request.place(member.blob).ok_or_else(|| {
+        let what = format!("bytes {} of a blob", member.blob);
+        let detail = "they are in no part of the request for them";
+        Short::Failed(Error::malformed(what, detail))
+    })
 }
 
 /// Why a part did not come.
