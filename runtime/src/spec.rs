@@ -1,7 +1,7 @@
 //! The OCI runtime document of one container, from the image's config and the user's wishes.
 //!
 //! [`build`] is pure: everything it needs of the host and of the root file system comes in
-//! as values ([`HostFacts`], [`Accounts`]). [`bundle::write`] gathers, builds and writes.
+//! as values ([`HostFacts`], [`AccountFiles`]). [`bundle::write`] gathers, builds and writes.
 //! Defaults are what other engines give a container: 14 capabilities, a system call
 //! filter, hidden kernel files, own Linux namespaces.
 
@@ -27,7 +27,7 @@ pub mod user;
 mod volume;
 
 pub use host::{Controllers, HostFacts};
-pub use user::{Accounts, ResolvedUser};
+pub use user::{AccountFiles, ResolvedUser};
 pub use volume::Volume;
 
 /// Version of the runtime specification the document follows; both runtimes read it.
@@ -231,7 +231,7 @@ pub fn build(
     bundle: &Path,
     options: &ContainerOptions,
     image: &ImageConfig,
-    accounts: Accounts<'_>,
+    accounts: &AccountFiles,
     facts: &HostFacts,
 ) -> Result<Spec, SpecError> {
     check_name("container id", &options.id)?;
@@ -284,7 +284,7 @@ fn check_name(what: &'static str, value: &str) -> Result<(), SpecError> {
 fn process(
     options: &ContainerOptions,
     image: &ImageConfig,
-    accounts: Accounts<'_>,
+    accounts: &AccountFiles,
     facts: &HostFacts,
 ) -> Result<Process, SpecError> {
     let user = user::resolve(options.user.as_deref().unwrap_or(&image.user), accounts)?;

@@ -9,22 +9,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use serde::{Deserialize, Serialize};
 
-use super::{Accounts, ContainerOptions, HostFacts, ImageConfig, Network, SpecError};
+pub use super::user::AccountFiles;
+use super::{ContainerOptions, HostFacts, ImageConfig, Network, SpecError};
 use crate::sys::rootfs::Root;
 
 /// Most bytes read of an account file of an image; larger ones are refused.
 const ACCOUNT_BYTES_MAX: u64 = 4 << 20;
-
-/// Texts of an image's account files, empty where it has none.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AccountFiles {
-    /// Of `/etc/passwd`.
-    pub passwd: String,
-    /// Of `/etc/group`.
-    pub group: String,
-}
 
 /// A written bundle.
 #[derive(Debug)]
@@ -68,11 +59,7 @@ pub fn write(
     };
     fs::create_dir_all(path).map_err(io_error(path))?;
     let path = path.canonicalize().map_err(io_error(path))?;
-    let texts = Accounts {
-        passwd: &accounts.passwd,
-        group: &accounts.group,
-    };
-    let spec = super::build(&path, options, image, texts, facts)?;
+    let spec = super::build(&path, options, image, &accounts, facts)?;
     ensure_cwd(&root, &spec, options)?;
     let hostname = super::hostname(options, facts);
     let files = [

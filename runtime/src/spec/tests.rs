@@ -37,13 +37,15 @@ fn image() -> ImageConfig {
     }
 }
 
-const ACCOUNTS: Accounts<'_> = Accounts {
-    passwd: "www:x:33:34::/var/www:/bin/sh",
-    group: "",
-};
+fn accounts() -> AccountFiles {
+    AccountFiles {
+        passwd: "www:x:33:34::/var/www:/bin/sh".to_owned(),
+        group: String::new(),
+    }
+}
 
 fn built(options: &ContainerOptions, image: &ImageConfig) -> Spec {
-    build(Path::new("/run/b"), options, image, ACCOUNTS, &facts()).unwrap()
+    build(Path::new("/run/b"), options, image, &accounts(), &facts()).unwrap()
 }
 
 /// Compares without the filter table, which has tests of its own; sets compare as sets.
@@ -105,7 +107,7 @@ fn golden_everything_asked_for() {
 #[test]
 fn an_image_without_a_command_needs_one() {
     let image = ImageConfig::default();
-    let error = build(Path::new("/b"), &options(), &image, ACCOUNTS, &facts()).unwrap_err();
+    let error = build(Path::new("/b"), &options(), &image, &accounts(), &facts()).unwrap_err();
     assert!(matches!(error, SpecError::NoCommand), "{error}");
 }
 
@@ -126,7 +128,7 @@ fn unusable_settings_are_named() {
     for (change, expected) in bad {
         let mut options = options();
         change(&mut options);
-        let built = build(Path::new("/b"), &options, &image(), ACCOUNTS, &facts());
+        let built = build(Path::new("/b"), &options, &image(), &accounts(), &facts());
         let error = built.unwrap_err();
         assert!(
             error.to_string().contains(expected),
@@ -155,7 +157,7 @@ fn own_oom_score_is_the_floor() {
             oom_score_adj: own,
             ..facts()
         };
-        let spec = build(Path::new("/b"), &options(), &image(), ACCOUNTS, &facts).unwrap();
+        let spec = build(Path::new("/b"), &options(), &image(), &accounts(), &facts).unwrap();
         assert_eq!(
             spec.process().as_ref().unwrap().oom_score_adj(),
             Some(expected)

@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::SpecError;
 
 /// Supplementary groups kept at most; the kernel's own limit (`NGROUPS_MAX`).
@@ -23,13 +25,13 @@ pub struct ResolvedUser {
     pub home: PathBuf,
 }
 
-/// The two account files of an image, empty when the image has none.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Accounts<'a> {
-    /// Text of `/etc/passwd`.
-    pub passwd: &'a str,
-    /// Text of `/etc/group`.
-    pub group: &'a str,
+/// Texts of an image's account files, empty where it has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountFiles {
+    /// Of `/etc/passwd`.
+    pub passwd: String,
+    /// Of `/etc/group`.
+    pub group: String,
 }
 
 struct PasswdLine<'a> {
@@ -84,7 +86,7 @@ fn group_lines(text: &str) -> impl Iterator<Item = GroupLine<'_>> {
 ///
 /// # Errors
 /// [`SpecError::UnknownUser`] or [`SpecError::UnknownGroup`] for a name the image lacks.
-pub fn resolve(request: &str, accounts: Accounts<'_>) -> Result<ResolvedUser, SpecError> {
+pub fn resolve(request: &str, accounts: &AccountFiles) -> Result<ResolvedUser, SpecError> {
     let (user, group) = match request.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (request, None),
@@ -92,7 +94,7 @@ pub fn resolve(request: &str, accounts: Accounts<'_>) -> Result<ResolvedUser, Sp
     let user = if user.is_empty() { "0" } else { user };
     let number = user.parse::<u32>().ok();
     let line =
-        passwd_lines(accounts.passwd).find(|line| line.name == user || Some(line.uid) == number);
+        passwd_lines(&accounts.passwd).find(|line| line.name == user || Some(line.uid) == number);
     let (uid, primary, home, name) = match (&line, number) {
         (Some(line), _) => (line.uid, line.gid, line.home, Some(line.name)),
         (None, Some(uid)) => (uid, 0, "", None),
@@ -102,10 +104,10 @@ pub fn resolve(request: &str, accounts: Accounts<'_>) -> Result<ResolvedUser, Sp
             });
         }
     };
-    let gid = group.map_or(Ok(primary), |group| group_id(group, accounts.group))?;
+    let gid = group.map_or(Ok(primary), |group| group_id(group, &accounts.group))?;
     let mut additional_gids = vec![gid];
     if let (None, Some(name)) = (group, name) {
-        let of_user = group_lines(accounts.group)
+        let of_user = group_lines(&accounts.group)
             .filter(|line| line.members.split(',').any(|member| member.trim() == name));
         for line in of_user {
             if additional_gids.len() < GROUPS_MAX && !additional_gids.contains(&line.gid) {
@@ -142,6 +144,13 @@ mod tests {
     const GROUP: &str = "root:x:0:\nwww:x:33:\nvideo:x:44:www,other\naudio:x:29: www \n\
         dup:x:44:www\nbroken:x\n";
 
+    fn accounts() -> AccountFiles {
+        AccountFiles {
+            passwd: PASSWD.to_owned(),
+            group: GROUP.to_owned(),
+        }
+    }
+
     #[test]
     fn users_and_groups_resolve() {
         let cases: &[(&str, u32, u32, &[u32], &str)] = &[
@@ -158,14 +167,7 @@ mod tests {
             ("nohome", 50, 51, &[51], "/"),
         ];
         for (request, uid, gid, groups, home) in cases {
-            let user = resolve(
-                request,
-                Accounts {
-                    passwd: PASSWD,
-                    group: GROUP,
-                },
-            )
-            .unwrap();
+            let user = resolve(request, &accounts()).unwrap();
             assert_eq!((user.uid, user.gid), (*uid, *gid), "{request}");
             assert_eq!(user.additional_gids, *groups, "{request}");
             assert_eq!(user.home, PathBuf::from(home), "{request}");
@@ -174,23 +176,19 @@ mod tests {
 
     #[test]
     fn unknown_names_are_errors() {
-        let accounts = Accounts {
-            passwd: PASSWD,
-            group: GROUP,
-        };
         for request in ["nobody", "comment", "broken", "bad", "-1", "99999999999"] {
-            let error = resolve(request, accounts).unwrap_err();
+            let error = resolve(request, &accounts()).unwrap_err();
             assert!(error.to_string().contains(request), "{error}");
         }
-        let error = resolve("www:nogroup", accounts).unwrap_err();
+        let error = resolve("www:nogroup", &accounts()).unwrap_err();
         assert!(matches!(error, SpecError::UnknownGroup { .. }), "{error}");
-        assert!(resolve("", Accounts::default()).is_ok());
+        assert!(resolve("", &AccountFiles::default()).is_ok());
     }
 
     proptest::proptest! {
         #[test]
         fn any_text_gives_an_answer(request: String, passwd: String, group: String) {
-            let _ = resolve(&request, Accounts { passwd: &passwd, group: &group });
+            let _ = resolve(&request, &AccountFiles { passwd, group });
         }
     }
 }
