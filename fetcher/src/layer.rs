@@ -496,7 +496,10 @@ impl Shared {
     /// where they are needed.
     async fn begin_details(self: &Arc<Self>, mine: &Mine) {
         let priority = mine.priority();
+        let is_remaking = self.remote.as_ref().is_some_and(Remote::is_remaking);
         let outcome = match priority {
+            // The chunks' own bytes would wait for them meanwhile, and keep others out.
+            _ if is_remaking => details::ready(self, mine.ids(), priority).await,
             // Another layer may have these; that is seen by their digests.
             Priority::Profile if self.file.has_neighbours() => {
                 details::ready(self, mine.ids(), priority).await

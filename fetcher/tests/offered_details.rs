@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+use std::collections::HashMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,8 +66,8 @@ struct Watched {
     inner: MemorySource,
     /// Of each read: which blob, and the parts that were asked for.
     reads: Mutex<Vec<(Digest, Vec<ByteRange>)>>,
-    /// The blob whose next reads do not go well, and how.
-    acts: Mutex<Option<(Digest, Vec<Act>)>>,
+    /// Blobs whose next reads do not go well, and how.
+    acts: Mutex<HashMap<Digest, Vec<Act>>>,
 }
 
 impl Watched {
@@ -82,7 +83,7 @@ impl Watched {
 
     fn next_act(&self, blob: Digest) -> Option<Act> {
         let mut acts = self.acts.lock();
-        let (_, left) = acts.as_mut().filter(|(digest, _)| *digest == blob)?;
+        let left = acts.get_mut(&blob)?;
         match left.as_slice() {
             [Act::Gone] => Some(Act::Gone),
             _ => left.pop(),
@@ -159,6 +160,11 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::shaped_for(&[]).await
+    }
+
+    /// The index is one for starts that read these chunks, if there are any.
+    async fn shaped_for(hot: &[u32]) -> Self {
         let tar = tar();
         let blob = MemberCompressor::new(6).compress(&tar);
         let size = blob.len() as u64;
@@ -172,7 +178,9 @@ impl World {
         let store = Store::open(dir.path()).unwrap();
         let opener = LayerOpener::new(Arc::clone(&store), Arc::clone(&source) as Arc<_>);
         let request = LayerRequest::new(repository.clone(), &layer, diff_id).unwrap();
-        opener.open(&request, &AtomicU64::new(0)).await.unwrap();
+        let opened = opener.open(&request, &AtomicU64::new(0)).await.unwrap();
+        let shaped = opened.0.file().shape(hot).unwrap();
+        assert_eq!(shaped.is_none(), hot.is_empty());
         let mut index = Vec::new();
         let mut file = store.open_index(&digest).unwrap().unwrap();
         file.read_to_end(&mut index).unwrap();
@@ -207,8 +215,11 @@ impl World {
     }
 
     async fn open_with(&self, dir: &Path, offered: OfferedIndex) -> (Arc<Layer>, OpenedBy) {
-        let store = Store::open(dir).unwrap();
-        let opener = LayerOpener::new(store, Arc::clone(&self.source) as Arc<_>);
+        self.open_in(&Store::open(dir).unwrap(), offered).await
+    }
+
+    async fn open_in(&self, store: &Arc<Store>, offered: OfferedIndex) -> (Arc<Layer>, OpenedBy) {
+        let opener = LayerOpener::new(Arc::clone(store), Arc::clone(&self.source) as Arc<_>);
         let keys = TrustedKeys::load(&[fixture("index-key.pub")]).unwrap();
         let opener = opener.trusting(keys);
         let repository = offered.blob.repository.clone();
@@ -217,8 +228,13 @@ impl World {
         opener.open(&request, &AtomicU64::new(0)).await.unwrap()
     }
 
+    /// What is done to reads of the index.
     fn act(&self, acts: &[Act]) {
-        *self.source.acts.lock() = Some((self.offered.blob.digest, acts.to_vec()));
+        self.act_on(self.offered.blob.digest, acts);
+    }
+
+    fn act_on(&self, blob: Digest, acts: &[Act]) {
+        self.source.acts.lock().insert(blob, acts.to_vec());
     }
 
     fn index_reads(&self) -> (u64, usize) {
@@ -402,22 +418,92 @@ async fn lost_details_take_their_chunks_with_them_until_they_are_back() {
 }
 
 #[tokio::test]
-async fn an_index_that_is_gone_leads_to_the_whole_layer() {
+async fn an_index_that_is_gone_is_made_again_of_the_layer() {
     let world = World::new().await;
     let dir = tempfile::tempdir().unwrap();
     let (layer, _) = world.open(dir.path()).await;
     layer.fill(page(0)).await.unwrap();
     world.act(&[Act::Gone]);
-    let error = layer.fill(page(9 << 20)).await.unwrap_err();
-    assert!(matches!(error, Error::NotFound { .. }), "{error}");
-    assert!(
-        error.to_string().contains("pull the image again"),
-        "{error}"
-    );
-    // What is here stays readable for who has it open.
+    world.source.take(world.layer.digest);
+    let before = layer.counters();
+    let fills = (3..12).map(|n| layer.fill(page(n << 20)));
+    for outcome in futures_util::future::join_all(fills).await {
+        outcome.unwrap();
+    }
+    for n in 3..12 {
+        world.assert_page(&layer, n << 20);
+    }
+    let (asked, _) = world.source.take(world.layer.digest);
+    let size = world.layer.size;
+    assert!(size < asked && asked < 2 * size, "{asked} of {size}");
+    let after = layer.counters();
+    assert_eq!(after.bytes_fetched - before.bytes_fetched, asked);
+    assert_eq!(after.details_fetched, before.details_fetched);
+    // All of it: nobody asks for the index any more, nor does whoever opens the layer next.
+    world.index_reads();
+    layer.fill(page(2 << 20)).await.unwrap();
+    layer.close().await.unwrap();
+    drop(layer);
+    let (layer, by) = world.open(dir.path()).await;
+    assert_eq!(by, OpenedBy::Store);
+    world.assert_page(&layer, 9 << 20);
+    layer.fill_all().await.unwrap();
+    assert!(layer.file().is_complete());
+    assert_eq!(world.index_reads(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_layer_that_does_not_come_costs_no_index() {
+    let world = World::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (layer, _) = world.open(dir.path()).await;
+    let blob = world.layer.digest;
+    for act in [Act::Gone, Act::Corrupt] {
+        world.act(&[Act::Gone]);
+        world.act_on(blob, &[act; 8]);
+        let error = layer.fill(page(0)).await.unwrap_err();
+        assert!(!error.to_string().contains("index"), "{act:?}: {error}");
+    }
+    // The index is where it was.
+    world.act_on(blob, &[]);
+    let (_, by) = world.open(dir.path()).await;
+    assert_eq!(by, OpenedBy::Store);
+    layer.fill(page(0)).await.unwrap();
     world.assert_page(&layer, 0);
-    let (again, by) = world.open(dir.path()).await;
+}
+
+#[tokio::test]
+async fn an_index_that_is_gone_leads_to_the_whole_layer() {
+    // In the middle of a span: what it has for this start is not in the layer.
+    let hot = 100;
+    let world = World::shaped_for(&[hot]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (layer, _) = world.open_in(&store, world.offered.clone()).await;
+    let hot = layer.index().chunks[hot as usize].data_offset;
+    layer.fill(page(0)).await.unwrap();
+    world.act(&[Act::Gone]);
+    world.source.take(world.layer.digest);
+    for _ in 0..2 {
+        let error = layer.fill(page(hot)).await.unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+        assert!(
+            error.to_string().contains("pull the image again"),
+            "{error}"
+        );
+    }
+    let (asked, _) = world.source.take(world.layer.digest);
+    assert!(asked < 2 * world.layer.size, "streamed once: {asked}");
+    // What is here stays readable for who has it open, and what came of the layer does too.
+    world.assert_page(&layer, 0);
+    layer.fill(page(11 << 20)).await.unwrap();
+    world.assert_page(&layer, 11 << 20);
+    let (again, by) = world.open_in(&store, world.offered.clone()).await;
     assert_eq!(by, OpenedBy::Stream);
     assert!(again.file().is_complete());
     world.assert_page(&again, 9 << 20);
+    // Who still has the old one open does no harm to the new one.
+    layer.fill(page(hot)).await.unwrap_err();
+    let (_, by) = world.open(dir.path()).await;
+    assert_eq!(by, OpenedBy::Store);
 }

@@ -10,8 +10,13 @@
 //! for them, never the other way round. Instead few requests for them are under way at
 //! once, each of which holds the details of one span and a piece of the body.
 //!
+//! Where the index is gone from its registry, the layer has to say what was in it
+//! ([`remake`]).
+//!
 //! Where nobody waits for a chunk yet, in the background and for a profile on a node that had
 //! layers before, its details come first: with its digest known, another layer may have it.
+
+mod remake;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,6 +24,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
+use self::remake::Remaking;
+pub(super) use self::remake::TURNS as REMAKES;
 use super::fetch::{add, joined};
 use super::inflight::{self, Inflight, Mine, Wait};
 use super::window::{Short, Window};
@@ -45,6 +52,7 @@ pub(super) struct Remote {
     /// Where those of the first span begin in it.
     start: u64,
     inflight: Inflight,
+    remaking: Remaking,
 }
 
 impl Remote {
@@ -53,7 +61,13 @@ impl Remote {
             blob,
             start,
             inflight: Inflight::default(),
+            remaking: Remaking::default(),
         }
+    }
+
+    /// Whether they are being made again, which takes longer than a request.
+    pub(super) fn is_remaking(&self) -> bool {
+        self.remaking.is_under_way()
     }
 }
 
@@ -72,8 +86,7 @@ pub(super) async fn begin(
         return Ok(Vec::new());
     }
     // Another process may have fetched them, or this one before it was started again.
-    let file = Arc::clone(&shared.file);
-    let absent = blocking(move || file.absent_details(&numbers)).await?;
+    let absent = absent(shared, numbers).await?;
     let is_here = |number| shared.file.has_details(number);
     let nothing = |_: &[u32], _: &dyn Fn(u32) -> bool| Vec::new();
     let claim = remote.inflight.claim(&absent, priority, is_here, nothing);
@@ -81,6 +94,12 @@ pub(super) async fn begin(
         shared.tasks.spawn(run(Arc::clone(shared), claim.mine));
     }
     Ok(claim.waits)
+}
+
+/// Those of the spans `numbers` whose details are not here.
+async fn absent(shared: &Shared, numbers: Vec<u32>) -> Result<Vec<u32>> {
+    let file = Arc::clone(&shared.file);
+    blocking(move || file.absent_details(&numbers)).await
 }
 
 /// Returns once the details that reading `ids` takes are here.
@@ -122,7 +141,7 @@ async fn fetch(shared: &Arc<Shared>, mine: &Mine) {
         Err(error) => return mine.fail_rest(error),
     };
     let fetch = |request: Request| async move {
-        if let Err(error) = fetch_request(shared, remote, mine, &request).await {
+        if let Err(error) = get(shared, remote, mine, &request).await {
             let numbers: Vec<u32> = request.chunks().collect();
             mine.finish(&numbers, &Err(Arc::new(error)));
         }
@@ -147,6 +166,18 @@ fn requests(shared: &Shared, remote: &Remote, mine: &Mine) -> Result<Vec<Request
     let mut limits = limits.on(shared.host.link(), parts_max, mine.priority());
     limits.total_bytes_max = u64::MAX;
     Ok(plan::of_members(members, limits).requests)
+}
+
+/// Gets all details of a request: from where they are, else from the layer.
+async fn get(shared: &Arc<Shared>, remote: &Remote, mine: &Mine, request: &Request) -> Result<()> {
+    let host = match fetch_request(shared, remote, mine, request).await {
+        Err(Error::NotFound { host, .. }) => host,
+        other => return other,
+    };
+    let numbers: Vec<u32> = request.chunks().collect();
+    remake::remake(shared, remote, numbers.clone(), gone(shared, remote, host)).await?;
+    mine.finish(&numbers, &Ok(()));
+    Ok(())
 }
 
 /// Fetches and keeps all of a request; what is not right comes once more, alone.
@@ -180,8 +211,7 @@ async fn read(
     request: &Request,
 ) -> Result<Vec<Member>> {
     let body = shared.source.read_parts(&remote.blob, &request.parts);
-    let body = body.await.map_err(|error| gone(shared, remote, error))?;
-    let mut window = Window::new(Bytes::new(), body, 0);
+    let mut window = Window::new(Bytes::new(), body.await?, 0);
     let counters = &shared.counters;
     let mut wrong = Vec::new();
     let mut left = &request.members[..];
@@ -225,13 +255,8 @@ async fn keep(shared: &Arc<Shared>, batch: Vec<(Member, Bytes)>) -> Result<Vec<(
     joined(kept).await
 }
 
-/// Details that nobody has any more cost the layer its index: it is then made again by
-/// whoever opens the image next.
-fn gone(shared: &Shared, remote: &Remote, error: Error) -> Error {
-    let Error::NotFound { host, .. } = error else {
-        return error;
-    };
-    shared.file.give_up_index();
+/// What it means that the host has no such index any more.
+fn gone(shared: &Shared, remote: &Remote, host: String) -> Error {
     let (index, layer) = (&remote.blob.digest, &shared.blob.digest);
     Error::NotFound {
         what: format!(

@@ -72,6 +72,8 @@ pub struct FetchEngine {
     /// Turns of fetching details; see `layer::details`.
     pub(super) details_for_readers: Semaphore,
     pub(super) details_for_others: Semaphore,
+    /// Turns of streaming a layer for its details.
+    pub(super) remakes: Semaphore,
     /// For what is copied from other layers.
     pub(super) copies: Room,
 }
@@ -91,6 +93,7 @@ impl FetchEngine {
             hosts: Mutex::default(),
             details_for_readers: Semaphore::new(details::TURNS),
             details_for_others: Semaphore::new(details::TURNS),
+            remakes: Semaphore::new(details::REMAKES),
             copies: Room::new(config.memory_bytes_max),
         })
     }

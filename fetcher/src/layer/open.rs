@@ -17,15 +17,13 @@ mod request;
 mod toc;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::thread::available_parallelism;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 
-use super::stream::Stream;
+use super::stream::{Pieces, Stream};
 use super::{EngineConfig, FetchEngine, Layer, LayerConfig};
 use crate::index::LayerIndex;
 use crate::index::estargz::TocLayer;
@@ -41,10 +39,6 @@ use crate::{Error, Result};
 use self::offered::Offered;
 pub use self::offered::{OFFERED_BYTES_MAX, OfferedIndex, core_bytes, core_digest};
 pub use request::{LayerRequest, TocPromise};
-
-/// Pieces of a body that may wait for the decoder. Bodies come in pieces of at most some
-/// hundred KiB, so this bounds a streaming pull's memory to a few MiB.
-const PIECES_WAITING_MAX: usize = 8;
 
 /// How a layer became readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,44 +244,18 @@ impl LayerOpener {
         received: &AtomicU64,
     ) -> Result<Arc<LayerFile>> {
         let (source, engine) = (Arc::clone(&self.source), Arc::clone(&self.engine));
-        let mut body = Stream::new(source, request.blob.clone(), engine);
-        let (pieces, inbox) = mpsc::channel(PIECES_WAITING_MAX);
+        let body = Stream::new(source, request.blob.clone(), engine);
         let (store, request) = (Arc::clone(&self.store), request.clone());
-        // Spawned now, so that the channel is drained while the body is read.
         let counted = Arc::clone(&self.streaming);
         // Layers that stream at once keep the cores busy; a second thread for each would
         // only take memory.
         let streams = Arc::strong_count(&counted) - 1;
         let beside = available_parallelism().is_ok_and(|cores| cores.get() >= 2 * streams);
-        let worker = tokio::spawn(blocking(move || {
+        let work = move |pieces| {
             let _counted = counted;
-            ingest(&store, &request, beside, inbox)
-        }));
-        let mut broken = None;
-        loop {
-            match body.next().await {
-                Ok(Some(piece)) => {
-                    received.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                    if pieces.send(piece).await.is_err() {
-                        break; // the worker failed; its error says why
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    broken = Some(error);
-                    break;
-                }
-            }
-        }
-        drop(pieces);
-        let outcome = match worker.await {
-            Ok(outcome) => outcome,
-            Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+            ingest(&store, &request, beside, pieces)
         };
-        match broken {
-            Some(error) => Err(error),
-            None => outcome,
-        }
+        body.into_ingest(received, work).await
     }
 }
 
@@ -298,7 +266,7 @@ fn ingest(
     store: &Arc<Store>,
     request: &LayerRequest,
     beside: bool,
-    mut inbox: mpsc::Receiver<Bytes>,
+    pieces: Pieces,
 ) -> Result<Arc<LayerFile>> {
     let sink: LayerIngest = store.begin_ingest(&request.blob.digest)?;
     let plan = IngestPlan::new(
@@ -310,10 +278,7 @@ fn ingest(
     if beside {
         ingest = ingest.beside();
     }
-    while let Some(piece) = inbox.blocking_recv() {
-        ingest.push(&piece)?;
-    }
-    let ingested = ingest.finish()?;
+    let ingested = pieces.feed(ingest)?;
     let sink = ingested.sink.with_seams(ingested.seams);
     sink.publish(ingested.index, &ingested.details)
 }

@@ -13,6 +13,8 @@
 //! Invariant: bytes come in order, each once, all of them or an error. They are untrusted.
 //! Tasks end with the stream.
 
+mod ingest;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +24,7 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+pub(super) use self::ingest::Pieces;
 use super::engine::{Arrival, Host};
 use super::gate::{Ask, Entering, Pass};
 use super::{FetchEngine, Priority};

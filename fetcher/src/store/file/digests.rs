@@ -97,8 +97,15 @@ impl LayerFile {
 
     /// Makes the layer count as damaged, for its missing details cannot be had any more:
     /// whoever opens it next makes it again. Who has it open goes on reading what is here.
+    /// Does nothing to one that was made again already. Blocks on the device.
     pub fn give_up_index(&self) {
+        let Ok(Some(_lock)) = self.lock_own() else {
+            return;
+        };
         let _ = self.disk.remove_file(&self.dir.join(INDEX));
+        if let Some(store) = self.store() {
+            store.forget_layer(&self.index.blob_digest);
+        }
     }
 
     pub(crate) fn span(&self, number: u32) -> Result<&Span> {
