@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, future};
 use lazarette_fetcher::codec::deflate::MemberCompressor;
-use lazarette_fetcher::index::{
-    Chunk, Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, LayerIndex, Timestamp,
-};
+use lazarette_fetcher::index::{Chunk, Encoding, LayerBlob, LayerFormat, LayerIndex};
 use lazarette_fetcher::layer::{EngineConfig, FetchEngine, Layer, LayerConfig};
 use lazarette_fetcher::source::{BlobRef, BlobSource, SourceConfig, stack};
 use lazarette_fetcher::store::Store;
 use lazarette_fetcher::test_util::FakeRegistry;
+use lazarette_fetcher::test_util::layers::regular_file;
 use lazarette_fetcher::types::{ByteRange, Digest, Reference};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -162,18 +161,7 @@ impl Cold {
         }
         let (digest, size) = (Digest::sha256(&blob), blob.len() as u64);
         registry.add_blob(blob);
-        let file = FileEntry {
-            path: b"file".to_vec(),
-            kind: FileKind::Regular {
-                size: chunks as u64 * u64::from(CHUNK),
-                data_offset: 0,
-            },
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            xattrs: Vec::new(),
-        };
+        let file = regular_file("file", chunks as u64 * u64::from(CHUNK), 0);
         let format = LayerFormat::Estargz;
         let about = LayerBlob {
             digest,

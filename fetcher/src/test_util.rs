@@ -3,9 +3,11 @@
 //! Invariant: nothing here is used outside tests, and nothing outside knows of it. Fakes
 //! hold data in memory, listen on loopback only, and are gone when dropped.
 
+pub mod content;
 pub mod contract;
 pub mod disk;
 mod faulty;
+pub mod layers;
 mod memory;
 pub mod parsers;
 mod registry;

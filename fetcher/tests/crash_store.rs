@@ -14,29 +14,23 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
-use lazarette_fetcher::codec;
 use lazarette_fetcher::codec::deflate::MemberCompressor;
 use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
 use lazarette_fetcher::index::wire::{self, Header};
-use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex, Span};
-use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
+use lazarette_fetcher::index::{ChunkId, Encoding, LayerFormat, LayerIndex, Span};
 use lazarette_fetcher::source::BlobRef;
 use lazarette_fetcher::store::disk::{Disk, RealDisk, Stretch};
 use lazarette_fetcher::store::{Bounds, LayerFile, PartialIndex, Store};
+use lazarette_fetcher::test_util::content::{noise, tar};
 use lazarette_fetcher::test_util::disk::{CrashDisk, Fault};
+use lazarette_fetcher::test_util::layers::{
+    CHUNK_LEN, chunk_bytes, layer_of, put_bytes, put_chunk,
+};
 use lazarette_fetcher::types::{ByteRange, Digest, Reference};
 use lazarette_fetcher::{Error, Result};
 
 const SEEDS: u64 = 6;
 const CHUNKS: u32 = 5;
-const CHUNK_LEN: u32 = 3000;
-
-/// The bytes of a chunk: the same in every layer of this file.
-fn chunk_bytes(id: ChunkId) -> Vec<u8> {
-    (0..CHUNK_LEN)
-        .map(|at| u8::try_from((at * 7 + id * 31 + 1) % 251).unwrap())
-        .collect()
-}
 
 /// The layers of [`copy`]: large enough for their blocks to be shared.
 const LARGE: [&str; 2] = ["large", "other large"];
@@ -48,51 +42,9 @@ const STREAMED: &str = "streamed";
 fn index(name: &str) -> LayerIndex {
     if LARGE.contains(&name) {
         let bytes = |id| vec![u8::try_from(id + 1).unwrap(); LARGE_LEN as usize];
-        return layer(name, &[bytes(0), bytes(1), bytes(2)]);
+        return layer_of(name, &[bytes(0), bytes(1), bytes(2)]);
     }
-    layer(name, &(0..CHUNKS).map(chunk_bytes).collect::<Vec<_>>())
-}
-
-fn layer(name: &str, payloads: &[Vec<u8>]) -> LayerIndex {
-    let mut files = Vec::new();
-    let mut chunks = Vec::new();
-    let mut data_len = 0_u64;
-    for (id, payload) in payloads.iter().enumerate() {
-        let data_offset = data_len.next_multiple_of(4096);
-        data_len = data_offset + payload.len() as u64;
-        let len = u32::try_from(payload.len()).unwrap();
-        let digest = Digest::sha256(payload);
-        chunks.push(Chunk {
-            encoding: Encoding::GzipMember {
-                blob: ByteRange::at(id as u64 * 100, 100).unwrap(),
-                skip: 0,
-            },
-            data_offset,
-            len,
-            chunk_digest: digest.as_bytes().try_into().ok(),
-        });
-        files.push(FileEntry {
-            path: format!("file{id}").into_bytes(),
-            kind: FileKind::Regular {
-                size: u64::from(len),
-                data_offset,
-            },
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            xattrs: Vec::new(),
-        });
-    }
-    LayerIndex {
-        blob_digest: Digest::sha256(name.as_bytes()),
-        blob_size: payloads.len() as u64 * 100,
-        format: LayerFormat::Estargz,
-        files,
-        chunks,
-        spans: Vec::new(),
-        data_len,
-    }
+    layer_of(name, &(0..CHUNKS).map(chunk_bytes).collect::<Vec<_>>())
 }
 
 /// The same layer with two spans, whose details came without it; and those.
@@ -167,18 +119,6 @@ fn index_of_whole_spans(name: &str) -> LayerIndex {
         details_digest: [0; 32],
     }];
     index
-}
-
-fn put(file: &LayerFile, id: ChunkId) -> Result<()> {
-    put_bytes(file, id, chunk_bytes(id))
-}
-
-fn put_bytes(file: &LayerFile, id: ChunkId, bytes: Vec<u8>) -> Result<()> {
-    let digest = Digest::sha256(&bytes);
-    file.put(
-        id,
-        &codec::verify(|| "a test chunk".to_owned(), &digest, bytes)?,
-    )
 }
 
 /// The real disk, which nobody unplugs while a state is only looked at: syncs of
@@ -262,7 +202,7 @@ fn take_details_and_flush(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     for (batch, span) in [(&[2_u32, 0][..], 0), (&[4, 3], 1), (&[1], 0)] {
         file.put_details(span, details[span as usize].clone().into())?;
         for id in batch {
-            put(&file, *id)?;
+            put_chunk(&file, *id)?;
         }
         file.flush()?;
         acked.chunks.extend(batch);
@@ -274,7 +214,7 @@ fn fill(file: &LayerFile, acked: &mut Acked) -> Result<()> {
     complete_details(file)?;
     for batch in [&[3_u32, 0][..], &[4], &[1, 2]] {
         for id in batch {
-            put(file, *id)?;
+            put_chunk(file, *id)?;
         }
         file.flush()?;
         acked.chunks.extend(batch);
@@ -311,18 +251,18 @@ fn publish_and_flush(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
 fn ingest_over_a_partial_layer(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     let index = index("lazy");
     let file = store.create_layer(index.clone())?;
-    put(&file, 2)?;
+    put_chunk(&file, 2)?;
     file.flush()?;
     acked.chunks.insert(2);
     let mut ingest = store.begin_ingest(&index.blob_digest)?;
     for id in 0..CHUNKS {
         ingest.write_at(u64::from(id) * 4096, &chunk_bytes(id))?;
     }
-    put(&file, 1)?;
+    put_chunk(&file, 1)?;
     let whole = ingest.commit(index, &[])?;
     acked.complete.insert("lazy");
     assert!(whole.is_complete());
-    put(&file, 3)?;
+    put_chunk(&file, 3)?;
     file.flush()
 }
 
@@ -358,18 +298,18 @@ fn blobs(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
 fn evict_and_fill_again(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     let file = store.create_layer(index("lazy"))?;
     for id in 0..CHUNKS {
-        put(&file, id)?;
+        put_chunk(&file, id)?;
     }
     file.flush()?;
     acked.chunks.extend([0, 2, 4]);
     file.evict(&[1, 3])?;
-    put(&file, 3)?;
+    put_chunk(&file, 3)?;
     file.flush()?;
     acked.chunks = [3].into();
     file.evict(&[0, 2, 4])?;
     acked.chunks.clear();
     file.evict_all()?;
-    put(&file, 0)?;
+    put_chunk(&file, 0)?;
     file.flush()?;
     acked.chunks.insert(0);
     Ok(())
@@ -412,7 +352,7 @@ fn pin_and_trim(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     file.flush()?;
     acked.chunks.clear();
     store.trim(0)?;
-    put(&file, 1)?;
+    put_chunk(&file, 1)?;
     file.flush()?;
     acked.chunks.insert(1);
     Ok(())
@@ -439,21 +379,8 @@ impl LayerSink for Memory {
 
 fn streamed() -> &'static Streamed {
     static STREAMED: LazyLock<Streamed> = LazyLock::new(|| {
-        let mut state = 1_u32;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24).to_le_bytes()[0] & 0x7f
-        };
-        let payload: Vec<u8> = (0..320 << 10).map(|_| next()).collect();
-        let mut header = [0_u8; 512];
-        header[..4].copy_from_slice(b"file");
-        header[100..107].copy_from_slice(b"0000644");
-        header[124..135].copy_from_slice(format!("{:011o}", payload.len()).as_bytes());
-        header[156] = b'0';
-        header[148..156].copy_from_slice(b"        ");
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-        let tar = [&header[..], &payload, &[0; 1024]].concat();
+        let payload = noise(1, 0x7f, 320 << 10);
+        let tar = tar(&[("file", &payload)]);
         let blob = MemberCompressor::new(6).compress(&tar);
         let plan = IngestPlan::new(Digest::sha256(&blob), blob.len() as u64, None);
         let mut ingest = Ingest::new(plan, Memory(Vec::new()));
@@ -759,7 +686,7 @@ fn a_fill_on_a_full_disk_evicts_if_it_may() {
         fill_and_flush(&store, &mut Acked::default()).unwrap();
         let file = store.create_layer(index("other")).unwrap();
         let before = disk.ops();
-        let outcome = put(&file, 2);
+        let outcome = put_chunk(&file, 2);
         let lazy = store
             .open_layer(&index("lazy").blob_digest)
             .unwrap()

@@ -15,38 +15,13 @@ use lazarette_fetcher::layer::{EngineConfig, FetchEngine, Layer};
 use lazarette_fetcher::plan::whole::{Share, Why, decide};
 use lazarette_fetcher::source::{RegistrySource, SourceConfig};
 use lazarette_fetcher::store::Store;
+use lazarette_fetcher::test_util::content::{self, tar};
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
 use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference};
 
 /// Bytes that hardly compress.
 fn noise(len: usize) -> Vec<u8> {
-    let mut state = 1_u64;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        state.to_le_bytes()[7]
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut tar = Vec::new();
-    for (name, bytes) in files {
-        let mut header = [0_u8; 512];
-        header[..name.len()].copy_from_slice(name.as_bytes());
-        header[100..107].copy_from_slice(b"0000644");
-        header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
-        header[156] = b'0';
-        header[148..156].copy_from_slice(b"        ");
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-        tar.extend_from_slice(&header);
-        tar.extend_from_slice(bytes);
-        tar.resize(tar.len().next_multiple_of(512), 0);
-    }
-    tar.resize(tar.len() + 1024, 0);
-    tar
+    content::noise(1, 0xff, len)
 }
 
 /// A node of little memory, so that parts are of 64 KiB, and the registry it pulls from.

@@ -18,7 +18,7 @@ use lazarette_fetcher::layer::open::{
 use lazarette_fetcher::layer::{Layer, Priority};
 use lazarette_fetcher::source::{BlobRef, BlobSource, Body, Document};
 use lazarette_fetcher::store::Store;
-use lazarette_fetcher::test_util::MemorySource;
+use lazarette_fetcher::test_util::{MemorySource, content};
 use lazarette_fetcher::trust::{SigningKey, Statement, TrustedKeys};
 use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference, Repository};
 use lazarette_fetcher::{Error, Result};
@@ -41,15 +41,7 @@ fn tar() -> Vec<u8> {
         payload.extend_from_within(back..back + 16);
     }
     payload.truncate(FILE_LEN);
-    let mut header = [0_u8; 512];
-    header[..4].copy_from_slice(b"file");
-    header[100..107].copy_from_slice(b"0000644");
-    header[124..135].copy_from_slice(format!("{:011o}", payload.len()).as_bytes());
-    header[156] = b'0';
-    header[148..156].copy_from_slice(b"        ");
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    [&header[..], &payload, &[0; 1024]].concat()
+    content::tar(&[("file", &payload)])
 }
 
 /// What is done to reads of one blob.

@@ -16,27 +16,9 @@ use lazarette_fetcher::layer::open::{
 use lazarette_fetcher::source::{BlobRef, BlobSource};
 use lazarette_fetcher::store::Store;
 use lazarette_fetcher::test_util::MemorySource;
+use lazarette_fetcher::test_util::content::{self, noise};
 use lazarette_fetcher::trust::{SigningKey, Statement, TrustedKeys};
 use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference};
-
-/// One file of 3 MiB that compresses a little, as a tar.
-fn tar() -> Vec<u8> {
-    let mut state = 1_u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24).to_le_bytes()[0] & 0x3f
-    };
-    let payload: Vec<u8> = (0..3 << 20).map(|_| next()).collect();
-    let mut header = [0_u8; 512];
-    header[..4].copy_from_slice(b"file");
-    header[100..107].copy_from_slice(b"0000644");
-    header[124..135].copy_from_slice(format!("{:011o}", payload.len()).as_bytes());
-    header[156] = b'0';
-    header[148..156].copy_from_slice(b"        ");
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    [&header[..], &payload, &[0; 1024]].concat()
-}
 
 struct World {
     source: Arc<MemorySource>,
@@ -47,7 +29,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let tar = tar();
+        // Compresses a little.
+        let tar = content::tar(&[("file", &noise(1, 0x3f, 3 << 20))]);
         let blob = MemberCompressor::new(6).compress(&tar);
         let size = blob.len() as u64;
         let source = Arc::new(MemorySource::new());

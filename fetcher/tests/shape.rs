@@ -19,6 +19,7 @@ use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest};
 use lazarette_fetcher::source::BlobSource;
 use lazarette_fetcher::store::{Shaped, Store};
 use lazarette_fetcher::test_util::MemorySource;
+use lazarette_fetcher::test_util::content::{TAR_END, tar_file};
 use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference};
 use proptest::prelude::*;
 
@@ -44,23 +45,9 @@ fn payload(len: usize, seed: u32, repeat: u32) -> Vec<u8> {
 }
 
 fn tar(payloads: &[Vec<u8>]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (number, payload) in payloads.iter().enumerate() {
-        let mut header = [0_u8; 512];
-        let name = format!("file{number}");
-        header[..name.len()].copy_from_slice(name.as_bytes());
-        header[100..107].copy_from_slice(b"0000644");
-        header[124..135].copy_from_slice(format!("{:011o}", payload.len()).as_bytes());
-        header[156] = b'0';
-        header[148..156].copy_from_slice(b"        ");
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-        out.extend(header);
-        out.extend(payload);
-        out.resize(out.len().next_multiple_of(512), 0);
-    }
-    out.resize(out.len() + 1024, 0);
-    out
+    let file = |(number, payload): (usize, &Vec<u8>)| tar_file(&format!("file{number}"), payload);
+    let files = payloads.iter().enumerate().flat_map(file);
+    files.chain(TAR_END).collect()
 }
 
 struct World {

@@ -17,36 +17,12 @@ use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
 use lazarette_fetcher::source::{RegistrySource, SourceConfig};
 use lazarette_fetcher::store::Store;
 use lazarette_fetcher::test_util::FakeRegistry;
+use lazarette_fetcher::test_util::content::{self, tar};
 use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference};
 
 /// Bytes that compress a little, the same for the same seed.
 fn noise(seed: u32, len: usize) -> Vec<u8> {
-    let mut state = seed;
-    std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24).to_le_bytes()[0] & 0x3f
-    })
-    .take(len)
-    .collect()
-}
-
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut tar = Vec::new();
-    for (name, bytes) in files {
-        let mut header = [0_u8; 512];
-        header[..name.len()].copy_from_slice(name.as_bytes());
-        header[100..107].copy_from_slice(b"0000644");
-        header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
-        header[156] = b'0';
-        header[148..156].copy_from_slice(b"        ");
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-        tar.extend_from_slice(&header);
-        tar.extend_from_slice(bytes);
-        tar.resize(tar.len().next_multiple_of(512), 0);
-    }
-    tar.resize(tar.len() + 1024, 0);
-    tar
+    content::noise(seed, 0x3f, len)
 }
 
 /// A node and the registry it pulls from.

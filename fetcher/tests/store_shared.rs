@@ -15,14 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, SystemTime};
 
-use lazarette_fetcher::codec;
+use lazarette_fetcher::Error;
 use lazarette_fetcher::index::ingest::LayerSink as _;
-use lazarette_fetcher::index::{Chunk, ChunkId, Encoding, LayerFormat, LayerIndex};
-use lazarette_fetcher::index::{FileEntry, FileKind, Timestamp};
+use lazarette_fetcher::index::{ChunkId, LayerIndex};
 use lazarette_fetcher::store::{Bounds, LayerFile, PIN_TIME, Store};
 use lazarette_fetcher::test_util::disk::CrashDisk;
-use lazarette_fetcher::types::{ByteRange, Digest};
-use lazarette_fetcher::{Error, Result};
+use lazarette_fetcher::test_util::layers::{CHUNK_LEN, chunk_bytes, layer_of, put_chunk};
+use lazarette_fetcher::types::Digest;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -33,64 +32,13 @@ const SEED: &str = "LAZARETTE_SHARED_STORE_SEED";
 
 /// Enough that the bitmap has several words, the last one not full.
 const CHUNKS: u32 = 300;
-const CHUNK_LEN: u32 = 3000;
 const BLOCK: u64 = 4096;
 const KILLS: u64 = 20;
 
-/// The bytes of a chunk: the same in every layer of this file.
-fn chunk_bytes(id: ChunkId) -> Vec<u8> {
-    (0..CHUNK_LEN)
-        .map(|at| u8::try_from((at * 7 + id * 31 + 1) % 251).unwrap())
-        .collect()
-}
-
 /// A layer of one file per chunk, with padding between them.
 fn index(name: &str) -> LayerIndex {
-    let mut files = Vec::new();
-    let mut chunks = Vec::new();
-    for id in 0..CHUNKS {
-        let data_offset = u64::from(id) * BLOCK;
-        let digest = Digest::sha256(&chunk_bytes(id));
-        chunks.push(Chunk {
-            encoding: Encoding::GzipMember {
-                blob: ByteRange::at(u64::from(id) * 100, 100).unwrap(),
-                skip: 0,
-            },
-            data_offset,
-            len: CHUNK_LEN,
-            chunk_digest: digest.as_bytes().try_into().ok(),
-        });
-        files.push(FileEntry {
-            path: format!("file{id}").into_bytes(),
-            kind: FileKind::Regular {
-                size: u64::from(CHUNK_LEN),
-                data_offset,
-            },
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            xattrs: Vec::new(),
-        });
-    }
-    LayerIndex {
-        blob_digest: Digest::sha256(name.as_bytes()),
-        blob_size: u64::from(CHUNKS) * 100,
-        format: LayerFormat::Estargz,
-        files,
-        chunks,
-        spans: Vec::new(),
-        data_len: u64::from(CHUNKS - 1) * BLOCK + u64::from(CHUNK_LEN),
-    }
-}
-
-fn put(file: &LayerFile, id: ChunkId) -> Result<()> {
-    let bytes = chunk_bytes(id);
-    let digest = Digest::sha256(&bytes);
-    file.put(
-        id,
-        &codec::verify(|| "a test chunk".to_owned(), &digest, bytes)?,
-    )
+    let payloads: Vec<Vec<u8>> = (0..CHUNKS).map(chunk_bytes).collect();
+    layer_of(name, &payloads)
 }
 
 /// Whatever is present reads as it should; returns what is.
@@ -140,7 +88,7 @@ fn fill(store: &Arc<Store>, name: &str, seed: u64, mut flushed: impl FnMut(&[Chu
     while !rest.is_empty() {
         let (batch, tail) = rest.split_at(rng.random_range(1..=rest.len().min(20)));
         for id in batch {
-            put(&file, *id).unwrap();
+            put_chunk(&file, *id).unwrap();
         }
         file.flush().unwrap();
         flushed(batch);
@@ -158,13 +106,13 @@ fn a_flush_merges_what_others_flushed() {
     let digest = index("shared").blob_digest;
     let first = a.create_layer(index("shared")).unwrap();
     let second = b.open_layer(&digest).unwrap().unwrap();
-    put(&first, 1).unwrap();
+    put_chunk(&first, 1).unwrap();
     first.flush().unwrap();
-    put(&second, 299).unwrap();
+    put_chunk(&second, 299).unwrap();
     second.flush().unwrap();
     assert_eq!(check(&second), [1, 299].into());
     assert_eq!(check(&first), [1].into(), "it has not looked yet");
-    put(&first, 64).unwrap();
+    put_chunk(&first, 64).unwrap();
     first.flush().unwrap();
     for file in [&*first, &*a.open_layer(&digest).unwrap().unwrap()] {
         assert_eq!(check(file), [1, 64, 299].into());
@@ -213,14 +161,14 @@ fn removal_while_another_handle_flushes() {
             threads.spawn(|| {
                 begin.wait();
                 for id in 0..20 {
-                    put(&held, id).unwrap();
+                    put_chunk(&held, id).unwrap();
                     held.flush().unwrap();
                 }
             });
             begin.wait();
             assert!(mine.remove_layer(&digest).unwrap());
             let again = mine.create_layer(index("shared")).unwrap();
-            put(&again, 200 + round).unwrap();
+            put_chunk(&again, 200 + round).unwrap();
             again.flush().unwrap();
         });
         // The flushes of the old layer went nowhere near the new one.
@@ -254,7 +202,7 @@ fn a_flush_brings_nothing_back_that_another_evicted() {
     assert_eq!(before.allocated - after.allocated, 3 * BLOCK, "{after:?}");
     // It has not looked; what it reads is right all the same.
     assert!(mine.is_present(7) && !read(&mine, 7) && !mine.is_present(7));
-    put(&mine, 7).unwrap();
+    put_chunk(&mine, 7).unwrap();
     mine.flush().unwrap();
     let mut left = all();
     left.retain(|id| ![5, 100].contains(id));
@@ -274,8 +222,8 @@ fn what_only_one_process_knows_another_may_punch() {
             .each_ref()
             .map(|store| store.open_layer(&digest).unwrap().unwrap());
         for file in [&mine, &other] {
-            put(file, 7).unwrap();
-            put(file, 8).unwrap();
+            put_chunk(file, 7).unwrap();
+            put_chunk(file, 8).unwrap();
         }
         other.flush().unwrap();
         other.evict(&[7]).unwrap();
@@ -297,7 +245,7 @@ fn disturb(file: &LayerFile, seed: u64, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let id = rng.random_range(0..CHUNKS);
         if !read(file, id) {
-            put(file, id).unwrap();
+            put_chunk(file, id).unwrap();
         }
     }
 }
@@ -646,7 +594,7 @@ fn opening_and_listing_layers_changes_nothing_on_the_device() {
     let store = Store::open_on(dir.path(), Arc::clone(&disk) as Arc<_>).unwrap();
     for name in ["one", "two", "three"] {
         let file = store.create_layer(index(name)).unwrap();
-        put(&file, 3).unwrap();
+        put_chunk(&file, 3).unwrap();
         file.flush().unwrap();
     }
     drop(store);

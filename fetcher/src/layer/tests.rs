@@ -14,9 +14,10 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::Notify;
 
 use super::*;
-use crate::index::{Chunk, Encoding, FileEntry, FileKind, LayerFormat, Timestamp};
+use crate::index::{Chunk, Encoding, LayerFormat};
 use crate::source::{Body, Document};
 use crate::store::Store;
+use crate::test_util::layers::regular_file;
 use crate::types::{Descriptor, Digest, Reference, Repository};
 
 /// What the source does to one ranged read.
@@ -215,18 +216,8 @@ fn sample(members: &[&[u32]]) -> Sample {
                 len,
                 chunk_digest: Digest::sha256(&payload).as_bytes().try_into().ok(),
             });
-            files.push(FileEntry {
-                path: format!("f{}", files.len()).into_bytes(),
-                kind: FileKind::Regular {
-                    size: u64::from(len),
-                    data_offset,
-                },
-                mode: 0o644,
-                uid: 0,
-                gid: 0,
-                mtime: Timestamp::default(),
-                xattrs: Vec::new(),
-            });
+            let path = format!("f{}", files.len());
+            files.push(regular_file(&path, u64::from(len), data_offset));
         }
     }
     let index = LayerIndex {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lazarette_fetcher::index::write::{Options, write_layer};
-use lazarette_fetcher::test_util::FakeRegistry;
+use lazarette_fetcher::test_util::{FakeRegistry, content};
 use lazarette_fetcher::types::{Digest, MediaType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -98,13 +98,7 @@ pub(crate) struct File<'a> {
 
 /// Bytes that no compressor makes much smaller, the same every time.
 pub(crate) fn incompressible(len: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state.to_be_bytes()[0]
-    })
-    .take(len)
-    .collect()
+    content::noise(1, 0xff, len)
 }
 
 /// An uncompressed tar with these files.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::index::{Encoding, FileEntry, FileKind, Timestamp};
+use crate::test_util::content::noise;
 use crate::types::Reference;
 
 /// Made by the reference writer: 1024-byte chunks, one file prioritised.
@@ -63,13 +64,7 @@ fn find<'a>(index: &'a LayerIndex, path: &str) -> &'a FileEntry {
 
 /// What the fixtures' generator puts into `bin/big`.
 fn pattern(len: usize) -> Vec<u8> {
-    let mut x = 1_u32;
-    (0..len)
-        .map(|_| {
-            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            x.to_be_bytes()[0] & 0x0f
-        })
-        .collect()
+    noise(1, 0x0f, len)
 }
 
 #[test]

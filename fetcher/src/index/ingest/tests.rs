@@ -6,6 +6,7 @@ use super::*;
 use crate::codec::pieces::Pieces;
 use crate::index::details::SpanDetails;
 use crate::index::{Chunk, DATA_ALIGN, Encoding, Span};
+use crate::test_util::content::{TAR_END, tar_file};
 use crate::types::ByteRange;
 
 /// A data file in memory that insists on the order it was promised.
@@ -22,32 +23,17 @@ impl LayerSink for Memory {
     }
 }
 
-fn member(name: &str, data: &[u8]) -> Vec<u8> {
-    let mut block = [0_u8; 512];
-    block[..name.len()].copy_from_slice(name.as_bytes());
-    block[100..107].copy_from_slice(b"0000644");
-    block[124..135].copy_from_slice(format!("{:011o}", data.len()).as_bytes());
-    block[156] = b'0';
-    block[148..156].copy_from_slice(b"        ");
-    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
-    block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    let mut out = block.to_vec();
-    out.extend_from_slice(data);
-    out.resize(out.len().next_multiple_of(512), 0);
-    out
-}
-
 fn tar() -> Vec<u8> {
     let big: Vec<u8> = (0..(2 << 20) + 5_u32).map(|i| i.to_le_bytes()[1]).collect();
     [
-        member("empty", b""),
-        member("a", b"first"),
-        member("stargz.index.json", b"{}"),
-        member("big", &big),
-        member(".prefetch.landmark", b"\x0f"),
-        member("a", b"second"),
-        member("dir/.wh.gone", b""),
-        vec![0; 1024],
+        tar_file("empty", b""),
+        tar_file("a", b"first"),
+        tar_file("stargz.index.json", b"{}"),
+        tar_file("big", &big),
+        tar_file(".prefetch.landmark", b"\x0f"),
+        tar_file("a", b"second"),
+        tar_file("dir/.wh.gone", b""),
+        TAR_END.to_vec(),
     ]
     .concat()
 }
@@ -221,7 +207,7 @@ fn says_what_is_wrong() {
     let blob = gzip(&tar);
     let exact = |blob: &[u8]| IngestPlan::new(Digest::sha256(blob), blob.len() as u64, None);
     let sparse = {
-        let mut t = member("holes", b"");
+        let mut t = tar_file("holes", b"");
         t[156] = b'S';
         t[148..155].copy_from_slice(b"       ");
         t

@@ -2,7 +2,8 @@
 
 use super::choose::Window;
 use super::*;
-use crate::index::{Chunk, FileEntry, FileKind, LayerFormat, Timestamp};
+use crate::index::{Chunk, LayerFormat};
+use crate::test_util::layers::regular_file;
 use crate::types::{ByteRange, Digest};
 
 const KIB: u64 = 1 << 10;
@@ -51,18 +52,7 @@ fn shaper(spans: u64, hot: &[ChunkId]) -> Shaper {
         size: seam(count).start + 1,
         format: LayerFormat::Gzip,
     };
-    let file = FileEntry {
-        path: b"file".to_vec(),
-        kind: FileKind::Regular {
-            size: count * PIECE,
-            data_offset: 0,
-        },
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        mtime: Timestamp::default(),
-        xattrs: Vec::new(),
-    };
+    let file = regular_file("file", count * PIECE, 0);
     let chunks = (0..count).map(chunk).collect();
     let spans_of = (0..spans).map(span).collect();
     let index = LayerIndex::with_spans(blob, vec![file], chunks, spans_of).unwrap();

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use super::*;
 use crate::index::{FileEntry, FileKind, Timestamp};
+use crate::test_util::content::tar_header as header;
 use crate::{Error, Result};
 
 /// Entries and payloads of a whole tar, pushed in pieces.
@@ -34,21 +35,6 @@ fn read(tar: &[u8], piece: usize) -> Result<Vec<(FileEntry, Vec<u8>)>> {
 
 fn error(tar: &[u8]) -> Error {
     read(tar, 1 << 20).expect_err("it is refused")
-}
-
-/// A header with a right checksum.
-fn header(name: &[u8], type_flag: u8, size: u64, edit: impl FnOnce(&mut [u8; 512])) -> Vec<u8> {
-    let mut block = [0_u8; 512];
-    block[..name.len()].copy_from_slice(name);
-    block[100..107].copy_from_slice(b"0000644");
-    block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
-    block[156] = type_flag;
-    block[257..265].copy_from_slice(b"ustar\x0000");
-    edit(&mut block);
-    block[148..156].copy_from_slice(b"        ");
-    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
-    block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    block.to_vec()
 }
 
 fn plain(name: &[u8], type_flag: u8) -> Vec<u8> {

@@ -1,13 +1,12 @@
 //! A prefetch over real layers and a source in memory.
 
 use super::*;
-use crate::index::{
-    Chunk, Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, LayerIndex, Timestamp,
-};
+use crate::index::{Chunk, Encoding, LayerBlob, LayerFormat, LayerIndex};
 use crate::prefetch::BLOCK_BYTES;
 use crate::source::{BlobRef, BlobSource};
 use crate::store::Store;
 use crate::test_util::MemorySource;
+use crate::test_util::layers::regular_file;
 use crate::types::{ByteRange, Digest, Reference};
 
 const CHUNK: u32 = 64 << 10;
@@ -47,18 +46,7 @@ impl Fixture {
                 .try_into()
                 .ok(),
         };
-        let file = FileEntry {
-            path: b"file".to_vec(),
-            kind: FileKind::Regular {
-                size: data.len() as u64,
-                data_offset: 0,
-            },
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            xattrs: Vec::new(),
-        };
+        let file = regular_file("file", data.len() as u64, 0);
         let blob = LayerBlob {
             digest,
             size: data.len() as u64,

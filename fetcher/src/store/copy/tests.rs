@@ -8,8 +8,9 @@ use std::sync::atomic::AtomicBool;
 use proptest::prelude::*;
 
 use super::*;
-use crate::index::{FileEntry, FileKind, LayerFormat, Timestamp};
+use crate::index::LayerFormat;
 use crate::test_util::disk::CrashDisk;
+use crate::test_util::layers::regular_file;
 use crate::types::{ByteRange, Digest};
 
 /// Bytes of a content: as long as asked, never zero.
@@ -37,18 +38,7 @@ fn index(name: &str, files: &[&[(u32, u32)]]) -> LayerIndex {
             });
             end += u64::from(*len);
         }
-        entries.push(FileEntry {
-            path: format!("file{number}").into_bytes(),
-            kind: FileKind::Regular {
-                size: end - start,
-                data_offset: start,
-            },
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            xattrs: Vec::new(),
-        });
+        entries.push(regular_file(&format!("file{number}"), end - start, start));
     }
     LayerIndex {
         blob_digest: Digest::sha256(name.as_bytes()),

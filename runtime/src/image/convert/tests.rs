@@ -9,6 +9,7 @@ use futures_util::{StreamExt as _, stream};
 use lazarette_fetcher::codec::deflate::MemberCompressor;
 use lazarette_fetcher::index::write::{Flavour, Format};
 use lazarette_fetcher::source::Body;
+use lazarette_fetcher::test_util::content;
 use lazarette_fetcher::types::{ByteRange, MediaType, Repository};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, Notify};
@@ -171,30 +172,17 @@ impl BlobSink for Registry {
     }
 }
 
-/// A ustar file of `bytes`, with the end of the archive.
+/// A tar of one file.
 fn tar(name: &str, bytes: &[u8]) -> Vec<u8> {
-    let mut block = [0u8; 512];
-    block[..name.len()].copy_from_slice(name.as_bytes());
-    block[100..107].copy_from_slice(b"0000644");
-    block[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
-    block[148..156].fill(b' ');
-    block[156..265][..1].copy_from_slice(b"0");
-    block[257..265].copy_from_slice(b"ustar\x0000");
-    let sum: u64 = block.iter().map(|b| u64::from(*b)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut out = [&block[..], bytes].concat();
-    out.resize(out.len().next_multiple_of(512) + 1024, 0);
-    out
+    content::tar(&[(name, bytes)])
 }
 
 /// A tar of one symlink.
 fn link_tar(name: &str, target: &str) -> Vec<u8> {
-    let mut out = tar(name, b"");
-    out[156] = b'2';
-    out[157..157 + target.len()].copy_from_slice(target.as_bytes());
-    out[148..156].fill(b' ');
-    let sum: u64 = out[..512].iter().map(|b| u64::from(*b)).sum();
-    out[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut out = content::tar_header(name.as_bytes(), b'2', 0, |block| {
+        block[157..157 + target.len()].copy_from_slice(target.as_bytes());
+    });
+    out.extend_from_slice(&content::TAR_END);
     out
 }
 
