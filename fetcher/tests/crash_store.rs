@@ -22,7 +22,7 @@ use lazarette_fetcher::source::BlobRef;
 use lazarette_fetcher::store::disk::{Disk, RealDisk, Stretch};
 use lazarette_fetcher::store::{Bounds, LayerFile, PartialIndex, Store};
 use lazarette_fetcher::test_util::content::{noise, tar};
-use lazarette_fetcher::test_util::disk::{CrashDisk, Fault};
+use lazarette_fetcher::test_util::disk::{CrashDisk, Fault, scratch};
 use lazarette_fetcher::test_util::layers::{
     CHUNK_LEN, chunk_bytes, layer_of, put_bytes, put_chunk,
 };
@@ -567,7 +567,7 @@ fn run(root: &Path, disk: &Arc<CrashDisk>, scenario: Scenario, acked: &mut Acked
 }
 
 fn operations_of(scenario: Scenario) -> u64 {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let disk = Arc::new(CrashDisk::new(dir.path(), None));
     run(dir.path(), &disk, scenario, &mut Acked::default()).unwrap();
     disk.ops()
@@ -579,7 +579,7 @@ fn a_crash_at_any_operation_leaves_nothing_wrong() {
         let ops = operations_of(scenario);
         assert!(ops > 5, "{name} does something");
         for at in 0..=ops {
-            let dir = tempfile::tempdir().unwrap();
+            let dir = scratch();
             let disk = Arc::new(CrashDisk::new(dir.path(), Some((at, Fault::Crash))));
             let mut acked = Acked::default();
             let result = run(dir.path(), &disk, scenario, &mut acked);
@@ -589,7 +589,7 @@ fn a_crash_at_any_operation_leaves_nothing_wrong() {
                 "{name} at {at}"
             );
             for seed in 0..SEEDS {
-                let after = tempfile::tempdir().unwrap();
+                let after = scratch();
                 disk.materialise(after.path(), seed).unwrap();
                 check(
                     after.path(),
@@ -608,7 +608,7 @@ fn a_failure_at_any_operation_loses_nothing() {
         for at in 0..ops {
             for fault in [Fault::NoSpace, Fault::Io] {
                 let when = format!("{name}, {fault:?} at {at}/{ops}");
-                let dir = tempfile::tempdir().unwrap();
+                let dir = scratch();
                 let disk = Arc::new(CrashDisk::new(dir.path(), Some((at, fault))));
                 let mut acked = Acked::default();
                 let result = run(dir.path(), &disk, scenario, &mut acked);
@@ -623,7 +623,7 @@ fn a_failure_at_any_operation_loses_nothing() {
                 fill_and_flush(&store, &mut later).unwrap_or_else(|e| panic!("{when}: {e}"));
                 drop(store);
                 for seed in 0..3 {
-                    let after = tempfile::tempdir().unwrap();
+                    let after = scratch();
                     disk.materialise(after.path(), seed).unwrap();
                     check(after.path(), &later, &format!("{when}, seed {seed}"));
                 }
@@ -639,7 +639,7 @@ fn a_disk_that_is_full_from_any_operation_on_loses_nothing() {
         let ops = operations_of(scenario);
         for at in 0..ops {
             let when = format!("{name}, full from {at}/{ops} on");
-            let dir = tempfile::tempdir().unwrap();
+            let dir = scratch();
             let disk = Arc::new(CrashDisk::new(dir.path(), Some((at, Fault::Full))));
             let mut acked = Acked::default();
             let result = run(dir.path(), &disk, scenario, &mut acked);
@@ -648,7 +648,7 @@ fn a_disk_that_is_full_from_any_operation_on_loses_nothing() {
             }
             // Nothing that was kept went, nothing half made came.
             for seed in 0..3 {
-                let after = tempfile::tempdir().unwrap();
+                let after = scratch();
                 disk.materialise(after.path(), seed).unwrap();
                 check(after.path(), &acked, &format!("{when}, seed {}", seed + 1));
             }
@@ -666,7 +666,7 @@ fn a_disk_that_is_full_from_any_operation_on_loses_nothing() {
 
 #[test]
 fn a_copy_shares_blocks_and_survives_its_source() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let disk = Arc::new(CrashDisk::new(dir.path(), None));
     let mut acked = Acked::default();
     run(dir.path(), &disk, copy, &mut acked).unwrap();
@@ -677,7 +677,7 @@ fn a_copy_shares_blocks_and_survives_its_source() {
 #[test]
 fn a_fill_on_a_full_disk_evicts_if_it_may() {
     let full_at = |ops, bounds: Option<Bounds>| {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let disk = Arc::new(CrashDisk::new(dir.path(), Some((ops, Fault::NoSpace))));
         let store = Store::open_on(dir.path(), Arc::clone(&disk) as Arc<_>).unwrap();
         if let Some(bounds) = bounds {

@@ -81,6 +81,19 @@ enum Need {
     Nothing,
 }
 
+/// Where files are kept in memory, if anywhere.
+const MEMORY: &str = "/dev/shm";
+
+/// A new directory for files that need not outlive the process: in memory where that is
+/// possible. What a crash leaves is made by [`CrashDisk`], never by the device, and tests of
+/// it make and drop thousands of directories: on a device they would mostly wait for it.
+pub fn scratch() -> tempfile::TempDir {
+    let in_memory = tempfile::tempdir_in(MEMORY);
+    in_memory
+        .or_else(|_| tempfile::tempdir())
+        .expect("a directory for files of a test")
+}
+
 /// The recording disk, over the directory `root`.
 pub struct CrashDisk {
     root: PathBuf,
