@@ -189,18 +189,23 @@ enum Joined {
     Beside,
 }
 
+/// Whether `next` begins in the piece `last`, and so near its end that of that no more than
+/// [`OVERLAP_BYTES_MAX`] has to be held for it.
+fn begins_in(last: ByteRange, next: ByteRange) -> bool {
+    let shared = last.end().checked_sub(next.start());
+    next.start() > last.start() && shared.is_some_and(|shared| shared <= OVERLAP_BYTES_MAX)
+}
+
 /// How `next` goes into `request`, which has `gaps` unwanted bytes, if that is allowed and
-/// worth it. One that begins in the last piece goes with it as far as that has to be held
-/// no longer for it than [`OVERLAP_BYTES_MAX`].
+/// worth it. One that [begins in](begins_in) the last piece goes with it.
 fn join(request: &Request, gaps: u64, next: ByteRange, limits: PlanLimits) -> Option<Joined> {
     let end = request.parts.last()?.end();
     let Some(gap) = next.start().checked_sub(end) else {
         let last = request.members.last()?.blob;
         let new = next.end().checked_sub(end)?;
-        let follows = last.end() == end && next.start() > last.start();
-        let is_short = end.saturating_sub(next.start()) <= OVERLAP_BYTES_MAX;
+        let follows = last.end() == end && begins_in(last, next);
         let fits = request.len().saturating_add(new) <= limits.request_bytes_max;
-        return (follows && is_short && fits).then_some(Joined::Into(new));
+        return (follows && fits).then_some(Joined::Into(new));
     };
     let apart = request.len().saturating_add(next.len());
     let together = apart.saturating_add(gap);

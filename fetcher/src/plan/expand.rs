@@ -3,7 +3,7 @@
 //! Invariant: linear in what is looked at, however a hostile table is laid out, and what
 //! comes along is bounded in encoded bytes, decoded bytes and number. Pure.
 
-use super::{PlanLimits, chunk};
+use super::{PlanLimits, begins_in, chunk};
 use crate::index::{ChunkId, LayerIndex};
 use crate::types::ByteRange;
 
@@ -56,10 +56,11 @@ pub(crate) fn ahead(
     let behind = last.saturating_add(1)..;
     for id in behind.take(AHEAD_CHUNKS_MAX) {
         let Some(blob) = member(index, id) else { break };
-        let gap = blob.start().checked_sub(fetched_to);
-        let near =
-            blob.start() == current.start() || gap.is_some_and(|gap| gap <= limits.gap_bytes_max);
-        if !near || blob.end() > end_max {
+        let is_near = match blob.start().checked_sub(fetched_to) {
+            Some(gap) => gap <= limits.gap_bytes_max,
+            None => blob.start() == current.start() || begins_in(current, blob),
+        };
+        if !is_near || blob.end() > end_max {
             break;
         }
         if !is_missing(id) {

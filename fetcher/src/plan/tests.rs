@@ -312,6 +312,32 @@ fn ahead_stays_near_small_and_missing() {
     assert!(ahead(&index, 99, 9000, PlanLimits::default(), |_| true).is_empty());
 }
 
+/// A chunk that begins in one span of gzip and ends in the next is no end of it.
+#[test]
+fn ahead_passes_from_span_to_span() {
+    let span = 300_000;
+    // Where the second span begins, bytes of it that the last chunk of the first needs.
+    let table: [(u64, &[ChunkId]); 4] = [
+        (0, &[1, 2]),
+        (1, &[1, 2]),
+        (OVERLAP_BYTES_MAX, &[1, 2]),
+        (OVERLAP_BYTES_MAX + 1, &[1]),
+    ];
+    for (shared, expected) in table {
+        let mut index = layer(&[(0, 1000, 1), (0, 1, 1), (0, 1, 1)]);
+        let places = [(0, 1000), (0, span + shared), (span, 150_000)];
+        for (chunk, (start, len)) in index.chunks.iter_mut().zip(places) {
+            let blob = ByteRange::at(start, len).unwrap();
+            chunk.encoding = Encoding::GzipMember { blob, skip: start };
+        }
+        let found = ahead(&index, 0, 1 << 20, PlanLimits::default(), |_| true);
+        assert_eq!(found, expected, "{shared}");
+        let wanted: Vec<ChunkId> = [0].into_iter().chain(found).collect();
+        let plan = plan(&index, &wanted, PlanLimits::default()).unwrap();
+        assert_eq!(plan.requests.len(), 1, "{shared}");
+    }
+}
+
 proptest! {
     #[test]
     fn covers_everything_once_in_order_within_limits(
