@@ -329,8 +329,7 @@ impl Layer {
         LayerFacts {
             missing_bytes: plan::whole::part_of(shared.blob.size, missing, total),
             covered_bytes: covered.map(named),
-            has_table: true,
-            link: Some(shared.host.link()),
+            link: shared.host.link(),
         }
     }
 

@@ -35,10 +35,8 @@ pub struct LayerFacts {
     pub missing_bytes: u64,
     /// What of that a profile of this very command names, if there is one.
     pub covered_bytes: Option<u64>,
-    /// Whether pieces of it can be read alone.
-    pub has_table: bool,
-    /// The link it would come over; none while nothing is known.
-    pub link: Option<Link>,
+    /// The link it would come over.
+    pub link: Link,
 }
 
 /// How a layer is fetched.
@@ -83,17 +81,13 @@ impl Why {
     }
 }
 
-/// Decides about one layer.
+/// Decides about one layer that has a table.
 pub fn decide(facts: &LayerFacts) -> (Share, Why) {
     let missing = facts.missing_bytes;
-    if !facts.has_table {
-        return (Share::Full, Why::NoTable);
-    }
     if missing == 0 {
         return (Share::Full, Why::Complete);
     }
-    let link = facts.link.unwrap_or(Link::GUESS);
-    let two_trips = link.round_trip_bytes().saturating_mul(ROUND_TRIPS);
+    let two_trips = facts.link.round_trip_bytes().saturating_mul(ROUND_TRIPS);
     match facts.covered_bytes {
         None if missing <= two_trips.clamp(SMALL_BYTES_MIN, SMALL_BYTES_MAX) => {
             (Share::Full, Why::Small)

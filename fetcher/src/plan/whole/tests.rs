@@ -15,31 +15,31 @@ fn link(ms: u64, megabytes: u64) -> Link {
     }
 }
 
-fn facts(missing_bytes: u64, covered_bytes: Option<u64>, link: Option<Link>) -> LayerFacts {
+fn facts(missing_bytes: u64, covered_bytes: Option<u64>, link: Link) -> LayerFacts {
     LayerFacts {
         missing_bytes,
         covered_bytes,
-        has_table: true,
         link,
     }
 }
 
 #[test]
 fn each_reason_has_its_layers() {
-    let slow = Some(link(20, 2));
-    let far = Some(link(200, 125));
+    let usual = Link::GUESS;
+    let slow = link(20, 2);
+    let far = link(200, 125);
     let table = [
-        (facts(0, None, None), Share::Full, Why::Complete),
-        (facts(292, None, None), Share::Full, Why::Small),
-        (facts(2 * MB, None, None), Share::Full, Why::Small),
-        (facts(3 * MB, None, None), Share::Lazy, Why::Large),
+        (facts(0, None, usual), Share::Full, Why::Complete),
+        (facts(292, None, usual), Share::Full, Why::Small),
+        (facts(2 * MB, None, usual), Share::Full, Why::Small),
+        (facts(3 * MB, None, usual), Share::Lazy, Why::Large),
         (facts(100_000, None, slow), Share::Full, Why::Small),
         (facts(MB, None, slow), Share::Lazy, Why::Large),
         (facts(20 * MB, None, far), Share::Lazy, Why::Large),
         // A profile knows better.
-        (facts(292, Some(0), None), Share::Lazy, Why::Uncovered),
-        (facts(2 * MB, Some(MB), None), Share::Lazy, Why::Uncovered),
-        (facts(100_000, Some(1000), None), Share::Full, Why::Small),
+        (facts(292, Some(0), usual), Share::Lazy, Why::Uncovered),
+        (facts(2 * MB, Some(MB), usual), Share::Lazy, Why::Uncovered),
+        (facts(100_000, Some(1000), usual), Share::Full, Why::Small),
         (
             facts(100 * MB, Some(70 * MB), slow),
             Share::Full,
@@ -54,11 +54,6 @@ fn each_reason_has_its_layers() {
     for (facts, share, why) in table {
         assert_eq!(decide(&facts), (share, why), "{facts:?}");
     }
-    let streamed = LayerFacts {
-        has_table: false,
-        ..facts(400 * MB, Some(0), far)
-    };
-    assert_eq!(decide(&streamed), (Share::Full, Why::NoTable));
 }
 
 proptest! {
@@ -68,7 +63,7 @@ proptest! {
         less in 0_u64..400 * MB,
         covered in prop::option::of(0_u64..400 * MB),
         more in 0_u64..400 * MB,
-        link in prop::option::of((0_u64..1000, 1_u64..10_000).prop_map(|(ms, mb)| link(ms, mb))),
+        link in (0_u64..1000, 1_u64..10_000).prop_map(|(ms, mb)| link(ms, mb)),
     ) {
         let covered = covered.map(|covered| covered.min(missing));
         let before = decide(&facts(missing, covered, link)).0;
