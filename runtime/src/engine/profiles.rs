@@ -111,48 +111,36 @@ impl Session {
 
     /// Whether landmarks of eStargz say anything that a profile does not say better.
     pub(super) fn landmarks(&self) -> Landmarks {
-        match &self.active {
-            Some(Active {
-                prefetch: Some(early),
-                ..
-            }) if early.has_profile() => Landmarks::Ignore,
-            Some(_) | None => Landmarks::Honour,
+        match self.has_profile() {
+            true => Landmarks::Ignore,
+            false => Landmarks::Honour,
         }
     }
 
-    /// Whether all of layer `number` is fetched, as `trace` is told, and the beginning of
-    /// that. What it does is behind readers, so a start never waits for it.
-    pub(super) fn share(&self, number: usize, layer: &Arc<Layer>, trace: &Trace) {
-        let reads = self.active.as_ref();
-        let reads = reads.and_then(|active| active.chunks(number, layer));
-        let facts = layer.facts(reads.as_deref());
-        let (share, why) = whole::decide(&facts);
-        trace.shared(LayerShare {
-            layer: number,
-            share,
-            why,
-            missing_bytes: facts.missing_bytes,
-            covered_bytes: facts.covered_bytes,
-        });
-        match (share, why) {
-            // A request or two, at once.
-            (Share::Full, Why::Small) => layer.fetch_rest(true),
-            // What the profile names goes first, in its own order.
-            (Share::Full, Why::Covered) => layer.fetch_rest(false),
-            (Share::Full | Share::Lazy, _) => {}
-        }
+    /// Whether there is one to prefetch by, by now.
+    fn has_profile(&self) -> bool {
+        let early = self.active.as_ref().and_then(|a| a.prefetch.as_ref());
+        early.is_some_and(Early::has_profile)
     }
 
-    /// Layer `number` can be read; what its mount is to read it through.
-    pub(super) fn opened(&self, number: usize, layer: &Arc<Layer>) -> Arc<dyn LayerData> {
-        let (Some(active), Ok(position)) = (&self.active, u32::try_from(number)) else {
+    /// Layer `number` can be read; what its mount is to read it through. What is fetched of
+    /// it meanwhile is behind readers, so a start never waits for it.
+    pub(super) fn opened(
+        &self,
+        number: usize,
+        layer: &Arc<Layer>,
+        trace: &Trace,
+    ) -> Arc<dyn LayerData> {
+        let active = self.active.as_ref();
+        let reads = active.and_then(|active| active.chunks(number, layer));
+        share(number, layer, reads.as_deref(), trace);
+        let (Some(active), Ok(position)) = (active, u32::try_from(number)) else {
             return Arc::clone(layer) as _;
         };
         if let Some(early) = &active.prefetch {
             early.opened(number, layer);
         }
-        let reads = active.chunks(number, layer).filter(|ids| !ids.is_empty());
-        if let Some(ids) = reads {
+        if let Some(ids) = reads.filter(|ids| !ids.is_empty()) {
             layer.pin(ids);
         }
         active.recorder.tap(position, Arc::clone(layer))
@@ -162,10 +150,10 @@ impl Session {
     /// recorded here, or was, is fetched again by every later start: no page too many. Who
     /// knows nothing and waits for each miss is better off with more.
     pub(super) fn read_ahead(&self, layer: &Layer) -> ReadAhead {
-        let by_profile = self.landmarks() == Landmarks::Ignore;
-        match &self.active {
-            Some(_) if by_profile || layer.file().is_complete() => ReadAhead::Narrow,
-            Some(_) | None => ReadAhead::Wide,
+        let is_recorded = self.active.is_some() && layer.file().is_complete();
+        match is_recorded || self.has_profile() {
+            true => ReadAhead::Narrow,
+            false => ReadAhead::Wide,
         }
     }
 
@@ -261,6 +249,27 @@ impl Active {
         let places = places.into_iter().flatten().copied();
         let wanted = chunks_of(layer.index(), places).wanted;
         Some(wanted.iter().map(|wanted| wanted.id).collect())
+    }
+}
+
+/// Decides whether all of layer `number` is fetched, tells `trace`, and begins with it.
+/// `reads` is what the start is known to read of it, if anything is known.
+fn share(number: usize, layer: &Arc<Layer>, reads: Option<&[ChunkId]>, trace: &Trace) {
+    let facts = layer.facts(reads);
+    let (share, why) = whole::decide(&facts);
+    trace.shared(LayerShare {
+        layer: number,
+        share,
+        why,
+        missing_bytes: facts.missing_bytes,
+        covered_bytes: facts.covered_bytes,
+    });
+    match (share, why) {
+        // A request or two, at once.
+        (Share::Full, Why::Small) => layer.fetch_rest(true),
+        // What the profile names goes first, in its own order.
+        (Share::Full, Why::Covered) => layer.fetch_rest(false),
+        (Share::Full | Share::Lazy, _) => {}
     }
 }
 

@@ -129,7 +129,6 @@ impl Engine {
         };
         let session = Session::begin(self, &image, request, new).await;
         let known = self.accounts(image.manifest.digest).await;
-        // Both to their end: a snapshot that was claimed must be known to be forgotten.
         let claim = stage.claim(self, &image);
         let (chain, mounted) = tokio::join!(
             async {
@@ -177,8 +176,7 @@ impl Engine {
             let layer = puller
                 .layer(image, number, layer, session.landmarks())
                 .await?;
-            session.share(number, &layer, &puller.trace);
-            let data = session.opened(number, &layer);
+            let data = session.opened(number, &layer, &puller.trace);
             let span = puller.trace.start("mount", Some(number));
             let mount = mount_layer(mounter.clone(), Arc::clone(&layer), data).await?;
             mount.read_ahead(session.read_ahead(&layer));
