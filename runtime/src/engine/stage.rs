@@ -1,7 +1,8 @@
 //! Everything one container needs around it, and taking it all down.
 //!
 //! Invariant: a thing is on the stage before it can outlive an error, and [`Stage::strike`]
-//! takes things down in the reverse order of their making, going on past failures. What a
+//! takes things down in the reverse order of their making, going on past failures; what is
+//! still being made, for whoever wanted it was interrupted, it waits for first. What a
 //! crash leaves is found by [`Stage::open`] of the next run through the run directory.
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts, ReadAhea
 use lazarette_snapshotter::metastore::Labels;
 use lazarette_snapshotter::overlay::{self, Chain};
 use lazarette_snapshotter::tree::Tree;
+use tokio_util::task::TaskTracker;
 
 use super::Engine;
 use crate::image::Image;
@@ -32,6 +34,8 @@ pub(super) struct Stage {
     layers: Vec<Arc<Layer>>,
     snapshot: Option<String>,
     rootfs: Option<PathBuf>,
+    /// Things being made.
+    making: TaskTracker,
     run: RunDir,
 }
 
@@ -52,6 +56,7 @@ impl Stage {
                 layers: Vec::new(),
                 snapshot: None,
                 rootfs: None,
+                making: TaskTracker::new(),
                 run,
             })
         })
@@ -102,7 +107,7 @@ impl Stage {
     ) -> impl Future<Output = Result<Chain>> + use<> {
         let (engine, image, key) = (Arc::clone(engine), image.clone(), self.id.clone());
         self.snapshot = Some(key.clone());
-        blocking(move || snapshot(&engine, &image, &key))
+        make(&self.making, move || snapshot(&engine, &image, &key))
     }
 
     /// Mounts the snapshot on the layers that are held; the root file system's path.
@@ -116,7 +121,7 @@ impl Stage {
             .collect();
         self.rootfs = Some(rootfs.clone());
         let target = rootfs.clone();
-        blocking(move || {
+        make(&self.making, move || {
             let resolve = |digest: &Digest| mount_of(digest, &lowers);
             let mounts = engine.snapshots.mounts_of(&chain, &resolve)?;
             std::fs::create_dir_all(&target).map_err(|e| Error::io("create", &target, e))?;
@@ -131,6 +136,8 @@ impl Stage {
 
     /// Takes everything down. The first failure is returned after all was tried.
     pub(super) async fn strike(self, engine: &Arc<Engine>) -> Result<()> {
+        self.making.close();
+        self.making.wait().await;
         let (engine, layers) = (Arc::clone(engine), self.layers.clone());
         let down = blocking(move || {
             let mut first: Result<()> = Ok(());
@@ -155,6 +162,20 @@ impl Stage {
             closed = closed.and(layer.close().await.map_err(Error::from));
         }
         down.and(closed)
+    }
+}
+
+/// [`blocking`] work that `making` knows of, also when nobody waits for it any more.
+fn make<T: Send + 'static, W: FnOnce() -> T + Send + 'static>(
+    making: &TaskTracker,
+    work: W,
+) -> impl Future<Output = T> + use<T, W> {
+    let made = making.spawn_blocking(work);
+    async {
+        match made.await {
+            Ok(made) => made,
+            Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+        }
     }
 }
 
