@@ -5,7 +5,11 @@
     reason = "a test whose set-up fails must stop there"
 )]
 
+use std::fs::File;
 use std::io::Cursor;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -25,23 +29,89 @@ fn noise(seed: u32, len: usize) -> Vec<u8> {
     content::noise(seed, 0x3f, len)
 }
 
+/// Where a store is.
+enum Root {
+    Dir(tempfile::TempDir),
+    Xfs(Xfs),
+}
+
+impl Root {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Dir(dir) => dir.path(),
+            Self::Xfs(xfs) => &xfs.mountpoint,
+        }
+    }
+}
+
+/// A new XFS, which can share blocks, in a file; unmounted when dropped.
+struct Xfs {
+    mountpoint: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Xfs {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, mountpoint) = (dir.path().join("image"), dir.path().join("root"));
+        std::fs::create_dir(&mountpoint).unwrap();
+        // The least that mkfs.xfs makes; sparse.
+        File::create(&image).unwrap().set_len(300 << 20).unwrap();
+        run(Command::new("mkfs.xfs").arg("-q").arg(&image));
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .args([&image, &mountpoint]));
+        Self {
+            mountpoint,
+            _dir: dir,
+        }
+    }
+}
+
+impl Drop for Xfs {
+    fn drop(&mut self) {
+        // Lazily: a test that failed may hold files of it, and must leave no mount.
+        run(Command::new("umount").arg("-l").arg(&self.mountpoint));
+    }
+}
+
+/// What the command says; the test stops where it fails.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// A node and the registry it pulls from.
 struct World {
     registry: FakeRegistry,
     opener: LayerOpener,
-    _dir: tempfile::TempDir,
+    // Gone after the store.
+    root: Root,
 }
 
 impl World {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        Self::below(Root::Dir(tempfile::tempdir().unwrap())).await
+    }
+
+    async fn below(root: Root) -> Self {
+        let store = Store::open(root.path()).unwrap();
         let source = Arc::new(RegistrySource::new(SourceConfig::default()).unwrap());
         Self {
             registry: FakeRegistry::start().await,
             opener: LayerOpener::new(store, source),
-            _dir: dir,
+            root,
         }
+    }
+
+    /// The extents of a layer's data file, as `filefrag` tells them.
+    fn extents(&self, layer: &Layer) -> Vec<String> {
+        let name = layer.index().blob_digest.to_string().replace(':', "-");
+        let data = self.root.path().join("layers").join(name).join("data");
+        let said = run(Command::new("filefrag").arg("-v").arg(&data));
+        let extents = said.lines().filter(|line| line.contains(".."));
+        extents.map(str::to_owned).collect()
     }
 
     async fn open(&self, layer: Descriptor, diff_id: Digest) -> (Arc<Layer>, OpenedBy) {
@@ -152,4 +222,36 @@ async fn plain_gzip_layers_refill_from_each_other() {
     assert_eq!(read(&first, "shared"), Some(shared));
     assert_eq!(read(&first, "a"), Some(a));
     assert_eq!(first.counters().bytes_copied, 1_500_000);
+}
+
+/// Where the file system can, the blocks are the same ones.
+#[tokio::test]
+async fn privileged_copies_share_blocks_on_xfs() {
+    if !std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0) {
+        eprintln!("SKIPPED (needs root): privileged_copies_share_blocks_on_xfs");
+        return;
+    }
+    let world = World::below(Root::Xfs(Xfs::new())).await;
+    let (large, own) = (noise(1, 1 << 20), noise(3, 100_000));
+    let first = world.open_estargz(tar(&[("large", &large)])).await;
+    first.fill_all().await.unwrap();
+    let of_first = world.extents(&first);
+    assert!(!of_first.iter().any(|line| line.contains("shared")));
+    let second = world
+        .open_estargz(tar(&[("dir", &own), ("zlarge", &large)]))
+        .await;
+    second.fill(place(&second, "zlarge")).await.unwrap();
+    assert_eq!(second.counters().requests, 0);
+    assert_eq!(read(&second, "zlarge").as_ref(), Some(&large));
+    let of_second = world.extents(&second);
+    let shared = of_second.iter().filter(|line| line.contains("shared"));
+    assert!(shared.count() > 0, "{of_second:#?}");
+    // Each has its own view of them: what one drops, the other keeps.
+    first.file().evict_all().unwrap();
+    assert_eq!(read(&first, "large"), None);
+    assert_eq!(read(&second, "zlarge").as_ref(), Some(&large));
+    second.fill_all().await.unwrap();
+    assert_eq!(read(&second, "dir"), Some(own));
+    first.fill_all().await.unwrap();
+    assert_eq!(read(&first, "large"), Some(large));
 }
