@@ -25,6 +25,7 @@
 
 mod ahead;
 mod behind;
+mod counters;
 mod decode;
 mod details;
 mod engine;
@@ -38,7 +39,6 @@ mod stream;
 mod window;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -47,6 +47,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::ahead::Ahead;
+use self::counters::Counters;
+pub use self::counters::LayerCounters;
 use self::details::Remote;
 use self::engine::Host;
 pub use self::engine::{EngineConfig, FetchEngine};
@@ -75,27 +77,6 @@ pub enum Priority {
 impl Priority {
     /// All of them, the most urgent first.
     pub const ALL: [Self; 3] = [Self::OnDemand, Self::Profile, Self::Background];
-}
-
-/// What reading a layer has cost so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LayerCounters {
-    /// Ranged requests sent to the source.
-    pub requests: u64,
-    /// Those of them that were sent because a first one was late.
-    pub second_tries: u64,
-    /// Encoded bytes received from the source.
-    pub bytes_fetched: u64,
-    /// Chunks fetched, verified and stored.
-    pub chunks_filled: u64,
-    /// Chunks that another layer of this node had, verified and stored.
-    pub chunks_copied: u64,
-    /// Their decoded bytes.
-    pub bytes_copied: u64,
-    /// Pieces that did not decode or verify and were dropped.
-    pub chunks_corrupt: u64,
-    /// Bytes received of the details of an index that came without them.
-    pub details_fetched: u64,
 }
 
 /// How one layer is fetched.
@@ -144,18 +125,6 @@ struct Shared {
     counters: Counters,
     cancel: CancellationToken,
     tasks: TaskTracker,
-}
-
-#[derive(Default)]
-struct Counters {
-    requests: AtomicU64,
-    second_tries: AtomicU64,
-    bytes_fetched: AtomicU64,
-    chunks_filled: AtomicU64,
-    chunks_copied: AtomicU64,
-    bytes_copied: AtomicU64,
-    chunks_corrupt: AtomicU64,
-    details_fetched: AtomicU64,
 }
 
 impl Layer {
@@ -354,18 +323,7 @@ impl Layer {
 
     /// What it has cost so far.
     pub fn counters(&self) -> LayerCounters {
-        let counters = &self.shared.counters;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        LayerCounters {
-            requests: read(&counters.requests),
-            second_tries: read(&counters.second_tries),
-            bytes_fetched: read(&counters.bytes_fetched),
-            chunks_filled: read(&counters.chunks_filled),
-            chunks_copied: read(&counters.chunks_copied),
-            bytes_copied: read(&counters.bytes_copied),
-            chunks_corrupt: read(&counters.chunks_corrupt),
-            details_fetched: read(&counters.details_fetched),
-        }
+        self.shared.counters.snapshot()
     }
 
     /// Ends all fetches, waits until they have ended, and records what is present. Who

@@ -26,7 +26,8 @@ use futures_util::StreamExt;
 
 use self::remake::Remaking;
 pub(super) use self::remake::TURNS as REMAKES;
-use super::fetch::{add, joined};
+use super::counters::add;
+use super::fetch::joined;
 use super::inflight::{self, Inflight, Mine, Wait};
 use super::window::{Short, Window};
 use super::{Priority, Shared, closed};

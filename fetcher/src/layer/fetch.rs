@@ -12,12 +12,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
+use super::counters::add;
 use super::decode::{Decoded, Decoder};
 use super::gate::{Pass, Turn};
 use super::inflight::Mine;
@@ -400,10 +400,6 @@ fn note_corrupt(shared: &Shared, range: ByteRange, error: &Error) {
     add(&shared.counters.chunks_corrupt, 1);
     let digest = &shared.blob.digest;
     tracing::warn!(%digest, %range, %error, "dropped corrupt bytes");
-}
-
-pub(super) fn add(counter: &AtomicU64, n: u64) {
-    counter.fetch_add(n, Ordering::Relaxed);
 }
 
 pub(super) async fn joined<T>(work: tokio::task::JoinHandle<Result<T>>) -> Result<T> {

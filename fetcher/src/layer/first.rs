@@ -17,7 +17,7 @@ use futures_util::StreamExt;
 use futures_util::future::{Either, select};
 use tokio::time::timeout;
 
-use super::fetch::add;
+use super::counters::add;
 use super::{Priority, Shared};
 use crate::Result;
 use crate::source::Body;

@@ -10,12 +10,12 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Shared;
+use super::counters::add;
 use super::inflight::Mine;
 use crate::index::ChunkId;
 use crate::plan;
@@ -95,8 +95,8 @@ fn copy(shared: &Shared, mut mine: Mine) -> Mine {
             && let Some(_room) = Handle::current().block_on(room.take(longest))
         {
             file.copy_local(&awaited, |id, bytes| {
-                counters.chunks_copied.fetch_add(1, Ordering::Relaxed);
-                counters.bytes_copied.fetch_add(bytes, Ordering::Relaxed);
+                add(&counters.chunks_copied, 1);
+                add(&counters.bytes_copied, bytes);
                 mine.finish(&[id], &Ok(()));
             });
             continue;
