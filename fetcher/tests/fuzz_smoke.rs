@@ -134,21 +134,21 @@ fn toc(blob: &[u8]) -> Vec<u8> {
 #[test]
 fn footer() {
     smoke(
-        bodies::fuzz_footer,
+        bodies::formats::fuzz_footer,
         &[&PLAIN[PLAIN.len() - 51..], &PACKED[PACKED.len() - 80..]],
     );
 }
 
 #[test]
 fn toc_json() {
-    smoke(bodies::fuzz_toc, &[&toc(PLAIN), &toc(PACKED)]);
+    smoke(bodies::formats::fuzz_toc, &[&toc(PLAIN), &toc(PACKED)]);
 }
 
 #[test]
 fn zstdchunked_place() {
     let [(storage, storage_notes), (stargz, stargz_notes)] = CHUNKED;
     smoke(
-        bodies::fuzz_zstdchunked_place,
+        bodies::formats::fuzz_zstdchunked_place,
         &[
             &storage[storage.len() - 64..],
             &stargz[stargz.len() - 40..],
@@ -170,7 +170,7 @@ fn zstdchunked_toc() {
     };
     let tocs = CHUNKED.map(|(blob, _)| toc(blob));
     smoke(
-        bodies::fuzz_zstdchunked_toc,
+        bodies::formats::fuzz_zstdchunked_toc,
         &tocs.each_ref().map(Vec::as_slice),
     );
 }
@@ -187,17 +187,17 @@ fn soci_ztoc() {
     assert!(
         [&tar, &plain]
             .iter()
-            .all(|seed| bodies::read_ztoc(seed).is_some())
+            .all(|seed| bodies::formats::read_ztoc(seed).is_some())
     );
-    smoke(bodies::fuzz_soci, &[&tar]);
+    smoke(bodies::formats::fuzz_soci, &[&tar]);
     // Nearly all of it is windows, so it is long, and few mutations meet anything else.
-    smoke_rounds(bodies::fuzz_soci, &[&plain], ROUNDS / 10);
+    smoke_rounds(bodies::formats::fuzz_soci, &[&plain], ROUNDS / 10);
 }
 
 #[test]
 fn tar_stream() {
     smoke(
-        bodies::fuzz_tar,
+        bodies::streams::fuzz_tar,
         &[
             &tar("--format=gnu"),
             &tar("--format=pax"),
@@ -208,7 +208,7 @@ fn tar_stream() {
 
 #[test]
 fn index_file() {
-    smoke(bodies::fuzz_wire, &[INDEX, &INDEX[24..]]);
+    smoke(bodies::files::fuzz_wire, &[INDEX, &INDEX[24..]]);
 }
 
 #[test]
@@ -233,34 +233,37 @@ fn seams_file() {
         &[2, 10, 0, 0, 90, 3, 80, 2, 9, 9, 1, 4, 0, 0, 0, 0],
     ];
     let seams = seams.expect("two blocks");
-    smoke(bodies::fuzz_seams, &[&seams, &body.concat()]);
+    smoke(bodies::files::fuzz_seams, &[&seams, &body.concat()]);
 }
 
 #[test]
 fn compressed_stream() {
     let tar = tar("--format=gnu");
     let zstd = zstd::encode_all(&tar[..], 1).expect("memory");
-    smoke(bodies::fuzz_stream, &[PLAIN, &gzip(&tar), &zstd]);
+    smoke(bodies::streams::fuzz_stream, &[PLAIN, &gzip(&tar), &zstd]);
 }
 
 #[test]
 fn whole_layer() {
     let tar = tar("--format=pax");
     let zstd = zstd::encode_all(&tar[..], 1).expect("memory");
-    smoke(bodies::fuzz_ingest, &[&tar, PLAIN, &gzip(&tar), &zstd]);
+    smoke(
+        bodies::streams::fuzz_ingest,
+        &[&tar, PLAIN, &gzip(&tar), &zstd],
+    );
 }
 
 #[test]
 fn layer_writers() {
     smoke(
-        bodies::fuzz_write,
+        bodies::formats::fuzz_write,
         &[&tar("--format=gnu"), &tar("--format=pax")],
     );
 }
 
 #[test]
 fn offered_index() {
-    smoke(bodies::fuzz_offered, &[INDEX, &INDEX[24..]]);
+    smoke(bodies::files::fuzz_offered, &[INDEX, &INDEX[24..]]);
 }
 
 #[test]
@@ -270,7 +273,7 @@ fn several_ranges() {
     let nginx = "\r\n--b0\r\nContent-Range: bytes 498-505/*\r\n\r\n--b0\r\n--\r\n--b0--\r\n";
     let kind = "Multipart/ByteRanges; charset=x; boundary=\"a b\"";
     smoke(
-        bodies::fuzz_byteranges,
+        bodies::streams::fuzz_byteranges,
         &[go.as_bytes(), nginx.as_bytes(), kind.as_bytes()],
     );
 }
@@ -283,7 +286,7 @@ fn chunk_table() {
     let mut table = b"LAZCHNKS\x01\0\0\0\x02\0\0\0".to_vec();
     table.resize(4096, 0);
     table.extend(&full);
-    smoke_rounds(bodies::fuzz_chunks, &[&full, &table], ROUNDS / 3);
+    smoke_rounds(bodies::files::fuzz_chunks, &[&full, &table], ROUNDS / 3);
 }
 
 #[test]
@@ -291,7 +294,7 @@ fn pinned_file() {
     // Hours up to a day after the one that the body asks about, and nonsense.
     let hours = [0, 500_000, 500_001, 500_024, 500_025, u32::MAX];
     smoke(
-        bodies::fuzz_pinned,
+        bodies::files::fuzz_pinned,
         &[&hours.map(u32::to_le_bytes).concat()],
     );
 }
@@ -300,12 +303,12 @@ fn pinned_file() {
 fn origin_file() {
     let place = format!("localhost:5000/a/b@{}", Digest::sha256(b"an index"));
     let rest = [&77_u64.to_le_bytes()[..], place.as_bytes()].concat();
-    smoke(bodies::fuzz_origin, &[&rest]);
+    smoke(bodies::files::fuzz_origin, &[&rest]);
 }
 
 #[test]
 fn learned_file() {
-    let learned = bodies::learned_digests();
+    let learned = bodies::learned::learned_digests();
     // Each opens the layer twice and reads all of it.
-    smoke_rounds(bodies::fuzz_learned, &[&learned], ROUNDS / 10);
+    smoke_rounds(bodies::learned::fuzz_learned, &[&learned], ROUNDS / 10);
 }

@@ -5,4 +5,4 @@
 #[allow(dead_code)]
 mod bodies;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::fuzz_origin(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::files::fuzz_origin(data));
