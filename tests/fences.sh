@@ -19,8 +19,9 @@ crate() { printf '(^|[^A-Za-z0-9_:])(::)?%s::|\\b(use|extern crate) +(::)?%s\\b'
 
 # each_fence FUNCTION: calls it with NAME, PATTERN of a use, PATHS where it may stand, WHY.
 each_fence() {
-  "$1" proto "$(crate lazarette_proto)" "$GRPC" 'below the wire we speak our own types'
+  "$1" proto "$(crate lazarette_proto)" "^proto/|$GRPC" 'below the wire we speak our own types'
   "$1" tonic "$(crate tonic)" "^proto/|$GRPC" 'below the wire we speak our own errors'
+  "$1" prost "$(crate prost)" '^proto/' 'one owner of the wire format'
   "$1" fuser "$(crate fuser)" '^snapshotter/src/fuse(\.rs|/)' 'one owner of the FUSE protocol'
   "$1" rocksdb "$(crate rocksdb)" '^fetcher/src/db(\.rs|/)' 'one owner of the database'
   "$1" nix "$(crate nix)" "$SYS" 'the kernel is behind sys'
@@ -40,7 +41,7 @@ each_fence() {
 arrows_of() {
   case $1 in
     proto|fetcher) ;;
-    snapshotter) echo fetcher ;;
+    snapshotter) echo fetcher proto ;;
     runtime) echo snapshotter fetcher proto ;;
     benches|*) echo runtime snapshotter fetcher ;;
   esac
@@ -138,7 +139,7 @@ prove_fence() {
   expect "elsewhere.rs:2: $name " "$name outside its fence"
   new_tree
   local home
-  for home in fetcher/src/sys.rs fetcher/src/grpc.rs fetcher/src/source/a.rs fetcher/src/db/a.rs fetcher/src/codec.rs \
+  for home in proto/src/a.rs fetcher/src/sys.rs fetcher/src/grpc.rs fetcher/src/source/a.rs fetcher/src/db/a.rs fetcher/src/codec.rs \
     snapshotter/src/fuse/a.rs runtime/src/executor/a.rs; do
     [[ $home =~ $allowed ]] || continue
     mkdir -p "$TREE/$(dirname "$home")"; printf '//! A file.\n%s\n' "$use" >"$TREE/$home"

@@ -3,15 +3,18 @@
 //! A [`tree`] is the immutable inode tree of one layer, [`fuse`] mounts it with contents
 //! that arrive when they are read, [`overlay`] stacks such mounts and local directories
 //! into snapshots whose records live in a [`metastore`], and [`cleanup`] leaves nothing
-//! behind, also after a crash. This crate knows nothing of registries, images or
+//! behind, also after a crash. [`grpc`] serves snapshots to containerd, which may let us
+//! bring layers by the protocol of [`remote`]. This crate knows nothing of registries, images or
 //! containers.
 
 pub mod cleanup;
 pub mod data;
 mod error;
 pub mod fuse;
+pub mod grpc;
 pub mod metastore;
 pub mod overlay;
+pub mod remote;
 mod sys;
 #[cfg(test)]
 mod test_util;

@@ -7,6 +7,7 @@
 //! directories.
 
 mod db;
+pub mod filter;
 mod memory;
 mod plan;
 #[cfg(test)]
@@ -19,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 pub use db::{DbMetastore, SnapshotTable};
 pub use memory::MemoryMetastore;
-pub(crate) use plan::{Commit, Create, chain, commit, commit_layer, create, remove, set_labels};
+pub(crate) use plan::{
+    Commit, Create, chain, commit, commit_layer, create, is_named, relabel, remove,
+};
 
 use crate::Result;
 
@@ -29,8 +32,23 @@ pub const KEY_LEN_MAX: usize = 1024;
 /// Longest chain of parents, overlay's own limit of layers.
 pub const CHAIN_MAX: usize = 500;
 
+/// Longest key and value of one label together, bytes: containerd's own limit.
+pub const LABEL_LEN_MAX: usize = 4096;
+
+/// Most labels of one snapshot. Containerd sends under ten.
+pub const LABELS_MAX: usize = 256;
+
 /// Labels of a snapshot.
 pub type Labels = BTreeMap<String, String>;
+
+/// Which labels change. A label whose value becomes empty is gone, as containerd has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Relabel {
+    /// These replace all.
+    All(Labels),
+    /// Only these change.
+    Some(Labels),
+}
 
 /// State of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,8 @@
 //! record names, and [`Snapshots::open`] removes those. Never mounts anything by itself:
 //! [`Mount`] is a value, [`Mount::mount_at`] the only thing that acts.
 
+#[cfg(test)]
+pub(crate) mod contract;
 mod dirs;
 mod execute;
 mod mount;
@@ -24,7 +26,9 @@ use lazarette_fetcher::types::Digest;
 use self::dirs::Dirs;
 pub use self::execute::unmount;
 pub use self::mount::{Mount, OverlayMount, Upper};
-use crate::metastore::{self, Commit, Content, Create, Kind, Labels, Metastore, Record, Usage};
+use crate::metastore::{
+    self, Commit, Content, Create, Kind, Labels, Metastore, Record, Relabel, Usage,
+};
 use crate::{Error, Result};
 
 /// Finds the mount of a lazy layer by its blob digest.
@@ -34,6 +38,17 @@ pub type Resolve<'a> = &'a dyn Fn(&Digest) -> Result<PathBuf>;
 /// snapshot never changes and stays as long as it does: this is good for as long.
 #[derive(Debug, Clone)]
 pub struct Chain(Vec<Record>);
+
+impl Chain {
+    /// Blob digests of the lazy layers that have to be mounted, topmost first.
+    pub fn layers(&self) -> Vec<Digest> {
+        let layer = |record: &Record| match record.content {
+            Content::Layer(blob_digest) => Some(blob_digest),
+            Content::Directory(_) => None,
+        };
+        self.0.iter().filter_map(layer).collect()
+    }
+}
 
 /// The snapshots below one directory. Several processes may open the same one.
 pub struct Snapshots {
@@ -64,6 +79,20 @@ impl Snapshots {
     /// Closes the active snapshot `key` under its final `name`. The caller has unmounted it
     /// or at least stopped writing.
     pub fn commit(&self, name: &str, key: &str, labels: &Labels) -> Result<()> {
+        self.commit_on(name, key, None, labels)
+    }
+
+    /// [`Self::commit`] of a snapshot that was made on nothing and shall lie on `parent`.
+    pub fn commit_on(
+        &self,
+        name: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: &Labels,
+    ) -> Result<()> {
+        if let Ok(taken) = self.stat(name) {
+            return Err(Error::AlreadyExists { key: taken.key });
+        }
         let record = self.stat(key)?;
         let mut usage = Usage::default();
         if let Content::Directory(number) = record.content {
@@ -75,6 +104,7 @@ impl Snapshots {
             let commit = Commit {
                 name,
                 key,
+                parent,
                 labels,
                 usage,
                 now,
@@ -158,33 +188,42 @@ impl Snapshots {
 
     /// Blob digests of the lazy layers that `key` needs mounted, topmost first.
     pub fn layers(&self, key: &str) -> Result<Vec<Digest>> {
-        let chain = self.chain(key)?;
-        Ok(chain
-            .0
-            .iter()
-            .filter_map(|record| match record.content {
-                Content::Layer(blob_digest) => Some(blob_digest),
-                Content::Directory(_) => None,
-            })
-            .collect())
+        Ok(self.chain(key)?.layers())
     }
 
     /// Removes a snapshot that no other one lies on. The caller has unmounted it.
-    pub fn remove(&self, key: &str) -> Result<()> {
+    ///
+    /// Returns the lazy layer that it was the last to name.
+    pub fn remove(&self, key: &str) -> Result<Option<Digest>> {
         let mut removed = None;
         self.store.update(&mut |records| {
             let (record, changes) = metastore::remove(records, key)?;
-            removed = Some(record);
+            removed = Some(record.content);
             Ok(changes)
         })?;
-        if let Some(Record {
-            content: Content::Directory(number),
-            ..
-        }) = removed
-        {
-            self.dirs.discard(number);
+        match removed {
+            Some(Content::Directory(number)) => self.dirs.discard(number),
+            Some(Content::Layer(blob_digest)) if !self.is_named(&blob_digest)? => {
+                return Ok(Some(blob_digest));
+            }
+            Some(Content::Layer(_)) | None => {}
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Whether the files of some snapshot are those of this layer.
+    pub fn is_named(&self, blob_digest: &Digest) -> Result<bool> {
+        let mut named = false;
+        self.store.read(&mut |records| {
+            named = metastore::is_named(records, blob_digest)?;
+            Ok(())
+        })?;
+        Ok(named)
+    }
+
+    /// Removes what removed snapshots left and could not be removed then.
+    pub fn cleanup(&self) -> Result<()> {
+        self.remove_orphans()
     }
 
     /// What is known about `key`.
@@ -199,10 +238,17 @@ impl Snapshots {
         })
     }
 
-    /// Replaces the labels of `key`.
-    pub fn set_labels(&self, key: &str, labels: &Labels) -> Result<()> {
-        self.store
-            .update(&mut |records| metastore::set_labels(records, key, labels, now()))
+    /// Changes labels of `key`, and returns what is known of it now.
+    pub fn relabel(&self, key: &str, change: &Relabel) -> Result<Record> {
+        let mut changed = None;
+        self.store.update(&mut |records| {
+            let record = metastore::relabel(records, key, change, now())?;
+            changed = Some(record.clone());
+            Ok(vec![metastore::Change::Put(record)])
+        })?;
+        changed.ok_or_else(|| Error::NotFound {
+            key: key.to_owned(),
+        })
     }
 
     /// Disk space of `key` without its parents'. Of an active snapshot it is what lies there

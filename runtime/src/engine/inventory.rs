@@ -172,7 +172,7 @@ impl Engine {
 fn remove_snapshot(snapshots: &Snapshots, stack_id: &Digest) -> lazarette_snapshotter::Result<()> {
     match snapshots.remove(&stack_id.to_string()) {
         Err(lazarette_snapshotter::Error::NotFound { .. }) => Ok(()),
-        outcome => outcome,
+        outcome => outcome.map(drop),
     }
 }
 

@@ -215,7 +215,7 @@ fn mount_of(
 /// Removes a container's snapshot if it got as far as having one.
 fn forget(engine: &Engine, key: &str) -> Result<()> {
     match engine.snapshots.remove(key) {
-        Ok(()) | Err(lazarette_snapshotter::Error::NotFound { .. }) => Ok(()),
+        Ok(_) | Err(lazarette_snapshotter::Error::NotFound { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

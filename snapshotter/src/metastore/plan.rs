@@ -3,7 +3,10 @@
 //! Pure: each function looks at records and returns the changes. Invariant: a parent is
 //! always committed and exists as long as it has children.
 
-use super::{CHAIN_MAX, Change, Content, KEY_LEN_MAX, Kind, Labels, Record, Records, Usage};
+use super::{
+    CHAIN_MAX, Change, Content, KEY_LEN_MAX, Kind, LABEL_LEN_MAX, LABELS_MAX, Labels, Record,
+    Records, Relabel, Usage,
+};
 use crate::{Error, Result};
 use lazarette_fetcher::types::Digest;
 
@@ -22,24 +25,10 @@ pub(crate) struct Create<'a> {
 /// Makes a record, if its key is free and its parent committed.
 pub(crate) fn create(records: &dyn Records, new: Create<'_>) -> Result<Vec<Change>> {
     check_key(new.key)?;
+    check_labels(new.labels)?;
     must_be_free(records, new.key)?;
     if let Some(parent) = new.parent {
-        let below = must_exist(records, parent)?;
-        if below.kind != Kind::Committed {
-            return Err(Error::Invalid {
-                what: "parent",
-                input: parent.to_owned(),
-                detail: "it is not committed",
-            });
-        }
-        // A committed one will lie below something itself.
-        let depth = chain(records, Some(parent))?.len() + usize::from(new.kind == Kind::Committed);
-        if depth > CHAIN_MAX {
-            let detail = format!("it makes {depth} layers, overlay takes {CHAIN_MAX}");
-            return Err(
-                lazarette_fetcher::Error::limit(format!("snapshot {:?}", new.key), detail).into(),
-            );
-        }
+        check_parent(records, new.key, parent, new.kind)?;
     }
     Ok(vec![Change::Put(Record {
         key: new.key.to_owned(),
@@ -79,6 +68,8 @@ pub(crate) fn commit_layer(
 pub(crate) struct Commit<'a> {
     pub(crate) name: &'a str,
     pub(crate) key: &'a str,
+    /// What it shall lie on; only one that was made on nothing may be moved.
+    pub(crate) parent: Option<&'a str>,
     pub(crate) labels: &'a Labels,
     pub(crate) usage: Usage,
     pub(crate) now: i64,
@@ -87,6 +78,9 @@ pub(crate) struct Commit<'a> {
 /// Renames an active snapshot to its final name and closes it.
 pub(crate) fn commit(records: &dyn Records, commit: Commit<'_>) -> Result<Vec<Change>> {
     check_key(commit.name)?;
+    check_labels(commit.labels)?;
+    // First: who asks a second time learns that it was done.
+    must_be_free(records, commit.name)?;
     let record = must_exist(records, commit.key)?;
     if record.kind != Kind::Active {
         return Err(Error::Precondition {
@@ -95,12 +89,27 @@ pub(crate) fn commit(records: &dyn Records, commit: Commit<'_>) -> Result<Vec<Ch
             detail: "it is not active".to_owned(),
         });
     }
-    must_be_free(records, commit.name)?;
+    let parent = match (&record.parent, commit.parent) {
+        (below, None) => below.clone(),
+        (Some(below), Some(parent)) if below == parent => Some(parent.to_owned()),
+        (Some(_), Some(parent)) => {
+            return Err(Error::Invalid {
+                what: "parent",
+                input: parent.to_owned(),
+                detail: "the snapshot was made on another one",
+            });
+        }
+        (None, Some(parent)) => {
+            check_parent(records, commit.name, parent, Kind::Committed)?;
+            Some(parent.to_owned())
+        }
+    };
     Ok(vec![
         Change::Delete(record.key),
         Change::Put(Record {
             key: commit.name.to_owned(),
             kind: Kind::Committed,
+            parent,
             labels: commit.labels.clone(),
             updated: commit.now,
             usage: Some(commit.usage),
@@ -126,19 +135,38 @@ pub(crate) fn remove(records: &dyn Records, key: &str) -> Result<(Record, Vec<Ch
     Ok((record, vec![Change::Delete(key.to_owned())]))
 }
 
-/// Replaces a snapshot's labels.
-pub(crate) fn set_labels(
+/// The snapshot with changed labels.
+pub(crate) fn relabel(
     records: &dyn Records,
     key: &str,
-    labels: &Labels,
+    change: &Relabel,
     now: i64,
-) -> Result<Vec<Change>> {
+) -> Result<Record> {
     let record = must_exist(records, key)?;
-    Ok(vec![Change::Put(Record {
-        labels: labels.clone(),
+    let mut labels = match change {
+        Relabel::All(labels) => labels.clone(),
+        Relabel::Some(some) => {
+            let mut labels = record.labels.clone();
+            labels.extend(some.clone());
+            labels
+        }
+    };
+    labels.retain(|_, value| !value.is_empty());
+    check_labels(&labels)?;
+    Ok(Record {
+        labels,
         updated: now,
         ..record
-    })])
+    })
+}
+
+/// Whether the files of some snapshot are those of this layer.
+pub(crate) fn is_named(records: &dyn Records, blob_digest: &Digest) -> Result<bool> {
+    let content = Content::Layer(*blob_digest);
+    Ok(records
+        .all()?
+        .iter()
+        .any(|record| record.content == content))
 }
 
 /// The snapshot `key` and everything below it, topmost first. Empty for `None`.
@@ -158,6 +186,25 @@ pub(crate) fn chain(records: &dyn Records, key: Option<&str>) -> Result<Vec<Reco
     Ok(chain)
 }
 
+/// Whether `key`, of this kind, may lie on `parent`.
+fn check_parent(records: &dyn Records, key: &str, parent: &str, kind: Kind) -> Result<()> {
+    let below = must_exist(records, parent)?;
+    if below.kind != Kind::Committed {
+        return Err(Error::Invalid {
+            what: "parent",
+            input: parent.to_owned(),
+            detail: "it is not committed",
+        });
+    }
+    // A committed one will lie below something itself.
+    let depth = chain(records, Some(parent))?.len() + usize::from(kind == Kind::Committed);
+    if depth > CHAIN_MAX {
+        let detail = format!("it makes {depth} layers, overlay takes {CHAIN_MAX}");
+        return Err(lazarette_fetcher::Error::limit(format!("snapshot {key:?}"), detail).into());
+    }
+    Ok(())
+}
+
 fn must_exist(records: &dyn Records, key: &str) -> Result<Record> {
     records.get(key)?.ok_or_else(|| Error::NotFound {
         key: key.to_owned(),
@@ -171,6 +218,28 @@ fn must_be_free(records: &dyn Records, key: &str) -> Result<()> {
             key: key.to_owned(),
         }),
     }
+}
+
+fn check_labels(labels: &Labels) -> Result<()> {
+    let bad = |input: &str, detail| {
+        Err(Error::Invalid {
+            what: "label",
+            input: input.chars().take(64).collect(),
+            detail,
+        })
+    };
+    if let Some((key, _)) = labels.iter().nth(LABELS_MAX) {
+        return bad(key, "there are more than 256 labels");
+    }
+    for (key, value) in labels {
+        if key.is_empty() {
+            return bad(value, "its key is empty");
+        }
+        if key.len() + value.len() > LABEL_LEN_MAX {
+            return bad(key, "its key and value take more than 4096 bytes");
+        }
+    }
+    Ok(())
 }
 
 fn check_key(key: &str) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 pub(super) enum Op {
     Create(Kind, u8, Option<u8>),
     Layer(u8, Option<u8>),
-    Commit(u8, u8),
+    Commit(u8, u8, Option<u8>),
     Remove(u8),
 }
 
@@ -30,7 +30,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         (kind, name(), parent()).prop_map(|(kind, key, parent)| Op::Create(kind, key, parent)),
         (name(), parent()).prop_map(|(name, parent)| Op::Layer(name, parent)),
-        (name(), name()).prop_map(|(name, key)| Op::Commit(name, key)),
+        (name(), name(), parent()).prop_map(|(name, key, on)| Op::Commit(name, key, on)),
         name().prop_map(Op::Remove),
     ]
 }
@@ -57,13 +57,14 @@ fn create(key: &str, kind: Kind, parent: Option<&str>) -> impl FnMut(Look<'_>) -
 type Look<'a> = &'a dyn super::Records;
 type Outcome = Result<Vec<super::Change>>;
 
-fn commit(name: &str, key: &str) -> impl FnMut(Look<'_>) -> Outcome {
-    let (name, key) = (name.to_owned(), key.to_owned());
+fn commit(name: &str, key: &str, on: Option<&str>) -> impl FnMut(Look<'_>) -> Outcome {
+    let (name, key, on) = (name.to_owned(), key.to_owned(), on.map(str::to_owned));
     move |records| {
         let labels = Labels::new();
         let commit = Commit {
             name: &name,
             key: &key,
+            parent: on.as_deref(),
             labels: &labels,
             usage: Usage {
                 bytes: 1,
@@ -112,10 +113,15 @@ fn apply(model: &mut Model, op: &Op) -> bool {
             }
             allowed
         }
-        Op::Commit(to, key) => match model.get(&name(*key)).cloned() {
-            Some((Kind::Active, parent)) if !model.contains_key(&name(*to)) => {
+        Op::Commit(to, key, on) => match model.get(&name(*key)).cloned() {
+            Some((Kind::Active, parent))
+                if !model.contains_key(&name(*to))
+                    && (on.is_none()
+                        || on.map(name) == parent
+                        || (parent.is_none() && committed(model, on))) =>
+            {
                 model.remove(&name(*key));
-                model.insert(name(*to), (Kind::Committed, parent));
+                model.insert(name(*to), (Kind::Committed, on.map(name).or(parent)));
                 true
             }
             _ => false,
@@ -142,7 +148,10 @@ fn perform(store: &dyn Metastore, op: &Op) -> Result<()> {
                 create(&name(*key), Kind::Committed, parent.as_deref()),
             )
         }
-        Op::Commit(to, key) => update(store, commit(&name(*to), &name(*key))),
+        Op::Commit(to, key, on) => {
+            let on = on.map(name);
+            update(store, commit(&name(*to), &name(*key), on.as_deref()))
+        }
         Op::Remove(key) => update(store, |records| {
             super::remove(records, &name(*key)).map(|(_, changes)| changes)
         }),
@@ -241,7 +250,7 @@ fn refusals_say_why() {
     );
     let error = fails(update(&store, create("", Kind::Active, None)));
     assert_eq!(error.to_string(), "invalid snapshot key \"\": it is empty");
-    let error = fails(update(&store, commit("done", "base")));
+    let error = fails(update(&store, commit("done", "base", None)));
     assert_eq!(
         error.to_string(),
         "cannot commit snapshot \"base\": it is not active"

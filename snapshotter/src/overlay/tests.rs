@@ -12,7 +12,7 @@ use lazarette_fetcher::types::Digest;
 use super::execute::Api;
 use super::{Mount, Snapshots, unmount};
 use crate::fuse::{FuseOptions, LayerMount, LayerMounts};
-use crate::metastore::{Kind, Labels, MemoryMetastore, Usage};
+use crate::metastore::{Kind, Labels, MemoryMetastore, Relabel, Usage};
 use crate::test_util::{LayerBuilder, must_be_root};
 use crate::{Error, Result};
 
@@ -56,7 +56,8 @@ fn a_snapshot_lives_from_prepare_to_remove() {
     let record = snapshots.stat("name").unwrap();
     assert_eq!((record.kind, record.usage), (Kind::Committed, Some(usage)));
     assert!(record.labels.is_empty());
-    snapshots.set_labels("name", &labels).unwrap();
+    let all = Relabel::All(labels.clone());
+    assert_eq!(snapshots.relabel("name", &all).unwrap().labels, labels);
     assert_eq!(snapshots.stat("name").unwrap().labels, labels);
     let error = snapshots.mounts("name", &none).unwrap_err().to_string();
     assert_eq!(
@@ -433,4 +434,13 @@ fn privileged_a_refused_overlay_says_what_the_kernel_says() {
     let error = mount.mount_at(dir.path()).unwrap_err().to_string();
     assert!(error.starts_with("cannot mount overlay at "), "{error}");
     assert!(error.contains("No such file or directory"), "{error}");
+}
+
+#[test]
+fn the_library_keeps_the_contract() {
+    super::contract::all(|check| {
+        let root = tempfile::tempdir().unwrap();
+        let snapshots = open(root.path(), &Arc::default());
+        check(&super::contract::Library(snapshots));
+    });
 }
