@@ -35,6 +35,16 @@ pub struct Config {
     pub trust: TrustConfig,
     /// Which layer formats are read.
     pub formats: FormatsConfig,
+    /// What `lazd` serves to containerd.
+    pub snapshotter: SnapshotterConfig,
+}
+
+/// What `lazd` serves to containerd.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotterConfig {
+    /// Where it listens; without it, `snapshotter.sock` in the state directory.
+    pub socket: Option<PathBuf>,
 }
 
 /// Which layer formats are read. Those that an image itself leads to always are.
@@ -100,6 +110,12 @@ impl Config {
             .unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT))
     }
 
+    /// Where `lazd` listens for containerd.
+    pub fn snapshotter_socket(&self) -> PathBuf {
+        let given = self.snapshotter.socket.clone();
+        given.unwrap_or_else(|| self.state().join("snapshotter.sock"))
+    }
+
     /// The state directory.
     pub fn state(&self) -> PathBuf {
         self.state
@@ -148,6 +164,20 @@ mod tests {
         let told = read("[formats]\nsoci_referrers = true\n").unwrap();
         assert!(told.soci_referrers);
         assert!(read("[formats]\nsoci = true\n").is_err());
+    }
+
+    #[test]
+    fn the_socket_follows_the_state_directory_unless_told() {
+        let read = |text: &str| toml::from_str::<Config>(text).map(|c| c.snapshotter_socket());
+        let table = [
+            ("", "/run/lazarette/snapshotter.sock"),
+            ("state = \"/s\"", "/s/snapshotter.sock"),
+            ("[snapshotter]\nsocket = \"/x.sock\"", "/x.sock"),
+        ];
+        for (text, socket) in table {
+            assert_eq!(read(text).unwrap(), Path::new(socket));
+        }
+        assert!(read("[snapshotter]\nsock = \"/x\"").is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod hot;
 mod index;
 mod inventory;
 mod keep;
+pub mod lazy;
 mod profiles;
 mod run;
 mod stage;
@@ -37,6 +38,8 @@ pub use inventory::{ImageSummary, LayerSummary, Removed};
 pub use keep::{CheckReport, CheckedLayer, EvictReport, EvictWhat, Kept, Pruned, StoreSummary};
 pub use run::RunRequest;
 
+use self::lazy::ServedLayerTable;
+
 use crate::Result;
 use crate::config::{Config, FormatsConfig};
 use crate::image::convert::{ConvertEvent, ConvertOptions, ConvertReport, Converter};
@@ -59,7 +62,7 @@ pub struct Engine {
     registry: RegistrySource,
     resolver: Resolver,
     metastore: Arc<DbMetastore>,
-    snapshots: Snapshots,
+    snapshots: Arc<Snapshots>,
     pusher: Pusher,
     keys: TrustedKeys,
     /// Bounds what all layers fetch at once.
@@ -86,7 +89,7 @@ impl Engine {
             platform: Platform::host(),
         };
         let metastore = Arc::new(DbMetastore::new(Arc::clone(&db)));
-        let snapshots = Snapshots::open(&root, Arc::clone(&metastore) as _)?;
+        let snapshots = Arc::new(Snapshots::open(&root, Arc::clone(&metastore) as _)?);
         Ok(Arc::new(Self {
             root,
             state,
@@ -229,11 +232,12 @@ impl Engine {
 
 /// Opens store and database side by side: each waits for the disk most of its time.
 fn open_both(root: &Path, bounds: Bounds) -> Result<(Arc<Store>, Arc<Db>)> {
-    const TABLES: [&str; 4] = [
+    const TABLES: [&str; 5] = [
         ImageTable::NAME,
         SnapshotTable::NAME,
         ProfileTable::NAME,
         AccountsTable::NAME,
+        ServedLayerTable::NAME,
     ];
     let (store, db) = std::thread::scope(|scope| {
         let db = scope.spawn(|| Db::open(root.join("db"), &TABLES));

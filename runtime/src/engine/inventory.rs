@@ -107,7 +107,7 @@ impl Engine {
             .iter()
             .filter(|r| r.reference != *reference)
             .collect();
-        let plan = plan_removal(record, &kept);
+        let mut plan = plan_removal(record, &kept);
         // Snapshots first: removing one that a container uses fails, and nothing is lost.
         for stack_id in &plan.stack_ids {
             remove_snapshot(&self.snapshots, stack_id).map_err(|error| match error {
@@ -118,6 +118,14 @@ impl Engine {
                 other => other.into(),
             })?;
         }
+        // What containerd was served stays.
+        let mut free = Vec::new();
+        for digest in plan.layers {
+            if !self.snapshots.is_named(&digest)? {
+                free.push(digest);
+            }
+        }
+        plan.layers = free;
         let mut batch = Batch::new();
         batch.delete::<ImageTable>(&reference.to_string());
         self.db.commit(batch)?;

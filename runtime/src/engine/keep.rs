@@ -13,6 +13,7 @@ use lazarette_fetcher::store::{LayerCheck, Space, Trim};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::metastore::{Content, Kind};
+use lazarette_snapshotter::remote;
 use serde::Serialize;
 
 use super::Engine;
@@ -261,7 +262,7 @@ impl Engine {
                 continue;
             }
             if used.contains(&digest) {
-                let reason = "a container uses it".to_owned();
+                let reason = "a container or containerd uses it".to_owned();
                 kept.push(Kept { digest, reason });
                 continue;
             }
@@ -285,12 +286,16 @@ impl Engine {
         })
     }
 
-    /// Layers below snapshots that are not committed: those of containers.
+    /// Layers below snapshots of containers, and those that are served to containerd.
     fn used_by_containers(&self) -> Result<HashSet<Digest>> {
         let mut used = HashSet::new();
         for record in self.snapshots.list()? {
             match record.kind {
                 Kind::Active | Kind::View => used.extend(self.snapshots.layers(&record.key)?),
+                // One of containerd's, which may make containers of it at any time.
+                Kind::Committed if record.labels.contains_key(remote::REMOTE) => {
+                    used.extend(self.snapshots.layers(&record.key)?);
+                }
                 Kind::Committed => {}
             }
         }

@@ -153,6 +153,11 @@ impl Puller {
         }
     }
 
+    /// What opens layers, for who knows a layer but not its image.
+    pub fn opener(&self) -> &LayerOpener {
+        &self.opener
+    }
+
     /// Makes layer `number` of `image` readable and, in full mode, complete.
     pub async fn layer(
         &self,

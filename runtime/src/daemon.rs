@@ -1,0 +1,146 @@
+//! The `lazd` daemon: the engine as a service. Its one role so far is containerd's snapshotter.
+//!
+//! Invariant: one daemon per state directory, and it has the database to itself as long as
+//! it runs: containerd's snapshots must not change under it, and no request waits for the
+//! database to be opened. `laz` on the same root waits, then says who has it.
+//!
+//! Started: sweep what a crashed one left mounted, mount the layers of committed snapshots,
+//! then listen. Stopped (TERM or INT): listen no more, answer what was asked, unmount.
+
+mod socket;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use lazarette_fetcher::source::{ProxySettings, default_docker_config, install_tls_provider};
+use lazarette_snapshotter::grpc::{self, Service};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::engine::lazy::NodeLayers;
+use crate::{Error, Result, exit};
+
+/// Serves lazily loaded layers to containerd.
+#[derive(Debug, Parser)]
+#[command(name = "lazd", version)]
+struct Args {
+    /// Config file [default: /etc/lazarette/config.toml if it exists]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Directory of the store [default: /var/lib/lazarette]
+    #[arg(long)]
+    root: Option<PathBuf>,
+    /// Directory of mountpoints and sockets [default: /run/lazarette]
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// Log everything of ours
+    #[arg(long)]
+    debug: bool,
+}
+
+/// Runs the daemon that the process was started as.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    start_logging(args.debug);
+    install_tls_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(args));
+            // Blocking threads may be in a read that only its deadline ends.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(Error::io("start worker threads of", "lazd", error)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = error.report(), "lazd ends");
+            ExitCode::from(exit::ENGINE)
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<()> {
+    // Caught from the start: a stop while layers are being mounted must not leave them.
+    let mut stop = Stop::catch()?;
+    let mut config = Config::load(args.config.as_deref())?;
+    config.source.docker_config = config.source.docker_config.or_else(default_docker_config);
+    config.source.proxy = ProxySettings::from_env();
+    config.root = args.root.or(config.root);
+    config.state = args.state.or(config.state);
+    let place = config.snapshotter_socket();
+    let bound = socket::bind(&config.state(), &place)?;
+    let engine = Engine::open(config)?;
+    let layers = NodeLayers::open(&engine).await?;
+    let served = serve(&layers, bound, &mut stop).await;
+    let closed = layers.close().await;
+    tracing::info!("stopped");
+    served.and(closed)
+}
+
+async fn serve(
+    layers: &std::sync::Arc<NodeLayers>,
+    bound: socket::Bound,
+    stop: &mut Stop,
+) -> Result<()> {
+    let restored = tokio::select! {
+        restored = layers.restore() => restored?,
+        () = stop.asked() => return Ok(()),
+    };
+    let service = Service::new(layers.snapshots(), std::sync::Arc::clone(layers) as _);
+    let listener = bound.listen()?;
+    tracing::info!(socket = %bound.path().display(), restored, "snapshotter is ready");
+    socket::tell_ready();
+    grpc::serve(listener, service, stop.asked()).await;
+    Ok(())
+}
+
+/// The signals that ask a daemon to stop.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn catch() -> Result<Self> {
+        let catch = |kind| signal(kind).map_err(|e| Error::io("catch signals of", "lazd", e));
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn start_logging(debug: bool) {
+    let default = if debug {
+        "lazarette_fetcher=debug,lazarette_snapshotter=debug,lazarette_runtime=debug,info"
+    } else {
+        "warn,lazarette_snapshotter=info,lazarette_runtime=info,fuser=error"
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARETTE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}

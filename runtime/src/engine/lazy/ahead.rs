@@ -1,0 +1,193 @@
+//! Images and layers that are being made readable, ahead of those who ask.
+//!
+//! Containerd asks for one layer after the other and waits for each. So the first question
+//! begins the work for all layers of the image, and the next ones find it done.
+//!
+//! Invariant: one piece of work per image and per layer, in a task of its own that ends by
+//! itself. Results that nobody fetches are dropped after [`KEEP`]; failures are
+//! remembered for [`KEEP_FAILED`], so that the layers of an image that cannot be had do not
+//! wait for the network one after the other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::types::{Digest, Reference};
+use lazarette_snapshotter::remote::Wanted;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::super::Engine;
+use crate::image::Image;
+use crate::image::pull::{LAYERS_AT_ONCE, Landmarks, PullMode, Puller};
+use crate::trace::Trace;
+use crate::{Error, Result};
+
+/// How long a result waits for who wants it. Containerd pulls an image within minutes.
+const KEEP: Duration = Duration::from_secs(600);
+/// How long a failure stands.
+const KEEP_FAILED: Duration = Duration::from_secs(10);
+
+/// An image, and what opens its layers.
+pub(super) struct Resolved {
+    pub(super) image: Image,
+    puller: Puller,
+}
+
+/// Something under way or done. The error is shared, so it is a text.
+type Work<T> = Shared<BoxFuture<'static, Result<Arc<T>, Arc<str>>>>;
+
+struct Entry<T> {
+    since: Instant,
+    work: Work<T>,
+}
+
+type Entries<K, T> = Mutex<HashMap<K, Entry<T>>>;
+
+/// The image as it was named, and its manifest if that is known.
+type ImageKey = (String, Option<Digest>);
+
+pub(super) struct Ahead {
+    engine: Arc<Engine>,
+    images: Entries<ImageKey, Resolved>,
+    layers: Entries<Digest, Layer>,
+    permits: Arc<Semaphore>,
+}
+
+impl Ahead {
+    pub(super) fn new(engine: Arc<Engine>) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            images: Mutex::default(),
+            layers: Mutex::default(),
+            permits: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+        })
+    }
+
+    /// The image that a layer is of.
+    pub(super) async fn resolve(&self, wanted: &Wanted) -> Result<Arc<Resolved>> {
+        let key = (wanted.reference.to_string(), wanted.manifest_digest);
+        let (engine, reference) = (Arc::clone(&self.engine), wanted.reference.clone());
+        let manifest = wanted.manifest_digest;
+        let work = join(&self.images, key, || resolve(engine, reference, manifest));
+        let failed = |detail: Arc<str>| unavailable("image", &wanted.reference, &detail);
+        work.await.map_err(failed)
+    }
+
+    /// Begins to make those layers above `number` readable that are in `ahead`.
+    pub(super) fn begin(&self, resolved: &Arc<Resolved>, number: usize, ahead: &[Digest]) {
+        for (above, layer) in resolved.image.layers.iter().enumerate().skip(number + 1) {
+            if ahead.contains(&layer.descriptor.digest) {
+                // It goes on by itself.
+                drop(self.opening(resolved, above));
+            }
+        }
+    }
+
+    /// Layer `number`, readable.
+    pub(super) async fn open(&self, resolved: &Arc<Resolved>, number: usize) -> Result<Arc<Layer>> {
+        let failed =
+            |detail: Arc<str>| unavailable("a layer of image", &resolved.image.reference, &detail);
+        match self.opening(resolved, number) {
+            Some(work) => work.await.map_err(failed),
+            None => Err(failed("it has no such layer".into())),
+        }
+    }
+
+    /// What was opened is held by somebody else now.
+    pub(super) fn forget(&self, digest: &Digest) {
+        self.layers.lock().remove(digest);
+    }
+
+    fn opening(&self, resolved: &Arc<Resolved>, number: usize) -> Option<Work<Layer>> {
+        let digest = resolved.image.layers.get(number)?.descriptor.digest;
+        let (resolved, permits) = (Arc::clone(resolved), Arc::clone(&self.permits));
+        Some(join(&self.layers, digest, || async move {
+            let _permit = permits.acquire_owned().await;
+            let (image, puller) = (&resolved.image, &resolved.puller);
+            let Some(layer) = image.layers.get(number) else {
+                return Err(missing(number));
+            };
+            puller
+                .layer(image, number, layer, Landmarks::Honour)
+                .await
+                .map_err(Error::from)
+        }))
+    }
+}
+
+fn missing(number: usize) -> Error {
+    lazarette_fetcher::Error::NotFound {
+        what: format!("layer {number}"),
+        host: String::new(),
+    }
+    .into()
+}
+
+async fn resolve(
+    engine: Arc<Engine>,
+    reference: Reference,
+    manifest: Option<Digest>,
+) -> Result<Arc<Resolved>> {
+    let named = match manifest {
+        Some(digest) => reference.repository().with_digest(digest),
+        None => reference.clone(),
+    };
+    let manifest = engine.resolver.manifest(&named).await?;
+    let image = engine.resolver.image(&reference, manifest).await?;
+    let puller = engine.puller(PullMode::Lazy, Trace::new(Instant::now()));
+    engine.look_for_indexes(&image, &puller).await;
+    Ok(Arc::new(Resolved { image, puller }))
+}
+
+/// Joins the work for `key`, or begins it.
+fn join<K, T, F>(entries: &Entries<K, T>, key: K, begin: impl FnOnce() -> F) -> Work<T>
+where
+    K: std::hash::Hash + Eq,
+    T: Send + Sync + 'static,
+    F: Future<Output = Result<Arc<T>>> + Send + 'static,
+{
+    let mut entries = entries.lock();
+    entries.retain(|_, entry| is_fresh(entry));
+    let entry = entries.entry(key).or_insert_with(|| Entry {
+        since: Instant::now(),
+        work: spawn(begin()),
+    });
+    entry.work.clone()
+}
+
+fn is_fresh<T>(entry: &Entry<T>) -> bool {
+    let age = entry.since.elapsed();
+    match entry.work.peek() {
+        None => true,
+        Some(Ok(_)) => age < KEEP,
+        Some(Err(_)) => age < KEEP_FAILED,
+    }
+}
+
+/// Runs in a task of its own, whoever waits.
+fn spawn<T: Send + Sync + 'static>(
+    work: impl Future<Output = Result<Arc<T>>> + Send + 'static,
+) -> Work<T> {
+    let task = tokio::spawn(work);
+    async move {
+        match task.await {
+            Ok(outcome) => outcome.map_err(|error| error.report().into()),
+            Err(error) => Err(error.to_string().into()),
+        }
+    }
+    .boxed()
+    .shared()
+}
+
+fn unavailable(what: &str, reference: &Reference, detail: &str) -> Error {
+    lazarette_fetcher::Error::Unavailable {
+        what: format!("{what} {reference}"),
+        host: reference.host().to_owned(),
+        detail: detail.to_owned(),
+    }
+    .into()
+}

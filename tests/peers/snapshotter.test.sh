@@ -1,0 +1,195 @@
+#!/usr/bin/env bash
+# snapshotter.test.sh - lazd as the snapshotter of unmodified containerds: Debian 12's 1.6 with its
+# ctr and with ctr-remote, and sid's 2.1 with its ctr. Layers are unpacked by containerd, or brought
+# lazily; containers run on both; nothing is left. Needs root. Ends with "N passed, M failed".
+#
+# The parts of containerd's config that concern lazarette are those in deploy/. Everything listens
+# on sockets in a scratch directory or on loopback, and is ended and unmounted at the end.
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+. "$here/../lib/common.sh"
+. "$here/../lib/registry.sh"
+. "$here/../lib/laz.sh"
+
+passed=0 failed=0
+ok() { passed=$((passed + 1)); say "ok      $GENERATION: $1"; }
+bad() { failed=$((failed + 1)); say "FAILED  $GENERATION: $1"; [ -z "${2:-}" ] || say "        $2"; }
+# equal WHAT FOUND EXPECTED
+equal() { if [ "$2" = "$3" ]; then ok "$1"; else bad "$1" "found '$2', expected '$3'"; fi; }
+# works WHAT COMMAND...: and shows the end of what it said if it does not.
+works() {
+  local what=$1; shift
+  if "$@" >"$SCRATCH/out" 2>&1; then ok "$what"; else bad "$what" "$(tail -n 3 "$SCRATCH/out")"; fi
+}
+
+start_lazd() {
+  "$LAZD" --root "$DIR/root" --state "$DIR/run" >>"$DIR/lazd.log" 2>&1 &
+  LAZD_PID=$!
+  at_exit stop_pid "$LAZD_PID"
+  wait_for 30 lazd test -S "$DIR/run/snapshotter.sock" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
+}
+
+# start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS
+start_containerd() {
+  local dir=$DIR/c; mkdir -p "$dir"
+  cat >"$dir/config.toml" <<CONFIG
+version = $1
+root = "$dir/root"
+state = "$dir/state"
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+[grpc]
+address = "$dir/containerd.sock"
+[ttrpc]
+address = "$dir/containerd.sock.ttrpc"
+CONFIG
+  sed -e "s,/run/lazarette/snapshotter.sock,$DIR/run/snapshotter.sock," -e "s,/var/lib/lazarette,$DIR/root," \
+    "$REPO/deploy/containerd-v$1.toml" >>"$dir/config.toml"
+  PATH=$2:$PATH "$2/containerd" --config "$dir/config.toml" >"$dir/log" 2>&1 &
+  CONTAINERD_PID=$!
+  at_exit stop_pid "$CONTAINERD_PID"
+  at_exit end_tasks "$2/ctr" "$dir/containerd.sock"
+  wait_for 30 containerd "$2/ctr" --address "$dir/containerd.sock" version || { tail -n 5 "$dir/log" >&2; die "containerd does not start"; }
+  CTR=("$2/ctr" --address "$dir/containerd.sock")
+}
+
+# end_tasks CTR SOCKET: what a failed test left running.
+end_tasks() {
+  local task
+  [ -S "$2" ] || return 0
+  for task in $("$1" --address "$2" --timeout 10s tasks ls -q 2>/dev/null); do
+    "$1" --address "$2" --timeout 10s tasks rm -f "$task" || true
+  done >/dev/null 2>&1
+}
+
+fuse_mounts() { awk -v d="$DIR/run/" 'index($5, d) == 1' /proc/self/mountinfo | wc -l; }
+snapshots() { "${CTR[@]}" snapshots --snapshotter lazarette ls | sed 1d; }
+remote_snapshots() {
+  local key
+  for key in $(snapshots | awk '{print $1}'); do
+    "${CTR[@]}" snapshots --snapshotter lazarette info "$key" | grep -c '"containerd.io/snapshot/remote"' || true
+  done | awk '{n += $1} END {print n + 0}'
+}
+
+LOOK='cat /etc/debian_version && sha256sum /bin/bash && echo mine >/etc/mine && cat /etc/mine && ls /usr/bin | wc -l'
+# looks WHAT IMAGE: a container of it reads what it should.
+looks() {
+  local out code=0
+  out=$("${CTR[@]}" run --rm --snapshotter lazarette "$2" "test-$RANDOM" sh -c "$LOOK" 2>&1) || code=$?
+  equal "$1" "$code $out" "0 $EXPECTED"
+}
+
+# gone WHAT IMAGE: when it is removed nothing of it is left.
+gone() {
+  works "removes $1" "${CTR[@]}" images rm --sync "$2"
+  wait_for 20 'snapshots to go' no_snapshots || true
+  equal "$1 leaves no snapshot" "$(snapshots)" ""
+  equal "$1 leaves nothing mounted" "$(fuse_mounts)" 0
+  equal "$1 leaves no directory of a snapshot" "$(ls "$DIR/root/snapshots")" ""
+  equal "$1 leaves no layer in the store" "$(ls "$DIR/root/layers")" ""
+}
+no_snapshots() { [ -z "$(snapshots)" ]; }
+
+# unpacked IMAGE PULL...: containerd downloads and unpacks into our mounts.
+unpacked() {
+  local image=$1; shift
+  works 'pulls and unpacks' "$@" "$image"
+  equal 'nothing is mounted lazily' "$(fuse_mounts)" 0
+  looks 'runs what containerd unpacked' "$image"
+  gone 'an unpacked image' "$image"
+}
+
+# lazy NAME IMAGE PULL...: we bring the layers.
+lazy() {
+  local name=$1 image=$2; shift 2
+  works "pulls $name" "$@" "$image"
+  local layers; layers=$(skopeo inspect --raw --tls-verify=false "docker://$image" | jq '.layers | length')
+  equal "$name: every layer is mounted" "$(fuse_mounts)" "$layers"
+  equal "$name: every layer is a remote snapshot" "$(remote_snapshots)" "$layers"
+  local blob; blob=$(skopeo inspect --raw --tls-verify=false "docker://$image" | jq -r '.layers[0].digest')
+  equal "$name: containerd has no blob of it" "$("${CTR[@]}" content ls -q | grep -cx "$blob" || true)" 0
+  looks "$name: runs" "$image"
+  looks "$name: runs again, without what the first one wrote" "$image"
+}
+
+# Containerd tries a lost connection again after a second or more, and refuses requests till then.
+reconnected() { wait_for 30 'containerd to connect again' "${CTR[@]}" snapshots --snapshotter lazarette ls || true; }
+
+# restarts IMAGE: lazd comes back with its mounts, from what is on disk.
+restarts() {
+  local before; before=$(fuse_mounts)
+  stop_pid "$LAZD_PID"
+  equal 'a stopped lazd leaves nothing mounted' "$(fuse_mounts)" 0
+  start_lazd
+  equal 'a restarted lazd mounts the layers again' "$(fuse_mounts)" "$before"
+  reconnected
+  looks 'runs after a restart of lazd' "$1"
+}
+
+# killed IMAGE: what a killed lazd left mounted is cleared away.
+killed() {
+  local before; before=$(fuse_mounts)
+  kill -KILL "$LAZD_PID"; wait "$LAZD_PID" 2>/dev/null || true
+  rm -f "$DIR/run/snapshotter.sock"
+  start_lazd
+  equal 'a killed lazd is succeeded' "$(fuse_mounts)" "$before"
+  reconnected
+  looks 'runs after lazd was killed' "$1"
+}
+
+# begin GENERATION CONFIG PROGRAMS
+begin() {
+  GENERATION=$1 DIR=$SCRATCH/$1
+  mkdir -p "$DIR"
+  start_lazd
+  start_containerd "$2" "$3"
+}
+
+# In reverse order: containerd talks to lazd to its end.
+finish() {
+  stop_pid "$CONTAINERD_PID"
+  stop_pid "$LAZD_PID"
+  equal 'nothing is left mounted' "$(grep -c " $DIR/" /proc/self/mountinfo || true)" 0
+  remove_tree "$DIR"
+}
+
+is_root || { say "SKIPPED (needs root): snapshotter.test.sh"; echo "0 passed, 1 failed"; exit 1; }
+SID=$("$here/containerd.sh")
+make_scratch snapshotter
+build_laz
+LAZD=${LAZD:-$(dirname "$LAZ")/lazd}
+[ -x "$LAZD" ] || { (cd "$REPO" && cargo build --workspace --locked --bin lazd -q >&2); }
+start_registry "$SCRATCH/registry"
+read -r _ layout < <("$here/../images/build.sh" debian)
+push_layout "$layout" debian debian:gzip
+use_fresh_store "$SCRATCH/laz"
+GZIP=$REGISTRY/debian:gzip ESGZ=$REGISTRY/debian:esgz
+laz image convert --to estargz "$GZIP" "$ESGZ" 2>/dev/null
+EXPECTED=$(laz run "$GZIP" sh -c "$LOOK")
+remove_tree "$SCRATCH/laz"
+
+begin 1.6 2 /usr/bin
+unpacked "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+PATH=$PATH:/usr/local/go/bin
+if command -v go >/dev/null; then
+  REMOTE=("$("$here/stargz.sh")/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette)
+  lazy estargz "$ESGZ" "${REMOTE[@]}"
+  restarts "$ESGZ"
+  gone 'a lazy image' "$ESGZ"
+else
+  say "SKIPPED (needs Go 1.21 or later, which Debian 12 has not): ctr-remote with containerd 1.6"
+fi
+finish
+
+begin 2.1 3 "$SID"
+unpacked "$GZIP" "${CTR[@]}" images pull --local --plain-http --snapshotter lazarette
+lazy gzip "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+gone 'a lazy image' "$GZIP"
+lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+restarts "$ESGZ"
+stop_pid "$REGISTRY_PID"
+killed "$ESGZ"
+gone 'a lazy image' "$ESGZ"
+finish
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
