@@ -1,4 +1,5 @@
-//! The `laz` program against a registry that can be told to misbehave: what users see.
+//! The `laz` program against a registry that can be told to misbehave: what users see;
+//! and the service of `lazd` against the same.
 //!
 //! Every message is asserted in full enough to say what failed, on what, and what to do.
 
@@ -9,6 +10,7 @@
 )]
 
 mod errors;
+mod grpc;
 mod profile;
 mod run;
 mod soci;
