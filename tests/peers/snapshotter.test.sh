@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# snapshotter.test.sh - lazd as the snapshotter of unmodified containerds: Debian 12's 1.6 with its
-# ctr and with ctr-remote, and sid's 2.1 with its ctr. Layers are unpacked by containerd, or brought
+# snapshotter.test.sh - lazd as the snapshotter of unmodified containerds: Debian 12's 1.6 and
+# Debian 13's 1.7 with ctr and ctr-remote, and sid's 2.1 with its ctr. Layers are unpacked by containerd, or brought
 # lazily; containers run on both; nothing is left. Needs root. Ends with "N passed, M failed".
 #
 # The parts of containerd's config that concern lazarette are those in deploy/. Everything listens
@@ -154,6 +154,7 @@ finish() {
 
 is_root || { say "SKIPPED (needs root): snapshotter.test.sh"; echo "0 passed, 1 failed"; exit 1; }
 SID=$("$here/containerd.sh")
+TRIXIE=$("$here/containerd.sh" trixie)
 make_scratch snapshotter
 build_laz
 LAZD=${LAZD:-$(dirname "$LAZ")/lazd}
@@ -167,18 +168,26 @@ laz image convert --to estargz "$GZIP" "$ESGZ" 2>/dev/null
 EXPECTED=$(laz run "$GZIP" sh -c "$LOOK")
 remove_tree "$SCRATCH/laz"
 
-begin 1.6 2 /usr/bin
-unpacked "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
 PATH=$PATH:/usr/local/go/bin
-if command -v go >/dev/null; then
-  REMOTE=("$("$here/stargz.sh")/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette)
-  lazy estargz "$ESGZ" "${REMOTE[@]}"
-  restarts "$ESGZ"
-  gone 'a lazy image' "$ESGZ"
-else
-  say "SKIPPED (needs Go 1.21 or later, which Debian 12 has not): ctr-remote with containerd 1.6"
-fi
-finish
+BIN=
+if command -v go >/dev/null; then BIN=$("$here/stargz.sh"); fi
+
+# before_transfer GENERATION PROGRAMS: a containerd whose ctr does not say which image a layer is of.
+before_transfer() {
+  begin "$1" 2 "$2"
+  unpacked "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+  if [ -n "$BIN" ]; then
+    lazy estargz "$ESGZ" "$BIN/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette
+    restarts "$ESGZ"
+    gone 'a lazy image' "$ESGZ"
+  else
+    say "SKIPPED (needs Go 1.21 or later, which Debian 12 has not): ctr-remote with containerd $1"
+  fi
+  finish
+}
+
+before_transfer 1.6 /usr/bin
+before_transfer 1.7 "$TRIXIE"
 
 begin 2.1 3 "$SID"
 unpacked "$GZIP" "${CTR[@]}" images pull --local --plain-http --snapshotter lazarette
