@@ -116,6 +116,9 @@ pub trait Records {
 
     /// All records, by key in byte order.
     fn all(&self) -> Result<Vec<Record>>;
+
+    /// The first record, by key, that is `wanted`. Takes as long as looking at all.
+    fn find(&self, wanted: &dyn Fn(&Record) -> bool) -> Result<Option<Record>>;
 }
 
 /// What [`Metastore::update`] calls to decide.
@@ -133,4 +136,18 @@ pub trait Metastore: Send + Sync {
     /// Lets `decide` look at the records, then stores what it returns. Stores nothing when
     /// it fails; its error is returned as it is.
     fn update(&self, decide: Decide<'_>) -> Result<()>;
+}
+
+/// What the outcome of a decision makes of records in memory.
+fn apply(records: &mut BTreeMap<String, Record>, changes: Vec<Change>) {
+    for change in changes {
+        match change {
+            Change::Put(record) => {
+                records.insert(record.key.clone(), record);
+            }
+            Change::Delete(key) => {
+                records.remove(&key);
+            }
+        }
+    }
 }

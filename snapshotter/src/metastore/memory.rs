@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
-use super::{Change, Decide, Metastore, Record, Records};
+use super::{Decide, Metastore, Record, Records};
 use crate::Result;
 
 /// A [`Metastore`] that is gone when it is dropped.
@@ -23,6 +23,10 @@ impl Records for BTreeMap<String, Record> {
     fn all(&self) -> Result<Vec<Record>> {
         Ok(self.values().cloned().collect())
     }
+
+    fn find(&self, wanted: &dyn Fn(&Record) -> bool) -> Result<Option<Record>> {
+        Ok(self.values().find(|record| wanted(record)).cloned())
+    }
 }
 
 impl Metastore for MemoryMetastore {
@@ -32,16 +36,8 @@ impl Metastore for MemoryMetastore {
 
     fn update(&self, decide: Decide<'_>) -> Result<()> {
         let mut records = self.records.lock();
-        for change in decide(&*records)? {
-            match change {
-                Change::Put(record) => {
-                    records.insert(record.key.clone(), record);
-                }
-                Change::Delete(key) => {
-                    records.remove(&key);
-                }
-            }
-        }
+        let changes = decide(&*records)?;
+        super::apply(&mut records, changes);
         Ok(())
     }
 }

@@ -121,10 +121,7 @@ pub(crate) fn commit(records: &dyn Records, commit: Commit<'_>) -> Result<Vec<Ch
 /// Forgets a snapshot that no other one lies on.
 pub(crate) fn remove(records: &dyn Records, key: &str) -> Result<(Record, Vec<Change>)> {
     let record = must_exist(records, key)?;
-    let all = records.all()?;
-    let child = all
-        .iter()
-        .find(|other| other.parent.as_deref() == Some(key));
+    let child = records.find(&|other| other.parent.as_deref() == Some(key))?;
     if let Some(child) = child {
         return Err(Error::Precondition {
             op: "remove",
@@ -163,10 +160,8 @@ pub(crate) fn relabel(
 /// Whether the files of some snapshot are those of this layer.
 pub(crate) fn is_named(records: &dyn Records, blob_digest: &Digest) -> Result<bool> {
     let content = Content::Layer(*blob_digest);
-    Ok(records
-        .all()?
-        .iter()
-        .any(|record| record.content == content))
+    let named = records.find(&|record| record.content == content)?;
+    Ok(named.is_some())
 }
 
 /// The snapshot `key` and everything below it, topmost first. Empty for `None`.

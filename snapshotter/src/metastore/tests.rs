@@ -159,11 +159,12 @@ fn perform(store: &dyn Metastore, op: &Op) -> Result<()> {
 }
 
 /// Runs `ops` on the store and on the model and compares after each.
-pub(super) fn agrees_with_the_model(store: &dyn Metastore, ops: &[Op]) {
+pub(super) fn agrees_with_the_model(store: &dyn Metastore, ops: &[Op], between: &mut dyn FnMut()) {
     let mut model = Model::new();
     for op in ops {
         let before = all(store);
         let allowed = apply(&mut model, op);
+        between();
         let done = perform(store, op);
         assert_eq!(done.is_ok(), allowed, "{op:?}: {done:?}");
         let after = all(store);
@@ -192,7 +193,7 @@ proptest! {
 
     #[test]
     fn memory_agrees_with_the_model(ops in ops()) {
-        agrees_with_the_model(&MemoryMetastore::default(), &ops);
+        agrees_with_the_model(&MemoryMetastore::default(), &ops, &mut || {});
     }
 }
 
@@ -209,9 +210,19 @@ proptest! {
     })]
 
     #[test]
-    fn the_database_agrees_with_the_model(ops in ops()) {
+    fn the_database_agrees_with_the_model(ops in ops(), releases: Vec<bool>) {
         let dir = tempfile::tempdir().unwrap();
-        agrees_with_the_model(&open_db(dir.path()), &ops);
+        let store = open_db(dir.path());
+        let mut releases = releases.into_iter().cycle();
+        agrees_with_the_model(&store, &ops, &mut || {
+            if releases.next().unwrap_or(false) {
+                store.release();
+            }
+        });
+        // What is known by heart is what a restart finds.
+        let known = all(&store);
+        store.release();
+        assert_eq!(all(&store), known);
     }
 }
 
