@@ -80,6 +80,9 @@ async fn run(args: Args) -> Result<()> {
     config.source.proxy = ProxySettings::from_env();
     config.root = args.root.or(config.root);
     config.state = args.state.or(config.state);
+    if let Err(error) = crate::sys::process::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let place = config.snapshotter_socket();
     let bound = socket::bind(&config.state(), &place)?;
     let engine = Engine::open(config)?;

@@ -164,7 +164,7 @@ read -r _ layout < <("$here/../images/build.sh" debian)
 push_layout "$layout" debian debian:gzip
 use_fresh_store "$SCRATCH/laz"
 GZIP=$REGISTRY/debian:gzip ESGZ=$REGISTRY/debian:esgz
-laz image convert --to estargz "$GZIP" "$ESGZ" 2>/dev/null
+laz image convert --to estargz "$GZIP" "$ESGZ" >/dev/null 2>&1
 EXPECTED=$(laz run "$GZIP" sh -c "$LOOK")
 remove_tree "$SCRATCH/laz"
 

@@ -13,8 +13,10 @@ mod ahead;
 mod record;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -49,6 +51,8 @@ pub struct NodeLayers {
     mounts: LayerMounts,
     ahead: Arc<Ahead>,
     held: Mutex<HashMap<Digest, Held>>,
+    /// The next short name.
+    next: AtomicU64,
     run: RunDir,
 }
 
@@ -56,6 +60,9 @@ pub struct NodeLayers {
 struct Held {
     layer: Arc<Layer>,
     mount: Arc<LayerMount>,
+    /// A short name of the mountpoint: those of all layers of an image must fit into one
+    /// page of mount options.
+    link: PathBuf,
 }
 
 impl NodeLayers {
@@ -74,6 +81,7 @@ impl NodeLayers {
                 engine,
                 mounts,
                 held: Mutex::default(),
+                next: AtomicU64::new(0),
                 run,
             }))
         })
@@ -188,19 +196,33 @@ impl NodeLayers {
             Arc::clone(&layer) as _,
         );
         let mount = mount.await?;
-        let path = mount.path().to_path_buf();
-        // Only what nobody reads waits for the rest of it.
+        let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+        let link = self.run.path().join(name);
+        std::os::unix::fs::symlink(mount.path(), &link)
+            .map_err(|e| Error::io("link the mountpoint to", &link, e))?;
+        // At idle priority: readers go first.
         layer.fetch_rest(false);
-        self.held
-            .lock()
-            .entry(digest)
-            .or_insert(Held { layer, mount });
-        Ok(path)
+        let mut held = self.held.lock();
+        match held.entry(digest) {
+            Entry::Vacant(place) => {
+                place.insert(Held {
+                    layer,
+                    mount,
+                    link: link.clone(),
+                });
+                Ok(link)
+            }
+            // Two mounted it at once: one mount, and one name is enough.
+            Entry::Occupied(first) => {
+                let _ = std::fs::remove_file(&link);
+                Ok(first.get().link.clone())
+            }
+        }
     }
 
     fn path(&self, digest: &Digest) -> Option<PathBuf> {
         let held = self.held.lock();
-        held.get(digest).map(|held| held.mount.path().to_path_buf())
+        held.get(digest).map(|held| held.link.clone())
     }
 
     /// Mounts a layer that was claimed before, if it is not.
@@ -315,8 +337,11 @@ fn unknown(digest: &Digest, image: &Option<Reference>) -> Error {
 }
 
 async fn put_down(held: Held) -> Result<()> {
-    let Held { layer, mount } = held;
+    let Held { layer, mount, link } = held;
     blocking(move || {
+        if let Err(error) = std::fs::remove_file(&link) {
+            tracing::warn!(path = %link.display(), %error, "name of a mountpoint stays");
+        }
         drop(mount);
         Ok::<_, Error>(())
     })

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use lazarette_fetcher::source::install_tls_provider;
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
-use lazarette_fetcher::types::Digest;
+use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_proto::snapshots::{
     Info, ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, SnapshotsClient,
     SnapshotsServer, UsageRequest,
@@ -18,6 +18,7 @@ use lazarette_runtime::config::Config;
 use lazarette_runtime::engine::Engine;
 use lazarette_runtime::engine::lazy::NodeLayers;
 use lazarette_snapshotter::grpc::Service;
+use lazarette_snapshotter::remote::{self, LazyLayers as _};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -307,6 +308,38 @@ async fn privileged_what_cannot_be_brought_is_left_to_containerd() {
     }
     assert!(node.list("").await.is_empty());
     assert_eq!(mounts_below(dir.path()), 0);
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_daemon() {
+    if !is_root("privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_daemon") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let layer = gzipped(layer("file", b"text"));
+    let image = push(&registry, &layer, &Changes::default());
+    let wanted = remote::Wanted {
+        chain_id: layer.diff_id,
+        reference: Reference::parse(&image.reference).unwrap(),
+        manifest_digest: None,
+        blob_digest: Digest::sha256(&layer.blob),
+        ahead: Vec::new(),
+    };
+    let (node, _) = Node::open(dir.path()).await;
+    // As if the daemon ended before it could commit the snapshot.
+    node.layers.claim(&wanted).await.unwrap();
+    assert_eq!(mounts_below(dir.path()), 1);
+    node.close().await;
+    let (node, restored) = Node::open(dir.path()).await;
+    assert_eq!((restored, mounts_below(dir.path())), (0, 0));
+    let left = std::fs::read_dir(dir.path().join("root/layers")).unwrap();
+    assert_eq!(left.count(), 0);
+    node.layers
+        .mountpoint(&wanted.blob_digest)
+        .await
+        .unwrap_err();
     node.close().await;
 }
 
