@@ -2,6 +2,7 @@
 //!
 //! The service runs in this process, over the real engine and real mounts.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -220,6 +221,12 @@ async fn privileged_layers_are_brought_and_outlast_a_restart_without_a_registry(
     };
     let (node, restored) = Node::open(dir.path()).await;
     assert_eq!(restored, 0);
+    let mode = std::fs::metadata(dir.path().join("state/lazd")).unwrap();
+    assert_eq!(
+        mode.permissions().mode() & 0o777,
+        0o700,
+        "others could run what is set-uid"
+    );
     let first = node.bring("", &wanted(base.diff_id, 0)).await;
     let second = node.bring(&first, &wanted(chain(&base, &top), 1)).await;
     // Both were resolved by the first question.
