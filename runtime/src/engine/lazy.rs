@@ -157,14 +157,27 @@ impl NodeLayers {
     }
 
     async fn try_claim(&self, wanted: &Wanted) -> Result<()> {
-        let resolved = self.ahead.resolve(wanted).await?;
-        let number = position(&resolved.image, wanted)?;
+        let (resolved, number) = self.find(wanted).await?;
         self.ahead.begin(&resolved, number, &wanted.ahead);
         let layer = self.ahead.open(&resolved, number).await?;
         self.record(&resolved, number).await?;
         self.hold(layer).await?;
         self.ahead.forget(&wanted.blob_digest);
         Ok(())
+    }
+
+    /// The image, and which of its layers is wanted. A tag may have moved since it was last
+    /// resolved.
+    async fn find(&self, wanted: &Wanted) -> Result<(Arc<Resolved>, usize)> {
+        let resolved = self.ahead.resolve(wanted).await?;
+        match position(&resolved.image, wanted) {
+            Ok(number) => return Ok((resolved, number)),
+            Err(error) if wanted.manifest_digest.is_some() => return Err(error),
+            Err(_) => self.ahead.forget_image(wanted),
+        }
+        let resolved = self.ahead.resolve(wanted).await?;
+        let number = position(&resolved.image, wanted)?;
+        Ok((resolved, number))
     }
 
     async fn record(&self, resolved: &Resolved, number: usize) -> Result<()> {
@@ -246,6 +259,8 @@ impl NodeLayers {
 
     /// Removes record and data of a layer, unless an image of `laz` has it.
     async fn discard(&self, digest: &Digest) -> Result<()> {
+        // What was opened ahead would go on with files that are gone.
+        self.ahead.forget(digest);
         let (engine, digest) = (Arc::clone(&self.engine), *digest);
         blocking(move || {
             let mut batch = Batch::new();

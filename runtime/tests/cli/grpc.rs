@@ -351,6 +351,32 @@ async fn privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_dae
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_tag_that_has_moved_is_resolved_again() {
+    if !is_root("privileged_a_tag_that_has_moved_is_resolved_again") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let (node, _) = Node::open(dir.path()).await;
+    for (number, text) in ["the first", "the second"].into_iter().enumerate() {
+        let layer = gzipped(layer("file", text.as_bytes()));
+        // Under the tag that the one before had.
+        let image = push(&registry, &layer, &Changes::default());
+        let wanted = Wanted {
+            image: &image,
+            chain_id: layer.diff_id,
+            blob: Digest::sha256(&layer.blob),
+            all: &[],
+        };
+        let name = node.bring("", &wanted).await;
+        let key = format!("container-{number}");
+        let mounts = node.prepare(&key, &name, None).await.unwrap();
+        assert_eq!(read(lowers(&mounts)[0].join("file")).await, text.as_bytes());
+    }
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_many_who_want_one_layer_share_the_work() {
     if !is_root("privileged_many_who_want_one_layer_share_the_work") {
         return;

@@ -4,8 +4,8 @@
 //! begins the work for all layers of the image, and the next ones find it done.
 //!
 //! Invariant: one piece of work per image and per layer, in a task of its own that ends by
-//! itself. Results that nobody fetches are dropped after [`KEEP`]; failures are
-//! remembered for [`KEEP_FAILED`], so that the layers of an image that cannot be had do not
+//! itself. Results that nobody fetches are dropped with the first question after [`KEEP`],
+//! failures after [`KEEP_FAILED`]; until then they stand, so that the layers of an image that cannot be had do not
 //! wait for the network one after the other.
 
 use std::collections::HashMap;
@@ -69,12 +69,17 @@ impl Ahead {
 
     /// The image that a layer is of.
     pub(super) async fn resolve(&self, wanted: &Wanted) -> Result<Arc<Resolved>> {
-        let key = (wanted.reference.to_string(), wanted.manifest_digest);
+        let key = key(wanted);
         let (engine, reference) = (Arc::clone(&self.engine), wanted.reference.clone());
         let manifest = wanted.manifest_digest;
         let work = join(&self.images, key, || resolve(engine, reference, manifest));
         let failed = |detail: Arc<str>| unavailable("image", &wanted.reference, &detail);
         work.await.map_err(failed)
+    }
+
+    /// The image is resolved anew for the next who wants it.
+    pub(super) fn forget_image(&self, wanted: &Wanted) {
+        self.images.lock().remove(&key(wanted));
     }
 
     /// Begins to make those layers above `number` readable that are in `ahead`.
@@ -117,6 +122,10 @@ impl Ahead {
                 .map_err(Error::from)
         }))
     }
+}
+
+fn key(wanted: &Wanted) -> ImageKey {
+    (wanted.reference.to_string(), wanted.manifest_digest)
 }
 
 fn missing(number: usize) -> Error {
