@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # snapshotter.test.sh - lazd as the snapshotter of unmodified containerds: Debian 12's 1.6 and
-# Debian 13's 1.7 with ctr and ctr-remote, and sid's 2.1 with its ctr. Layers are unpacked by containerd, or brought
+# Debian 13's 1.7 with ctr and ctr-remote, sid's 2.1 with its ctr, and all of them as kubelet asks. Layers are unpacked by containerd, or brought
 # lazily; containers run on both; nothing is left. Needs root. Ends with "N passed, M failed".
 #
 # The parts of containerd's config that concern lazarette are those in deploy/. Everything listens
@@ -98,6 +98,32 @@ unpacked() {
   gone 'an unpacked image' "$image"
 }
 
+# cri_pull IMAGE: what kubelet asks for, runtime.v1.ImageService/PullImage: one message with the image's
+# name, in gRPC's frame. Succeeds if the answer's status does.
+cri_pull() {
+  local size=${#1}
+  [ "$size" -lt 100 ] || die "the name $1 is too long for this"
+  # Flag and length, field 1 (the image), its field 1 (the name).
+  { printf '\0\0\0\0%b' "\\x$(printf %02x $((size + 4)))"
+    printf '\x0a%b\x0a%b%s' "\\x$(printf %02x $((size + 2)))" "\\x$(printf %02x "$size")" "$1"; } >"$SCRATCH/request"
+  curl -sS --noproxy '*' --http2-prior-knowledge --unix-socket "$DIR/c/containerd.sock" -D "$SCRATCH/headers" -o /dev/null \
+    -H 'content-type: application/grpc' -H 'te: trailers' --data-binary "@$SCRATCH/request" \
+    http://localhost/runtime.v1.ImageService/PullImage
+  tr -d '\r' <"$SCRATCH/headers"
+  tr -d '\r' <"$SCRATCH/headers" | grep -qx 'grpc-status: 0'
+}
+
+# of_kubelet: the same by way of CRI, whose images have a namespace of their own.
+of_kubelet() {
+  local plain=("${CTR[@]}")
+  CTR+=(--namespace k8s.io)
+  lazy 'estargz by CRI' "$ESGZ" cri_pull
+  # CRI names an image by its id too.
+  for name in $("${CTR[@]}" images ls -q | grep -vx "$ESGZ"); do "${CTR[@]}" images rm "$name" >/dev/null; done
+  gone 'an image of CRI' "$ESGZ"
+  CTR=("${plain[@]}")
+}
+
 # lazy NAME IMAGE PULL...: we bring the layers.
 lazy() {
   local name=$1 image=$2; shift 2
@@ -183,6 +209,7 @@ before_transfer() {
   else
     say "SKIPPED (needs Go 1.21 or later, which Debian 12 has not): ctr-remote with containerd $1"
   fi
+  of_kubelet
   finish
 }
 
@@ -191,6 +218,7 @@ before_transfer 1.7 "$TRIXIE"
 
 begin 2.1 3 "$SID"
 unpacked "$GZIP" "${CTR[@]}" images pull --local --plain-http --snapshotter lazarette
+of_kubelet
 lazy gzip "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
 gone 'a lazy image' "$GZIP"
 lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
