@@ -95,6 +95,11 @@ impl LayerBuilder {
         Arc::new(FakeData::new(self.data.clone()))
     }
 
+    /// The bytes of that data.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.data.clone()
+    }
+
     /// Where the content of a file is in the data.
     pub(crate) fn range(&self, path: &str) -> ByteRange {
         let entry = self
