@@ -1,12 +1,11 @@
 //! From layer indexes to mountable root file systems.
 //!
 //! A [`tree`] is the immutable inode tree of one layer, [`erofs`] writes it as an image the
-//! kernel can mount, [`fuse`] mounts it with contents that arrive when they are read,
-//! [`overlay`] stacks such mounts and local directories
-//! into snapshots whose records live in a [`metastore`], and [`cleanup`] leaves nothing
-//! behind, also after a crash. [`grpc`] serves snapshots to containerd, which may let us
-//! bring layers by the protocol of [`remote`]. This crate knows nothing of registries, images or
-//! containers.
+//! kernel can mount, [`fuse`] mounts either with contents that arrive when they are read,
+//! [`overlay`] stacks such mounts and local directories into snapshots whose records live in
+//! a [`metastore`], and [`cleanup`] leaves nothing behind, also after a crash. [`grpc`] serves
+//! snapshots to containerd, which may let us bring layers by the protocol of [`remote`]. This
+//! crate knows nothing of registries, images or containers.
 
 pub mod cleanup;
 pub mod data;

@@ -67,6 +67,13 @@ pub(crate) fn sync_file_system(dir: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::syncfs(dir)?)
 }
 
+/// Has the kernel read a part of `file` into its cache, without waiting for it.
+pub(crate) fn read_early(file: &std::fs::File, offset: u64, len: u64) -> io::Result<()> {
+    let len = std::num::NonZeroU64::new(len);
+    let advice = rustix::fs::Advice::WillNeed;
+    Ok(rustix::fs::fadvise(file, offset, len, advice)?)
+}
+
 /// A descriptor that only names the directory `path`.
 pub(crate) fn open_path(path: &Path) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};

@@ -22,6 +22,29 @@ pub(crate) fn must_be_root(test: &str) -> bool {
     sys::is_root()
 }
 
+/// Makes two tests, for root, of each function that takes a backend.
+macro_rules! on_each_backend {
+    ($($name:ident)*) => {
+        on_each_backend!(@ through_fuse Fuse $($name)*);
+        on_each_backend!(@ through_erofs Erofs $($name)*);
+    };
+    (@ $module:ident $backend:ident $($name:ident)*) => {
+        mod $module {
+            use crate::fuse::Backend;
+            $(
+                #[test]
+                fn $name() {
+                    let test = concat!(stringify!($module), "::", stringify!($name));
+                    if crate::test_util::must_be_root(test) {
+                        super::$name(Backend::$backend);
+                    }
+                }
+            )*
+        }
+    };
+}
+pub(crate) use on_each_backend;
+
 /// A layer that is being made up, with its data.
 pub(crate) struct LayerBuilder {
     name: &'static str,

@@ -22,13 +22,16 @@ use lazarette_fetcher::source::BlobSource;
 use lazarette_fetcher::store::Store;
 use lazarette_fetcher::test_util::{FaultySource, MemorySource};
 use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference};
-use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts};
+use lazarette_snapshotter::fuse::{Backend, FuseOptions, LayerMount, LayerMounts};
 use lazarette_snapshotter::tree::Tree;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 /// Tries of something that random faults may break: enough that a fault-free one comes.
 const TRIES_MAX: usize = 200;
+
+/// What shows the layers, in turn.
+const BACKENDS: [Backend; 2] = [Backend::Fuse, Backend::Erofs];
 
 /// Content of every file by its path in the layer.
 type Content = BTreeMap<String, Vec<u8>>;
@@ -176,10 +179,14 @@ impl Node {
         panic!("{} cannot be opened", blob.name);
     }
 
-    fn mount(&self, layer: &Arc<Layer>) -> Arc<LayerMount> {
+    fn mount(&self, layer: &Arc<Layer>, backend: Backend) -> Arc<LayerMount> {
         let handle = self.runtime.handle().clone();
         let dir = self.dir.path().join("mounts");
-        let mounts = LayerMounts::new(dir, handle, FuseOptions::default());
+        let options = FuseOptions {
+            backend,
+            ..FuseOptions::default()
+        };
+        let mounts = LayerMounts::new(dir, handle, options);
         let tree = Arc::new(Tree::build(layer.index()).unwrap());
         let digest = layer.index().blob_digest;
         mounts.mount(digest, tree, Arc::clone(layer) as _).unwrap()
@@ -236,14 +243,15 @@ fn privileged_bits_that_flip_on_the_way_are_never_read() {
     let content = content();
     let mut dropped = 0;
     for blob in blobs(&content) {
-        for seed in 0..3 {
+        for (seed, backend) in BACKENDS.into_iter().cycle().take(4).enumerate() {
             let memory = MemorySource::new();
             memory.add_blob(blob.bytes.clone());
-            let faulty: Arc<dyn BlobSource> = Arc::new(FaultySource::seeded(memory, seed, 3));
+            let faulty: Arc<dyn BlobSource> =
+                Arc::new(FaultySource::seeded(memory, seed as u64, 3));
             let node = Node::new();
             let layer = node.open(&blob, &faulty);
-            let mount = node.mount(&layer);
-            let what = format!("{} with seed {seed}", blob.name);
+            let mount = node.mount(&layer, backend);
+            let what = format!("{} with seed {seed}, {backend:?}", blob.name);
             let clean = (0..TRIES_MAX).any(|_| {
                 let failed = std::thread::scope(|scope| {
                     let reader = || read_everything(mount.path(), &content, &what);
@@ -276,7 +284,8 @@ fn privileged_bits_that_flipped_on_the_disk_are_never_read() {
         let source: Arc<dyn BlobSource> = Arc::new(memory);
         let node = Node::new();
         let mut rng = StdRng::seed_from_u64(11);
-        for round in 0..6 {
+        for round in 0..8 {
+            let backend = BACKENDS[round / 4];
             let layer = node.open(&blob, &source);
             node.runtime.block_on(layer.fill_all()).unwrap();
             node.runtime.block_on(layer.close()).unwrap();
@@ -294,11 +303,11 @@ fn privileged_bits_that_flipped_on_the_disk_are_never_read() {
                 byte[0] ^= 1_u8 << rng.random_range(0..8);
                 file.write_all_at(&byte, at).unwrap();
             }
-            let what = format!("{} in round {round}", blob.name);
+            let what = format!("{} in round {round}, {backend:?}", blob.name);
             // Where an index was damaged, reads may fail until the layer is opened anew.
             let clean = (0..2).any(|_| {
                 let layer = node.open(&blob, &source);
-                let mount = node.mount(&layer);
+                let mount = node.mount(&layer, backend);
                 let clean = (0..3).any(|_| read_everything(mount.path(), &content, &what) == 0);
                 drop(mount);
                 node.runtime.block_on(layer.close()).unwrap();

@@ -61,7 +61,8 @@ end_tasks() {
   done >/dev/null 2>&1
 }
 
-fuse_mounts() { awk -v d="$DIR/run/" 'index($5, d) == 1' /proc/self/mountinfo | wc -l; }
+# A layer may be two file systems on one mountpoint.
+fuse_mounts() { awk -v d="$DIR/run/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -u | wc -l; }
 snapshots() { "${CTR[@]}" snapshots --snapshotter lazarette ls | sed 1d; }
 remote_snapshots() {
   local key

@@ -5,6 +5,7 @@
 //! may read the file; it is us the registry refuses), nor `ENOENT` (the file exists), nor
 //! `EAGAIN` or `ETIMEDOUT` (a regular file never blocks). A full disk is told apart,
 //! because whoever sees the program's "No space left on device" can cure it on the spot.
+//! EROFS over FUSE makes `EIO` of that, too; the log has the reason.
 
 use fuser::Errno;
 use lazarette_fetcher::Error;

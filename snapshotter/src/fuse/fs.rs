@@ -1,14 +1,12 @@
 //! The FUSE operations of one layer.
 //!
 //! Invariant: a request is answered from memory or the local disk, or handed to
-//! [`Misses`]; nothing here waits for anything else. The tree never changes, so every
+//! a task ([`Reader`]); nothing here waits for anything else. The tree never changes, so every
 //! answer may be cached for good, and neither files nor directories need to be opened.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuser::{
@@ -19,60 +17,21 @@ use fuser::{
 use lazarette_fetcher::types::ByteRange;
 
 use super::attr;
-use super::errno;
-use super::miss::Misses;
+use super::miss::Wanted;
+use super::reader::Reader;
+use super::session;
 use crate::tree::{InodeRef, Kind, NAME_LEN_MAX, Tree};
 
 /// How long the kernel may keep an answer: a year, that is until it needs the memory.
 const TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Read requests the kernel may send ahead at a time.
-const BACKGROUND_MAX: u16 = 64;
-
-/// Largest read in bytes the kernel may ask for at once (it calls this the largest write).
-const READ_MAX: u32 = 1 << 20;
-
 /// Generation of every inode: numbers are never reused.
 const GENERATION: Generation = Generation(0);
-
-/// What a mount has answered so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FuseStats {
-    /// Names looked up; the kernel remembers the answers.
-    pub lookups: u64,
-    /// Read requests, each up to the read-ahead window.
-    pub reads: u64,
-    /// Bytes those asked for, within the files.
-    pub read_bytes: u64,
-    /// Reads that had to wait for data.
-    pub misses: u64,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    lookups: AtomicU64,
-    reads: AtomicU64,
-    read_bytes: AtomicU64,
-    misses: AtomicU64,
-}
-
-impl Counters {
-    pub(super) fn stats(&self) -> FuseStats {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        FuseStats {
-            lookups: get(&self.lookups),
-            reads: get(&self.reads),
-            read_bytes: get(&self.read_bytes),
-            misses: get(&self.misses),
-        }
-    }
-}
 
 /// One layer as a file system.
 pub(super) struct LayerFs {
     tree: Arc<Tree>,
-    misses: Misses,
-    counters: Arc<Counters>,
+    reader: Reader,
     /// Whether this kernel takes `ENOSYS` from open as "never ask again".
     skips_open: bool,
     /// The same for opendir.
@@ -80,11 +39,10 @@ pub(super) struct LayerFs {
 }
 
 impl LayerFs {
-    pub(super) fn new(tree: Arc<Tree>, misses: Misses, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(tree: Arc<Tree>, reader: Reader) -> Self {
         Self {
             tree,
-            misses,
-            counters,
+            reader,
             skips_open: false,
             skips_opendir: false,
         }
@@ -92,10 +50,6 @@ impl LayerFs {
 
     fn inode(&self, ino: INodeNo) -> Option<InodeRef<'_>> {
         self.tree.get(ino.0)
-    }
-
-    fn count(counter: &AtomicU64, by: u64) {
-        counter.fetch_add(by, Ordering::Relaxed);
     }
 }
 
@@ -141,29 +95,25 @@ fn entries_from(
 
 impl Filesystem for LayerFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for wish in [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        ] {
-            if config.add_capabilities(wish).is_err() {
-                tracing::debug!(capability = ?wish, "this kernel's fuse lacks a capability");
-            }
-        }
+        session::negotiate(
+            config,
+            &[
+                InitFlags::FUSE_ASYNC_READ,
+                InitFlags::FUSE_PARALLEL_DIROPS,
+                InitFlags::FUSE_CACHE_SYMLINKS,
+                InitFlags::FUSE_DO_READDIRPLUS,
+                InitFlags::FUSE_READDIRPLUS_AUTO,
+                InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            ],
+        );
         let mut add = |flag| config.add_capabilities(flag).is_ok();
         self.skips_open = add(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.skips_opendir = add(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        // The error of each is the nearest value allowed; the default then stays.
-        let _ = config.set_max_background(BACKGROUND_MAX);
-        let _ = config.set_max_write(READ_MAX);
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        Self::count(&self.counters.lookups, 1);
+        self.reader.counters().lookup();
         if name.len() > NAME_LEN_MAX {
             return reply.error(Errno::ENAMETOOLONG);
         }
@@ -207,32 +157,11 @@ impl Filesystem for LayerFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        thread_local! {
-            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
-        Self::count(&self.counters.reads, 1);
         let inode = self.inode(ino).ok_or(Errno::ESTALE);
-        let range = match inode.and_then(|inode| wanted(inode, offset, size)) {
-            Ok(range) => range,
-            Err(errno) => return reply.error(errno),
-        };
-        Self::count(&self.counters.read_bytes, range.len());
-        // At most `size`, which the kernel keeps under READ_MAX.
-        let len = usize::try_from(range.len()).unwrap_or(0);
-        BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(len, 0);
-            match self.misses.data().try_read(range.start(), buffer) {
-                Ok(true) => reply.data(buffer),
-                Ok(false) => {
-                    Self::count(&self.counters.misses, 1);
-                    self.misses.hand_over(range, reply);
-                }
-                Err(error) => {
-                    tracing::warn!(%range, %error, "read failed");
-                    reply.error(errno::of(&error));
-                }
-            }
-        });
+        match inode.and_then(|inode| wanted(inode, offset, size)) {
+            Ok(range) => self.reader.answer(Wanted { range, zeros: 0 }, reply),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

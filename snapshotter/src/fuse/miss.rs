@@ -24,6 +24,15 @@ const WAITING_MAX: usize = 16_384;
 /// after it; three times in a row means the budget cannot hold a single read.
 const FILLS_MAX: usize = 3;
 
+/// What a read is answered with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// Bytes of the layer's data.
+    pub(super) range: ByteRange,
+    /// Zeros behind them.
+    pub(super) zeros: usize,
+}
+
 /// What a mount needs to answer its misses.
 pub(super) struct Misses {
     handle: Handle,
@@ -56,8 +65,9 @@ impl Misses {
         &*self.data
     }
 
-    /// Takes over a read of `range`; returns at once.
-    pub(super) fn hand_over(&self, range: ByteRange, reply: ReplyData) {
+    /// Takes over a read; returns at once.
+    pub(super) fn hand_over(&self, wanted: Wanted, reply: ReplyData) {
+        let Wanted { range, zeros } = wanted;
         let Some(seat) = Seat::take(&self.waiting) else {
             tracing::warn!(layer = &*self.what, "too many reads wait for data");
             return reply.error(Errno::EIO);
@@ -76,7 +86,10 @@ impl Misses {
                 }),
             };
             match outcome {
-                Ok(bytes) => reply.data(&bytes),
+                Ok(mut bytes) => {
+                    bytes.resize(bytes.len().saturating_add(zeros), 0);
+                    reply.data(&bytes);
+                }
                 Err(errno) => reply.error(errno),
             }
         });

@@ -9,70 +9,25 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak, mpsc};
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
-use fuser::{Config, MountOption, Session, SessionACL};
 use lazarette_fetcher::types::Digest;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::fs::{Counters, FuseStats, LayerFs};
+use super::fs::LayerFs;
 use super::miss::Misses;
+use super::options::{Backend, FuseOptions};
+use super::read_ahead::{Knob, ReadAhead};
+use super::reader::{Counters, FuseStats, Reader};
+use super::session::{self, Threads};
+use super::stack::{self, ImageBytes, Stack};
 use crate::data::LayerData;
 use crate::tree::Tree;
 use crate::{Error, Result, sys};
-
-/// The name that `mount` and `df` show.
-const NAME: &str = "lazarette";
-
-/// How long dropping a mount waits for its threads after the kernel let go of it. They
-/// end at once unless another Linux namespace or an overlay still holds the file system.
-const JOIN_WAIT: Duration = Duration::from_millis(500);
-
-/// How layers are mounted.
-#[derive(Debug, Clone, Copy)]
-pub struct FuseOptions {
-    /// Threads that answer requests of one mount. They share nothing but the tree.
-    pub threads: usize,
-}
-
-/// The kernel's read-ahead window of a mount. It is also what one page fault of a mapped
-/// file reads around it, bytes that nobody asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadAhead {
-    /// Hardly more than is asked for: where what is read is recorded, or was, a page too
-    /// many is a chunk too many.
-    Narrow,
-    /// Few round trips to this process, and fewer to the registry.
-    Wide,
-}
-
-impl ReadAhead {
-    fn kib(self) -> u32 {
-        match self {
-            Self::Narrow => 32,
-            // Twice the kernel's usual.
-            Self::Wide => 256,
-        }
-    }
-}
-
-impl Default for FuseOptions {
-    /// Two to four threads by the machine.
-    fn default() -> Self {
-        let cores = thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self {
-            threads: cores.clamp(2, 4),
-        }
-    }
-}
 
 /// All layers that this process has mounted. Clones share them.
 #[derive(Clone)]
@@ -87,6 +42,8 @@ struct Inner {
     slots: Mutex<HashMap<Digest, Arc<Slot>>>,
     /// Tells the directories of a layer's successive mounts apart.
     sequence: AtomicU64,
+    /// Set once the kernel has refused EROFS: it would again.
+    refused: AtomicBool,
 }
 
 type Slot = Mutex<Weak<LayerMount>>;
@@ -102,6 +59,7 @@ impl LayerMounts {
                 options,
                 slots: Mutex::default(),
                 sequence: AtomicU64::new(0),
+                refused: AtomicBool::new(false),
             }),
         }
     }
@@ -109,8 +67,9 @@ impl LayerMounts {
     /// Mounts a layer, or returns the mount it has. Takes milliseconds and blocks for them.
     ///
     /// # Errors
-    /// `Environment` when this process may not mount FUSE, saying what to do; `Mount` when
-    /// the kernel refuses.
+    /// `Environment` when this process may not mount FUSE, or was told to use nothing but
+    /// EROFS and the layer does not fit in it, saying what to do; `Mount` when the kernel
+    /// refuses.
     pub fn mount(
         &self,
         blob_digest: Digest,
@@ -144,29 +103,101 @@ impl LayerMounts {
         data: Arc<dyn LayerData>,
     ) -> Result<LayerMount> {
         check_environment()?;
+        if let Some(image) = self.image(blob_digest, &tree)? {
+            match self.mount_image(blob_digest, image, Arc::clone(&data)) {
+                Err(error) if self.inner.options.backend == Backend::Auto => {
+                    self.inner.refused.store(true, Ordering::Relaxed);
+                    tracing::info!(%error, "layers are served by fuse alone: erofs was refused");
+                }
+                mounted => return mounted,
+            }
+        }
+        let (draft, reader) = self.draft(blob_digest, data)?;
+        let fs = LayerFs::new(tree, reader);
+        let threads = session::mount(fs, &draft.path, self.inner.options)?;
+        let knob = Knob::of_fuse(&draft.path);
+        tracing::debug!(digest = %blob_digest, path = %draft.path.display(), "layer mounted through fuse");
+        Ok(draft.mounted(1, threads, knob))
+    }
+
+    fn mount_image(
+        &self,
+        blob_digest: Digest,
+        image: ImageBytes,
+        data: Arc<dyn LayerData>,
+    ) -> Result<LayerMount> {
+        let (draft, reader) = self.draft(blob_digest, data)?;
+        let options = self.inner.options;
+        let Stack { threads, knob } = stack::mount(image, reader, &draft.path, options)?;
+        tracing::debug!(digest = %blob_digest, path = %draft.path.display(), "layer mounted through erofs");
+        Ok(draft.mounted(stack::MOUNTS, threads, knob))
+    }
+
+    /// Makes the directory for a mount, and what answers its reads.
+    fn draft(&self, blob_digest: Digest, data: Arc<dyn LayerData>) -> Result<(Draft, Reader)> {
         let sequence = self.inner.sequence.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}.{sequence}", blob_digest.file_name());
         let path = self.inner.root.join(name);
         fs::create_dir_all(&path).map_err(|source| Error::io("create", &path, source))?;
-
         let counters = Arc::new(Counters::default());
         let (close, closed) = watch::channel(false);
         let handle = self.inner.handle.clone();
         let what = Arc::from(blob_digest.to_string());
         let misses = Misses::new(handle, data, closed, what);
-        let fs = LayerFs::new(tree, misses, Arc::clone(&counters));
-        let session = Session::new(fs, &path, &config(self.inner.options))
-            .map_err(|source| abandon(&path, "mount fuse at", source))?;
-        let threads = spawn(session).map_err(|source| abandon(&path, "serve fuse at", source))?;
-        set_read_ahead(&path, ReadAhead::Wide);
-        tracing::debug!(digest = %blob_digest, path = %path.display(), "layer mounted");
-        Ok(LayerMount {
+        let reader = Reader::new(misses, Arc::clone(&counters));
+        let draft = Draft {
             blob_digest,
             path,
             counters,
             close,
+        };
+        Ok((draft, reader))
+    }
+
+    /// The image to mount, unless FUSE alone is to serve the layer.
+    fn image(&self, blob_digest: Digest, tree: &Tree) -> Result<Option<ImageBytes>> {
+        let refused = self.inner.refused.load(Ordering::Relaxed);
+        match (self.inner.options.backend, refused) {
+            (Backend::Fuse, _) | (Backend::Auto, true) => return Ok(None),
+            (Backend::Erofs, _) | (Backend::Auto, false) => {}
+        }
+        match stack::image(tree) {
+            Ok(image) => Ok(Some(image)),
+            Err(unfit) if self.inner.options.backend == Backend::Auto => {
+                tracing::info!(digest = %blob_digest, error = %unfit, "layer is served by fuse alone");
+                Ok(None)
+            }
+            Err(unfit) => Err(Error::Environment {
+                op: "mount a layer through erofs",
+                detail: format!(
+                    "layer {blob_digest}: {unfit}; use the backend \"fuse\" or \"auto\""
+                ),
+            }),
+        }
+    }
+}
+
+/// A mount that is being made.
+struct Draft {
+    blob_digest: Digest,
+    path: PathBuf,
+    counters: Arc<Counters>,
+    close: watch::Sender<bool>,
+}
+
+impl Draft {
+    fn mounted(self, mounts: usize, threads: Threads, knob: Option<Knob>) -> LayerMount {
+        let mount = LayerMount {
+            blob_digest: self.blob_digest,
+            path: self.path,
+            mounts,
+            knob,
+            counters: self.counters,
+            close: self.close,
             threads: Mutex::new(Some(threads)),
-        })
+        };
+        mount.read_ahead(ReadAhead::Wide);
+        mount
     }
 }
 
@@ -174,6 +205,9 @@ impl LayerMounts {
 pub struct LayerMount {
     blob_digest: Digest,
     path: PathBuf,
+    /// How many file systems lie on that path, one over the other.
+    mounts: usize,
+    knob: Option<Knob>,
     counters: Arc<Counters>,
     close: watch::Sender<bool>,
     /// Locked by nobody but the drop: what it holds may be sent but not shared.
@@ -193,7 +227,9 @@ impl LayerMount {
 
     /// Changes the window of files that are opened from now on.
     pub fn read_ahead(&self, window: ReadAhead) {
-        set_read_ahead(&self.path, window);
+        if let Some(knob) = &self.knob {
+            knob.set(window);
+        }
     }
 
     /// What it has answered so far.
@@ -207,9 +243,15 @@ impl Drop for LayerMount {
     /// still open keep what is present until they are closed.
     fn drop(&mut self) {
         self.close.send_replace(true);
-        let unmounted = sys::unmount(&self.path).is_ok();
-        if !unmounted && let Err(error) = sys::detach(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "layer cannot be unmounted");
+        let mut unmounted = true;
+        for _ in 0..self.mounts {
+            if sys::unmount(&self.path).is_ok() {
+                continue;
+            }
+            unmounted = false;
+            if let Err(error) = sys::detach(&self.path) {
+                tracing::warn!(path = %self.path.display(), %error, "layer cannot be unmounted");
+            }
         }
         if let Some(threads) = self.threads.get_mut().take()
             && unmounted
@@ -220,62 +262,6 @@ impl Drop for LayerMount {
             tracing::warn!(path = %self.path.display(), %error, "mountpoint cannot be removed");
         }
     }
-}
-
-/// The threads that serve one mount.
-struct Threads {
-    ended: mpsc::Receiver<()>,
-    supervisor: thread::JoinHandle<()>,
-}
-
-impl Threads {
-    /// Waits a moment for the end; threads that the kernel still needs end by themselves.
-    fn join(self) {
-        if self.ended.recv_timeout(JOIN_WAIT) == Err(mpsc::RecvTimeoutError::Timeout) {
-            tracing::debug!("layer is still in use elsewhere");
-        } else if self.supervisor.join().is_err() {
-            tracing::warn!("fuse thread panicked");
-        }
-    }
-}
-
-fn spawn(session: Session<LayerFs>) -> io::Result<Threads> {
-    let (end, ended) = mpsc::channel();
-    let supervisor = thread::Builder::new()
-        .name("laz-fuse".to_owned())
-        .spawn(move || {
-            if let Err(error) = session.run() {
-                tracing::warn!(%error, "fuse session failed");
-            }
-            // Nobody listens when the mount was detached.
-            let _ = end.send(());
-        })?;
-    Ok(Threads { ended, supervisor })
-}
-
-fn config(options: FuseOptions) -> Config {
-    let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(NAME.to_owned()),
-        MountOption::Subtype(NAME.to_owned()),
-        MountOption::RO,
-        MountOption::DefaultPermissions,
-        // Images hold device nodes and set-uid programs; containers decide about them.
-        MountOption::Dev,
-        MountOption::Suid,
-    ];
-    config.acl = SessionACL::All;
-    config.n_threads = Some(options.threads.max(1));
-    config.clone_fd = true;
-    config
-}
-
-/// Takes back what a failed mount left.
-fn abandon(path: &Path, op: &'static str, source: io::Error) -> Error {
-    // Not mounted is what is hoped for; the error that matters is the first one.
-    let _ = sys::detach(path);
-    let _ = fs::remove_dir(path);
-    Error::mount(op, path, source)
 }
 
 fn check_environment() -> Result<()> {
@@ -299,17 +285,5 @@ fn check_environment() -> Result<()> {
                  a container pass the device (--device /dev/fuse)"
             ),
         }),
-    }
-}
-
-/// Without it all works the same.
-fn set_read_ahead(path: &Path, window: ReadAhead) {
-    let set = || {
-        let (major, minor) = sys::split_dev(fs::metadata(path)?.dev());
-        let knob = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        fs::write(knob, window.kib().to_string())
-    };
-    if let Err(error) = set() {
-        tracing::debug!(path = %path.display(), %error, "read-ahead stays as it is");
     }
 }

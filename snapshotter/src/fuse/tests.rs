@@ -1,17 +1,34 @@
-//! Real FUSE mounts over data that a test holds back, breaks and releases.
+//! Real mounts over data that a test holds back, breaks and releases: the same tests for
+//! FUSE alone and for EROFS over FUSE.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use lazarette_fetcher::index::{FileKind, Timestamp};
 
-use super::{FuseOptions, LayerMount, LayerMounts};
+use super::{Backend, FuseOptions, LayerMount, LayerMounts, ReadAhead};
 use crate::sys;
-use crate::test_util::{FakeData, LayerBuilder, must_be_root};
+use crate::test_util::{FakeData, LayerBuilder, must_be_root, on_each_backend};
+
+on_each_backend! {
+    privileged_shows_exact_attributes
+    privileged_lists_large_directories_and_remembers_absent_names
+    privileged_extended_attributes_follow_the_calls_rules
+    privileged_reads_the_right_bytes_by_every_way
+    privileged_many_threads_read_many_files
+    privileged_slow_misses_do_not_delay_warm_reads
+    privileged_a_failed_fill_is_an_error_once_and_not_remembered
+    privileged_reading_ahead_waits_for_nothing
+    privileged_the_kernel_reads_as_far_ahead_as_it_is_told
+    privileged_one_mount_per_layer_until_the_last_user_goes
+    privileged_unmounts_under_open_files_and_waiting_reads
+    privileged_other_users_see_what_the_modes_allow
+}
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -20,14 +37,17 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Self {
+    fn new(backend: Backend) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
-        let options = FuseOptions::default();
+        let options = FuseOptions {
+            backend,
+            ..FuseOptions::default()
+        };
         let mounts = LayerMounts::new(dir.path(), runtime.handle().clone(), options);
         Self {
             dir,
@@ -53,12 +73,8 @@ impl Fixture {
     }
 }
 
-#[test]
-fn privileged_shows_exact_attributes() {
-    if !must_be_root("privileged_shows_exact_attributes") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_shows_exact_attributes(backend: Backend) {
+    let fixture = Fixture::new(backend);
     let mut layer = LayerBuilder::new("attributes");
     layer.dir("etc").mode = 0o1770;
     let su = layer.file("bin/su", b"#!");
@@ -80,7 +96,10 @@ fn privileged_shows_exact_attributes() {
     let su = at("bin/su");
     assert_eq!((su.mode() & 0o7777, su.uid(), su.gid()), (0o4755, 12, 34));
     assert_eq!((su.mtime(), su.mtime_nsec()), (-2, 800_000_001));
-    assert_eq!((su.size(), su.blocks(), su.nlink()), (2, 1, 2));
+    assert_eq!((su.size(), su.nlink()), (2, 2));
+    // EROFS counts whole blocks, FUSE what is in them.
+    let blocks = if backend == Backend::Erofs { 8 } else { 1 };
+    assert_eq!(su.blocks(), blocks);
     assert_eq!(at("bin/su2").ino(), su.ino());
     assert_eq!((at("etc").mode() & 0o7777, at("etc").nlink()), (0o1770, 2));
     assert_eq!(at("").nlink(), 4);
@@ -97,23 +116,32 @@ fn privileged_shows_exact_attributes() {
     // A line says who mounted, and that it is read-only.
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let path = mount.path().to_str().unwrap();
-    let line = table.lines().find(|line| line.contains(path)).unwrap();
+    let mut lines = table.lines().filter(|line| line.contains(path));
+    let line = lines.next().unwrap();
     assert!(line.contains("lazarette") && line.contains(" ro"), "{line}");
     assert!(line.contains("default_permissions,allow_other"), "{line}");
+    let over = lines.next();
+    assert_eq!(over.is_some(), backend == Backend::Erofs);
+    assert!(
+        over.is_none_or(|line| line.contains(" - erofs ")),
+        "{over:?}"
+    );
     let error = fs::write(mount.path().join("new"), b"x").unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     let (block, blocks, files, name) = sys::test_support::statfs(mount.path()).unwrap();
-    assert_eq!((block, blocks, files, name), (4096, 1, 8, 255));
+    assert_eq!((block, name), (4096, 255));
+    // EROFS counts the image's blocks, too, and no files.
+    if backend == Backend::Erofs {
+        assert_eq!((blocks, files), (3, u64::MAX));
+    } else {
+        assert_eq!((blocks, files), (1, 8));
+    }
     drop(mount);
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_lists_large_directories_and_remembers_absent_names() {
-    if !must_be_root("privileged_lists_large_directories_and_remembers_absent_names") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_lists_large_directories_and_remembers_absent_names(backend: Backend) {
+    let fixture = Fixture::new(backend);
     let mut layer = LayerBuilder::new("large");
     for number in 0..3000 {
         layer.file(&format!("many/file-with-a-longer-name-{number:05}"), b"");
@@ -143,12 +171,8 @@ fn privileged_lists_large_directories_and_remembers_absent_names() {
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_extended_attributes_follow_the_calls_rules() {
-    if !must_be_root("privileged_extended_attributes_follow_the_calls_rules") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_extended_attributes_follow_the_calls_rules(backend: Backend) {
+    let fixture = Fixture::new(backend);
     let mut layer = LayerBuilder::new("xattrs");
     // Revision 2, effective, CAP_NET_BIND_SERVICE: the kernel checks the form.
     let mut capability = [0; 20];
@@ -192,12 +216,8 @@ fn pattern(len: usize) -> Vec<u8> {
         .collect()
 }
 
-#[test]
-fn privileged_reads_the_right_bytes_by_every_way() {
-    if !must_be_root("privileged_reads_the_right_bytes_by_every_way") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_reads_the_right_bytes_by_every_way(backend: Backend) {
+    let fixture = Fixture::new(backend);
     let mut layer = LayerBuilder::new("bytes");
     let big = pattern(3_000_001);
     layer.file("small", b"hello");
@@ -226,12 +246,8 @@ fn privileged_reads_the_right_bytes_by_every_way() {
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_many_threads_read_many_files() {
-    if !must_be_root("privileged_many_threads_read_many_files") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_many_threads_read_many_files(backend: Backend) {
+    let fixture = Fixture::new(backend);
     let mut layer = LayerBuilder::new("threads");
     let contents: HashMap<String, Vec<u8>> = (0..64)
         .map(|number| (format!("d{}/f{number}", number % 7), pattern(number * 997)))
@@ -253,12 +269,8 @@ fn privileged_many_threads_read_many_files() {
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_slow_misses_do_not_delay_warm_reads() {
-    if !must_be_root("privileged_slow_misses_do_not_delay_warm_reads") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_slow_misses_do_not_delay_warm_reads(backend: Backend) {
+    let fixture = Fixture::new(backend);
     let mut layer = LayerBuilder::new("slow");
     layer.file("warm", b"warm");
     for number in 0..32 {
@@ -289,12 +301,8 @@ fn privileged_slow_misses_do_not_delay_warm_reads() {
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_a_failed_fill_is_an_error_once_and_not_remembered() {
-    if !must_be_root("privileged_a_failed_fill_is_an_error_once_and_not_remembered") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_a_failed_fill_is_an_error_once_and_not_remembered(backend: Backend) {
+    let fixture = Fixture::new(backend);
     let mut layer = LayerBuilder::new("failing");
     layer.file("a", b"content");
     let data = layer.data();
@@ -310,12 +318,63 @@ fn privileged_a_failed_fill_is_an_error_once_and_not_remembered() {
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_one_mount_per_layer_until_the_last_user_goes() {
-    if !must_be_root("privileged_one_mount_per_layer_until_the_last_user_goes") {
-        return;
+fn privileged_the_kernel_reads_as_far_ahead_as_it_is_told(backend: Backend) {
+    let fixture = Fixture::new(backend);
+    let mut layer = LayerBuilder::new("window");
+    layer.file("narrow", &pattern(1 << 20));
+    layer.file("wide", &pattern(1 << 20));
+    let data = layer.data();
+    let mount = fixture.mount(&layer, &data);
+    let mut before = 0;
+    for (name, window, bytes) in [
+        ("narrow", ReadAhead::Narrow, 32 << 10),
+        ("wide", ReadAhead::Wide, 256 << 10),
+    ] {
+        mount.read_ahead(window);
+        let file = File::open(mount.path().join(name)).unwrap();
+        // A fault reads a whole window around it, and waits for its own page.
+        sys::test_support::sum_by_mmap(&file, 1).unwrap();
+        let read = || mount.stats().read_bytes - before;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while read() < bytes && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        assert_eq!(read(), bytes, "{name}");
+        before += bytes;
     }
-    let fixture = Fixture::new();
+    drop(mount);
+    fixture.assert_clean();
+}
+
+fn privileged_reading_ahead_waits_for_nothing(backend: Backend) {
+    let fixture = Fixture::new(backend);
+    let mut layer = LayerBuilder::new("ahead");
+    let content = pattern(200_000);
+    layer.file("a", &content);
+    let data = layer.data();
+    let mount = fixture.mount(&layer, &data);
+    let file = File::open(mount.path().join("a")).unwrap();
+    data.hold();
+    thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel();
+        let file = &file;
+        scope.spawn(move || {
+            sys::read_early(file, 0, 100_000).unwrap();
+            done.send(()).unwrap();
+        });
+        data.wait_for_fills(1);
+        // Long enough for any machine; what is released late would be no proof.
+        let returned = is_done.recv_timeout(Duration::from_secs(20));
+        data.release();
+        returned.expect("the kernel reads ahead in the background");
+    });
+    assert_eq!(fs::read(mount.path().join("a")).unwrap(), content);
+    drop((file, mount));
+    fixture.assert_clean();
+}
+
+fn privileged_one_mount_per_layer_until_the_last_user_goes(backend: Backend) {
+    let fixture = Fixture::new(backend);
     let mut layer = LayerBuilder::new("shared");
     layer.file("a", b"a");
     let data = layer.data();
@@ -348,12 +407,8 @@ fn privileged_one_mount_per_layer_until_the_last_user_goes() {
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_unmounts_under_open_files_and_waiting_reads() {
-    if !must_be_root("privileged_unmounts_under_open_files_and_waiting_reads") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_unmounts_under_open_files_and_waiting_reads(backend: Backend) {
+    let fixture = Fixture::new(backend);
     let mut layer = LayerBuilder::new("busy");
     layer.file("warm", b"warm");
     layer.file("cold", b"cold");
@@ -379,12 +434,81 @@ fn privileged_unmounts_under_open_files_and_waiting_reads() {
     fixture.assert_clean();
 }
 
+/// What is mounted at a layer's path, from below.
+fn types_at(path: &Path) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let lines = table
+        .lines()
+        .filter(|line| line.contains(path.to_str().unwrap()));
+    lines
+        .map(|line| {
+            let rest = line.split_once(" - ").unwrap().1;
+            rest.split(' ').next().unwrap().to_owned()
+        })
+        .collect()
+}
+
 #[test]
-fn privileged_other_users_see_what_the_modes_allow() {
-    if !must_be_root("privileged_other_users_see_what_the_modes_allow") {
+fn privileged_what_erofs_cannot_hold_is_served_by_fuse_unless_forbidden() {
+    if !must_be_root("privileged_what_erofs_cannot_hold_is_served_by_fuse_unless_forbidden") {
         return;
     }
-    let fixture = Fixture::new();
+    let fixture = Fixture::new(Backend::Auto);
+    let mut plain = LayerBuilder::new("plain");
+    plain.file("a", b"plain");
+    let mut odd = LayerBuilder::new("odd");
+    odd.file("a", b"odd").xattrs = vec![(b"com.apple.x".to_vec(), b"v".to_vec())];
+    for (layer, types, content) in [
+        (&plain, &["fuse", "erofs"][..], &b"plain"[..]),
+        (&odd, &["fuse"], b"odd"),
+        (&plain, &["fuse", "erofs"], b"plain"),
+    ] {
+        let mount = fixture.mount(layer, &layer.data());
+        assert_eq!(types_at(mount.path()), types);
+        assert_eq!(fs::read(mount.path().join("a")).unwrap(), content);
+    }
+    fixture.assert_clean();
+    let fixture = Fixture::new(Backend::Erofs);
+    let refused = fixture.mounts.mount(odd.digest(), odd.tree(), odd.data());
+    let error = refused.err().unwrap();
+    assert!(error.to_string().contains("com.apple.x"), "{error}");
+    fixture.assert_clean();
+}
+
+#[test]
+fn privileged_where_erofs_is_refused_fuse_serves_from_then_on() {
+    if !must_be_root("privileged_where_erofs_is_refused_fuse_serves_from_then_on") {
+        return;
+    }
+    let mut layer = LayerBuilder::new("refused");
+    layer.file("a", b"content");
+    for backend in [Backend::Auto, Backend::Erofs] {
+        let mut fixture = Fixture::new(backend);
+        // The kernel takes no option as long as this path.
+        let deep = fixture.dir.path().join("d".repeat(250));
+        let options = FuseOptions {
+            backend,
+            ..FuseOptions::default()
+        };
+        fixture.mounts = LayerMounts::new(&deep, fixture.runtime.handle().clone(), options);
+        let mounted = fixture
+            .mounts
+            .mount(layer.digest(), layer.tree(), layer.data());
+        if backend == Backend::Auto {
+            let mount = mounted.unwrap();
+            assert_eq!(types_at(mount.path()), ["fuse"]);
+            assert_eq!(fs::read(mount.path().join("a")).unwrap(), b"content");
+        } else {
+            let error = mounted.err().unwrap();
+            assert!(matches!(error, crate::Error::Mount { .. }), "{error}");
+        }
+        fs::remove_dir(&deep).unwrap();
+        fixture.assert_clean();
+    }
+}
+
+fn privileged_other_users_see_what_the_modes_allow(backend: Backend) {
+    let fixture = Fixture::new(backend);
     fs::set_permissions(fixture.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut layer = LayerBuilder::new("users");
     layer.file("open", b"yes").mode = 0o644;

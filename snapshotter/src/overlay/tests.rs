@@ -11,11 +11,11 @@ use lazarette_fetcher::types::Digest;
 
 use super::execute::Api;
 use super::{Mount, Snapshots, unmount};
-use crate::fuse::{FuseOptions, LayerMount, LayerMounts};
+use crate::fuse::{Backend, FuseOptions, LayerMount, LayerMounts};
 use crate::metastore::{
     Decide, Kind, Labels, MemoryMetastore, Metastore, Record, Records, Relabel, Usage,
 };
-use crate::test_util::{LayerBuilder, must_be_root};
+use crate::test_util::{LayerBuilder, must_be_root, on_each_backend};
 use crate::{Error, Result};
 use parking_lot::Mutex;
 
@@ -157,6 +157,13 @@ fn a_lazy_layer_is_a_committed_snapshot() {
     snapshots.mounts("look", &failing).unwrap_err();
 }
 
+on_each_backend! {
+    privileged_overlay_applies_whiteouts_and_opaque_directories
+    privileged_writes_stay_in_their_snapshot_and_commit_to_a_layer
+    privileged_single_layers_and_no_layers_mount_too
+    privileged_both_mount_apis_mount_the_same
+}
+
 /// Lazy layers, snapshots and one mountpoint in a temporary directory.
 struct Fixture {
     dir: tempfile::TempDir,
@@ -167,7 +174,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Self {
+    fn new(backend: Backend) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -175,7 +182,11 @@ impl Fixture {
             .build()
             .unwrap();
         let handle = runtime.handle().clone();
-        let mounts = LayerMounts::new(dir.path().join("layers"), handle, FuseOptions::default());
+        let options = FuseOptions {
+            backend,
+            ..FuseOptions::default()
+        };
+        let mounts = LayerMounts::new(dir.path().join("layers"), handle, options);
         let snapshots = open(&dir.path().join("root"), &Arc::default());
         fs::create_dir(dir.path().join("target")).unwrap();
         Self {
@@ -254,12 +265,8 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-#[test]
-fn privileged_overlay_applies_whiteouts_and_opaque_directories() {
-    if !must_be_root("privileged_overlay_applies_whiteouts_and_opaque_directories") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_overlay_applies_whiteouts_and_opaque_directories(backend: Backend) {
+    let fixture = Fixture::new(backend);
     two_layers(&fixture);
     fixture
         .snapshots
@@ -283,12 +290,8 @@ fn privileged_overlay_applies_whiteouts_and_opaque_directories() {
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_writes_stay_in_their_snapshot_and_commit_to_a_layer() {
-    if !must_be_root("privileged_writes_stay_in_their_snapshot_and_commit_to_a_layer") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_writes_stay_in_their_snapshot_and_commit_to_a_layer(backend: Backend) {
+    let fixture = Fixture::new(backend);
     two_layers(&fixture);
     let snapshots = &fixture.snapshots;
     snapshots
@@ -325,12 +328,8 @@ fn privileged_writes_stay_in_their_snapshot_and_commit_to_a_layer() {
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_single_layers_and_no_layers_mount_too() {
-    if !must_be_root("privileged_single_layers_and_no_layers_mount_too") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_single_layers_and_no_layers_mount_too(backend: Backend) {
+    let fixture = Fixture::new(backend);
     two_layers(&fixture);
     let snapshots = &fixture.snapshots;
     snapshots
@@ -361,12 +360,8 @@ fn privileged_single_layers_and_no_layers_mount_too() {
     fixture.assert_clean();
 }
 
-#[test]
-fn privileged_both_mount_apis_mount_the_same() {
-    if !must_be_root("privileged_both_mount_apis_mount_the_same") {
-        return;
-    }
-    let fixture = Fixture::new();
+fn privileged_both_mount_apis_mount_the_same(backend: Backend) {
+    let fixture = Fixture::new(backend);
     two_layers(&fixture);
     fixture
         .snapshots
