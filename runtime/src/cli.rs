@@ -60,6 +60,11 @@ async fn dispatch(args: Args, origin: Instant) -> Result<u8, Error> {
     config.source.proxy = ProxySettings::from_env();
     config.root = args.root.or(config.root);
     config.state = args.state.or(config.state);
+    if let Command::Run(run) = &args.command
+        && let Some(name) = run.backend
+    {
+        config.mounts.backend = name.into();
+    }
     let engine = Engine::open(config)?;
     let format = args.output;
     match args.command {

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use lazarette_fetcher::source::SourceConfig;
+use lazarette_snapshotter::fuse::Backend;
 use serde::Deserialize;
 
 use crate::Error;
@@ -35,6 +36,8 @@ pub struct Config {
     pub trust: TrustConfig,
     /// Which layer formats are read.
     pub formats: FormatsConfig,
+    /// How layers are mounted.
+    pub mounts: MountsConfig,
     /// What `lazd` serves to containerd.
     pub snapshotter: SnapshotterConfig,
 }
@@ -45,6 +48,14 @@ pub struct Config {
 pub struct SnapshotterConfig {
     /// Where it listens; without it, `snapshotter.sock` in the state directory.
     pub socket: Option<PathBuf>,
+}
+
+/// How layers are mounted.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MountsConfig {
+    /// What shows a layer's files.
+    pub backend: Backend,
 }
 
 /// Which layer formats are read. Those that an image itself leads to always are.
@@ -178,6 +189,21 @@ mod tests {
             assert_eq!(read(text).unwrap(), Path::new(socket));
         }
         assert!(read("[snapshotter]\nsock = \"/x\"").is_err());
+    }
+
+    #[test]
+    fn backends_have_names() {
+        let read = |text: &str| toml::from_str::<Config>(text).map(|config| config.mounts.backend);
+        assert_eq!(read("").unwrap(), Backend::default());
+        for (name, backend) in [
+            ("auto", Backend::Auto),
+            ("erofs", Backend::Erofs),
+            ("fuse", Backend::Fuse),
+        ] {
+            let text = format!("[mounts]\nbackend = \"{name}\"\n");
+            assert_eq!(read(&text).unwrap(), backend);
+        }
+        assert!(read("[mounts]\nbackend = \"ext4\"\n").is_err());
     }
 
     #[test]

@@ -30,6 +30,7 @@ use lazarette_fetcher::store::{Bounds, Store};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::trust::TrustedKeys;
 use lazarette_fetcher::types::{Digest, Platform, Reference};
+use lazarette_snapshotter::fuse::FuseOptions;
 use lazarette_snapshotter::metastore::{DbMetastore, SnapshotTable};
 use lazarette_snapshotter::overlay::Snapshots;
 
@@ -68,6 +69,7 @@ pub struct Engine {
     /// Bounds what all layers fetch at once.
     fetching: Arc<FetchEngine>,
     formats: FormatsConfig,
+    mounting: FuseOptions,
 }
 
 impl Engine {
@@ -103,6 +105,10 @@ impl Engine {
             keys,
             fetching: FetchEngine::new(EngineConfig::default()),
             formats: config.formats,
+            mounting: FuseOptions {
+                backend: config.mounts.backend,
+                ..FuseOptions::default()
+            },
         }))
     }
 

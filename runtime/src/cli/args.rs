@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use lazarette_fetcher::index::write::{Flavour, Format};
 use lazarette_fetcher::types::Reference;
+use lazarette_snapshotter::fuse::Backend;
 
 use crate::size::parse_size;
 use crate::spec::{Network, Volume};
@@ -111,6 +112,10 @@ pub struct RunArgs {
     /// Neither use what earlier starts read, nor record what this one does
     #[arg(long)]
     pub no_profile: bool,
+    /// What shows the layers' files; auto is erofs where the kernel can, else fuse
+    /// [default: auto, or what the config says]
+    #[arg(long, value_enum)]
+    pub backend: Option<BackendName>,
     /// External OCI runtime (runc, crun, or a path) instead of the built-in one
     #[arg(long, value_name = "RUNTIME")]
     pub runtime: Option<String>,
@@ -146,6 +151,27 @@ impl From<Net> for Network {
         match net {
             Net::Host => Self::Host,
             Net::None => Self::None,
+        }
+    }
+}
+
+/// What shows the layers' files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// EROFS where the kernel can, else FUSE.
+    Auto,
+    /// EROFS, its data served through FUSE.
+    Erofs,
+    /// FUSE alone.
+    Fuse,
+}
+
+impl From<BackendName> for Backend {
+    fn from(name: BackendName) -> Self {
+        match name {
+            BackendName::Auto => Self::Auto,
+            BackendName::Erofs => Self::Erofs,
+            BackendName::Fuse => Self::Fuse,
         }
     }
 }

@@ -28,7 +28,7 @@ use lazarette_fetcher::layer::open::LayerRequest;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::cleanup::{self, RunDir};
-use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts};
+use lazarette_snapshotter::fuse::{LayerMount, LayerMounts};
 use lazarette_snapshotter::metastore::{Content, Kind, Usage};
 use lazarette_snapshotter::overlay::Snapshots;
 use lazarette_snapshotter::remote::{LazyLayers, Wanted};
@@ -76,7 +76,7 @@ impl NodeLayers {
             make_private(&state)?;
             cleanup::cleanup_stale(&state)?;
             let run = RunDir::create(&state, &std::process::id().to_string())?;
-            let mounts = LayerMounts::new(run.path(), handle, FuseOptions::default());
+            let mounts = LayerMounts::new(run.path(), handle, engine.mounting);
             Ok(Arc::new(Self {
                 ahead: Ahead::new(Arc::clone(&engine)),
                 engine,

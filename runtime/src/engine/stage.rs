@@ -13,7 +13,7 @@ use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Digest;
 use lazarette_snapshotter::cleanup::RunDir;
 use lazarette_snapshotter::data::LayerData;
-use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts, ReadAhead};
+use lazarette_snapshotter::fuse::{LayerMount, LayerMounts, ReadAhead};
 use lazarette_snapshotter::metastore::Labels;
 use lazarette_snapshotter::overlay::{self, Chain};
 use lazarette_snapshotter::tree::Tree;
@@ -47,8 +47,7 @@ impl Stage {
             sweep(&engine)?;
             let id = format!("{:012x}", rand::random::<u64>() >> (64 - 4 * ID_HEX));
             let run = RunDir::create(&engine.state.join("runs"), &id)?;
-            let mounts =
-                LayerMounts::new(run.path().join("layers"), handle, FuseOptions::default());
+            let mounts = LayerMounts::new(run.path().join("layers"), handle, engine.mounting);
             Ok(Self {
                 id,
                 mounts,
