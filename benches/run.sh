@@ -31,16 +31,22 @@ workload_of() {
   esac
 }
 
-# parse_options OPTION...: sets IMAGES, SELECTED (links) and OPTIONS for the program.
+# parse_options OPTION...: sets IMAGES, SELECTED (links), SYSTEMS (all if empty) and OPTIONS for the
+# program.
 parse_options() {
-  IMAGES=debian,python,java,nginx SELECTED=loopback,1g OPTIONS=()
+  IMAGES=debian,python,java,nginx SELECTED=loopback,1g SYSTEMS='' OPTIONS=()
   while [ $# -gt 0 ]; do
     case $1 in
       --quick) OPTIONS+=(--rounds 1) ;;
       --all) IMAGES=debian,python,java,nginx,ml SELECTED=loopback,1g,100m ;;
       --images|--links|--systems|--rounds|--reference)
         [ $# -gt 1 ] || die "$1 needs a value"
-        case $1 in --images) IMAGES=$2 ;; --links) SELECTED=$2 ;; *) OPTIONS+=("$1" "$2") ;; esac
+        case $1 in
+          --images) IMAGES=$2 ;;
+          --links) SELECTED=$2 ;;
+          --systems) SYSTEMS=$2; OPTIONS+=("$1" "$2") ;;
+          *) OPTIONS+=("$1" "$2") ;;
+        esac
         shift ;;
       --starts-only) OPTIONS+=("$1") ;;
       *) sed -n '2,/^set /{/^#/p}' "${BASH_SOURCE[0]}" >&2; die "no option '$1'" ;;
@@ -82,11 +88,12 @@ start_optimizer() {
   wait_for 20 "containerd" test -S "$dir/containerd.sock"
 }
 
-# convert NAME: NAME:esgz, and NAME:profiled where this laz can write it; what it cannot, the
-# program finds missing and says so.
+# convert NAME: NAME:esgz, and NAME:profiled if it is measured and this laz can write it; what it
+# cannot, the program finds missing and says so.
 convert() {
   local from=$REGISTRY/$1:gzip period command args
   laz image convert --to estargz "$from" "$REGISTRY/$1:esgz" >&2
+  case ,${SYSTEMS:-laz-converted}, in *,laz-converted,*) ;; *) return 0 ;; esac
   case $(laz image convert --help) in *zstd-chunked*--profile*|*--profile*zstd-chunked*) ;;
     *) say "no $1:profiled: this laz has no image convert --to zstd-chunked --profile"; return 0 ;;
   esac
