@@ -18,8 +18,9 @@ mod mountinfo;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result, sys};
@@ -49,7 +50,9 @@ pub struct Swept {
 }
 
 impl RunDir {
-    /// Makes `<state_dir>/<id>` for this process.
+    /// Makes `<state_dir>/<id>` for this process. Only root looks into it: what is mounted
+    /// there holds set-uid programs of images. Overlay does not need to be let in, it looks
+    /// as whoever mounted it.
     ///
     /// # Errors
     /// `AlreadyExists` when another process lives there or left something that needs a
@@ -66,7 +69,8 @@ impl RunDir {
         let state_dir = canonical(state_dir)?;
         let _guard = lock_state(&state_dir)?;
         let path = state_dir.join(id);
-        fs::create_dir(&path).map_err(|source| match source.kind() {
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => Error::AlreadyExists {
                 key: path.display().to_string(),
             },

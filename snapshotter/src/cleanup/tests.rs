@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -28,6 +29,8 @@ fn a_living_directory_is_left_alone_and_a_dead_one_removed() {
     let state = tempfile::tempdir().unwrap();
     let alive = RunDir::create(state.path(), "alive").unwrap();
     fs::write(alive.path().join("file"), b"x").unwrap();
+    let mode = fs::metadata(alive.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "layers with set-uid programs go there");
     let dead = state.path().join("dead");
     fs::create_dir_all(dead.join("deep/er")).unwrap();
     File::create(dead.join("lock")).unwrap();
