@@ -41,7 +41,8 @@ each_fence() {
 arrows_of() {
   case $1 in
     proto|fetcher) ;;
-    snapshotter) echo fetcher proto ;;
+    mountd) ;;
+    snapshotter) echo fetcher mountd proto ;;
     runtime) echo snapshotter fetcher proto ;;
     benches|*) echo runtime snapshotter fetcher ;;
   esac
@@ -87,14 +88,27 @@ check_fence() {
 
 check_arrows() {
   local tree=$1 manifest crate to
-  for manifest in "$tree"/*/Cargo.toml; do
+  for manifest in "$tree"/*/Cargo.toml "$tree"/*/*/Cargo.toml; do
     [ -e "$manifest" ] || continue
     crate=$(basename "$(dirname "$manifest")")
+    [ "$crate" != fuzz ] || continue
     while read -r to; do
       [[ " $crate $(arrows_of "$crate") " == *" $to "* ]] ||
         breach "$crate/Cargo.toml: $crate does not depend on $to: runtime -> snapshotter -> fetcher, nothing on benches"
     done < <(sed -nE 's/^lazarette-([a-z]+)[. =].*/\1/p' "$manifest")
   done
+}
+
+# The mount server outlives everything: it stays as small as this list.
+MOUNTD_DEPENDENCIES=' crc32fast libc nix parking_lot rustix thiserror '
+
+check_mountd() {
+  local manifest=$1/snapshotter/mountd/Cargo.toml to
+  [ -e "$manifest" ] || return 0
+  while read -r to; do
+    [[ $MOUNTD_DEPENDENCIES == *" $to "* ]] ||
+      breach "snapshotter/mountd/Cargo.toml: the mount server does not depend on $to: it stays small"
+  done < <(sed -nE '/^\[dependencies\]/,/^\[[a-z-]*\]$/ s/^([a-z0-9_-]+)[. =].*/\1/p' "$manifest")
 }
 
 # check TREE: prints the breaches, returns 1 if there are any.
@@ -105,6 +119,7 @@ check() {
   [ -n "$(ls -A "$STRIPPED")" ] || die "no Rust files under $1"
   check_shape "$1"
   check_arrows "$1"
+  check_mountd "$1"
   each_fence check_fence
   [ "$breaches" = 0 ]
 }
@@ -156,6 +171,9 @@ self_test() {
   new_tree; : >"$TREE/fetcher/src/a.rs"; expect 'starts with //!' 'an empty file'
   new_tree; echo 'lazarette-snapshotter.workspace = true' >>"$TREE/fetcher/Cargo.toml"; expect 'not depend on snapshotter' 'an arrow upward'
   new_tree; echo 'lazarette-benches = { path = "../benches" }' >>"$TREE/snapshotter/Cargo.toml"; expect 'not depend on benches' 'an arrow to benches'
+  new_tree; mkdir -p "$TREE/snapshotter/mountd"; printf '[dependencies]\nnix.workspace = true\n[dev-dependencies]\ntempfile.workspace = true\n' >"$TREE/snapshotter/mountd/Cargo.toml"; expect clean 'a small mount server'
+  sed -i '1a tokio.workspace = true' "$TREE/snapshotter/mountd/Cargo.toml"; expect 'not depend on tokio' 'a mount server with a runtime'
+  new_tree; mkdir -p "$TREE/snapshotter/mountd"; printf '[dependencies]\nlazarette-fetcher.workspace = true\n' >"$TREE/snapshotter/mountd/Cargo.toml"; expect 'mountd does not depend on fetcher' 'an arrow from the mount server'
   new_tree; printf '//! T.\nuse zstd::Decoder;\n' >"$TREE/fetcher/src/tests.rs"; expect clean 'a codec in a test'
   each_fence prove_fence
   say "fences self-test: $passed passed, $failed failed"

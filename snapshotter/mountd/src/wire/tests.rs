@@ -1,0 +1,184 @@
+//! Every message there and back, and everything that is none.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn listed() -> Listed {
+    Listed {
+        mount: 3,
+        size: 8192,
+        name: b"sha256:ab".to_vec(),
+        path: b"/run/x".to_vec(),
+    }
+}
+
+fn every_message() -> Vec<Message> {
+    let span = Span::new(4096, 8192).unwrap();
+    let handed = |basis| Handed {
+        listed: listed(),
+        basis,
+        granted: vec![span, Span::new(1 << 40, 1 << 41).unwrap()],
+    };
+    let Listed {
+        size, name, path, ..
+    } = listed();
+    vec![
+        Message::Hello(Role::Daemon),
+        Message::Hello(Role::Successor),
+        Message::Hello(Role::Guest),
+        Message::Mount {
+            request: 9,
+            size,
+            name,
+            path,
+        },
+        Message::Attach {
+            request: 1,
+            mount: 2,
+        },
+        Message::Unmount {
+            request: 1,
+            mount: 2,
+        },
+        Message::Grant {
+            want: 1,
+            mount: 2,
+            number: 3,
+            span,
+        },
+        Message::Failed {
+            want: 1,
+            mount: 2,
+            errno: 5,
+        },
+        Message::Taken,
+        Message::Welcome { mounts: 4 },
+        Message::Listed(listed()),
+        Message::Done {
+            request: 1,
+            mount: 2,
+            errno: 0,
+        },
+        Message::Want {
+            want: 1,
+            mount: 2,
+            span,
+        },
+        Message::Handed(handed(Basis::Lock)),
+        Message::Handed(handed(Basis::Number(7))),
+        Message::HandedAll {
+            next_mount: 5,
+            guarded: true,
+        },
+        Message::HandedAll {
+            next_mount: 5,
+            guarded: false,
+        },
+        Message::Dropped { mount: 5 },
+        Message::HandedByGuard { next_mount: 5 },
+    ]
+}
+
+#[test]
+fn messages_come_back_as_they_went() {
+    for message in every_message() {
+        assert_eq!(decode(&encode(&message)), Ok(message));
+    }
+}
+
+#[test]
+fn a_message_is_golden() {
+    let bytes = encode(&Message::Done {
+        request: 1,
+        mount: 2,
+        errno: 5,
+    });
+    let golden = [
+        b"LZMD".as_slice(),
+        &[1, 0, 34, 0, 20, 0, 0, 0],
+        &bytes[12..16],
+        &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0],
+    ];
+    assert_eq!(bytes, golden.concat());
+}
+
+#[test]
+fn any_cut_or_flipped_byte_is_noticed() {
+    for message in every_message() {
+        let bytes = encode(&message);
+        for cut in 0..bytes.len() {
+            assert!(decode(&bytes[..cut]).is_err(), "{message:?} cut at {cut}");
+        }
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x10;
+            assert!(decode(&bad).is_err(), "{message:?} flipped at {at}");
+        }
+    }
+}
+
+/// A datagram that is right about everything but its body.
+fn sealed(kind: u16, body: &[u8]) -> Vec<u8> {
+    let mut out = Writer(MAGIC.to_vec());
+    out.0.extend_from_slice(&VERSION.to_le_bytes());
+    out.0.extend_from_slice(&kind.to_le_bytes());
+    out.u32(u32::try_from(body.len()).unwrap());
+    let sum = checksum(&out.0, body);
+    out.u32(sum);
+    [out.0, body.to_vec()].concat()
+}
+
+#[test]
+fn limits_hold_behind_a_right_checksum() {
+    let mut empty_span = Writer(Vec::new());
+    empty_span.u64s(&[1, 2, 5, 5]);
+    let mut huge = Writer(Vec::new());
+    huge.u64s(&[1, SIZE_MAX + 1]);
+    huge.text(b"a");
+    huge.text(b"/");
+    let mut relative = Writer(Vec::new());
+    relative.u64s(&[1, 1]);
+    relative.text(b"a");
+    relative.text(b"run/x");
+    let mut many = Writer(Vec::new());
+    many.u64s(&[1, 1]);
+    many.0.push(1);
+    many.u64s(&[0]);
+    many.text(b"a");
+    many.text(b"/");
+    many.u32(u32::MAX);
+    let table = [
+        (1, vec![3], "a role there is not"),
+        (7, vec![0], "more than there should be"),
+        (35, empty_span.0, "an empty span"),
+        (2, huge.0, "a file that cannot be"),
+        (2, relative.0, "a path that is not absolute"),
+        (
+            64,
+            many.0,
+            "more spans than there may be, and than there are",
+        ),
+        (999, vec![], "a kind there is not"),
+    ];
+    for (kind, body, what) in table {
+        assert_eq!(
+            decode(&sealed(kind, &body)),
+            Err(Malformed::Body(kind)),
+            "{what}"
+        );
+    }
+    let mut later = encode(&Message::Taken);
+    later[4] = 2;
+    assert_eq!(decode(&later), Err(Malformed::Foreign), "another version");
+}
+
+proptest! {
+    #[test]
+    fn what_decodes_encodes_the_same(kind in 0..70_u16, body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let bytes = sealed(kind, &body);
+        if let Ok(message) = decode(&bytes) {
+            prop_assert_eq!(encode(&message), bytes);
+        }
+    }
+}
