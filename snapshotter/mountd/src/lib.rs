@@ -3,12 +3,18 @@
 //!
 //! For each layer it serves a file system of one file, the layer's data file ([`fuse`]);
 //! what may be served of it is what a daemon granted ([`state`]), over a socket ([`wire`]).
-//! It parses no trees and fetches nothing.
+//! [`server`] runs that, [`guard`] holds on to everything when the server dies, [`client`]
+//! is the daemon's end. It parses no trees and fetches nothing.
 
+pub mod client;
 mod error;
 pub mod fuse;
+pub mod guard;
+mod log;
 pub mod ranges;
+pub mod server;
 pub mod state;
+mod sys;
 pub mod wire;
 
 pub use error::{Error, Result};

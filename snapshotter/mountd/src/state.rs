@@ -56,8 +56,10 @@ pub struct Read {
     pub mount: u64,
     /// The kernel's number of the request.
     pub unique: u64,
-    /// The bytes, inside the file.
+    /// The bytes of the data file, inside it.
     pub span: Span,
+    /// How many zeros follow them in the answer: the file that is shown is whole blocks.
+    pub zeros: u32,
     /// When it came.
     pub since: Instant,
 }

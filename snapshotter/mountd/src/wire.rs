@@ -84,7 +84,8 @@ pub enum Role {
 pub struct Listed {
     /// Its number at this server.
     pub mount: u64,
-    /// Bytes of the data file, at most [`SIZE_MAX`].
+    /// Bytes of the file that is shown, at most [`SIZE_MAX`]: the data file, up to the end of
+    /// its last block of 4096.
     pub size: u64,
     /// The layer, as the daemon calls it (its digest).
     pub name: Vec<u8>,

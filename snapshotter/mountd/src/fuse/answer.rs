@@ -8,11 +8,14 @@ use super::{FILE, FILE_NAME, Init, Op, READ_MAX, ROOT, Request};
 /// The kernel's second word of features counts.
 pub(super) const INIT_EXT: u64 = 1 << 30;
 const ASYNC_READ: u64 = 1;
+/// Reads of a file that is not cached may be answered in any order, and no signal that the
+/// reader gets meanwhile interrupts them.
+const ASYNC_DIO: u64 = 1 << 15;
 const PARALLEL_DIROPS: u64 = 1 << 18;
 const MAX_PAGES: u64 = 1 << 22;
 const HAS_RESEND: u64 = 1 << 39;
 /// Features we use where the kernel has them.
-const WANTED: u64 = ASYNC_READ | PARALLEL_DIROPS | MAX_PAGES | INIT_EXT | HAS_RESEND;
+const WANTED: u64 = ASYNC_READ | ASYNC_DIO | PARALLEL_DIROPS | MAX_PAGES | INIT_EXT | HAS_RESEND;
 
 const MAJOR: u32 = 7;
 /// What [`init_out`] is laid out for, and all that is used here.
@@ -24,8 +27,9 @@ const TTL_SECONDS: u64 = 365 * 24 * 3600;
 /// What one block of `stat` is, and what the file system calls its block.
 const STAT_BLOCK: u64 = 512;
 const BLOCK_BYTES: u32 = 4096;
-/// Keep what is cached when the file is opened again.
-const KEEP_CACHE: u32 = 1 << 1;
+/// Cache nothing of the file: the EROFS above has a cache of its own, and asks for what a
+/// file of the layer needs and nothing beside it.
+const DIRECT_IO: u32 = 1;
 /// `FUSE_NOTIFY_RESEND`.
 const NOTIFY_RESEND: i32 = 7;
 
@@ -193,11 +197,12 @@ fn init_out(init: &Init) -> Option<Vec<u8>> {
     Some(body.0)
 }
 
-/// `struct fuse_attr` behind `body`.
+/// `struct fuse_attr` behind `body`. Root's alone: the file has the contents of every file
+/// of the layer, whoever may read those.
 fn attr(body: Body, node: u64, size: u64) -> Body {
     let (mode, size) = match node {
-        ROOT => (0o040_555, 0),
-        _ => (0o100_444, size),
+        ROOT => (0o040_500, 0),
+        _ => (0o100_400, size),
     };
     body.u64(node)
         .u64(size)
@@ -225,7 +230,7 @@ fn entry_out(size: u64) -> Vec<u8> {
 }
 
 fn open_out() -> Vec<u8> {
-    Body::default().u64(0).u32(KEEP_CACHE).u32(0).0
+    Body::default().u64(0).u32(DIRECT_IO).u32(0).0
 }
 
 fn statfs_out(size: u64) -> Vec<u8> {

@@ -113,6 +113,7 @@ impl World {
             mount: self.mount,
             unique: self.unique,
             span: page(at),
+            zeros: 0,
             since: self.now,
         };
         self.decide(read);

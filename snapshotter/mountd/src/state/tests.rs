@@ -19,6 +19,7 @@ fn read(mount: u64, unique: u64, span: Span) -> Read {
         mount,
         unique,
         span,
+        zeros: 0,
         since: Instant::now(),
     }
 }

@@ -1,0 +1,108 @@
+//! One end of a connection: messages in, messages out, descriptors beside them.
+//!
+//! Invariant: a message that is received has exactly the descriptors its kind says; all
+//! others are closed. What does not decode is an error and ends the connection.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use crate::wire::{DATAGRAM_BYTES_MAX, Message, decode, encode};
+use crate::{Error, Result, sys};
+
+/// A connection.
+pub struct Connection {
+    socket: OwnedFd,
+}
+
+impl Connection {
+    /// Connects to the server at `path`.
+    ///
+    /// # Errors
+    /// `Closed` when nobody listens there.
+    pub fn connect(path: &Path) -> Result<Self> {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        match sys::connect_to(path) {
+            Ok(socket) => Ok(Self { socket }),
+            Err(e) if matches!(e.kind(), ConnectionRefused | NotFound) => Err(Error::Closed),
+            Err(e) => Err(Error::io("connect to", path, e)),
+        }
+    }
+
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+
+    /// Sends a message, waiting while the other side is slow. Any thread, any number at once.
+    pub fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        debug_assert_eq!(message.descriptors(), fds.len());
+        let sent = sys::send(self.socket.as_fd(), &encode(message), fds, true);
+        sent.map_err(closed)
+    }
+
+    /// The same, not waiting; `false` if it would have had to.
+    pub(crate) fn try_send(&self, datagram: &[u8]) -> Result<bool> {
+        match sys::send(self.socket.as_fd(), datagram, &[], false) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(closed(e)),
+        }
+    }
+
+    /// The next message. Blocks. One thread at a time.
+    pub fn receive(&self) -> Result<(Message, Vec<OwnedFd>)> {
+        loop {
+            match self.receive_now(true) {
+                Ok(Some(received)) => return Ok(received),
+                Ok(None) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next message if there is one.
+    pub(crate) fn try_receive(&self) -> Result<Option<(Message, Vec<OwnedFd>)>> {
+        self.receive_now(false)
+    }
+
+    fn receive_now(&self, patient: bool) -> Result<Option<(Message, Vec<OwnedFd>)>> {
+        let mut buf = vec![0; DATAGRAM_BYTES_MAX];
+        let (len, fds) = match sys::receive(self.socket.as_fd(), &mut buf, patient) {
+            Ok((0, _)) => return Err(Error::Closed),
+            Ok(received) => received,
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                return Err(Error::Protocol("a message is too long"));
+            }
+            Err(e) => return Err(closed(e)),
+        };
+        let message = decode(buf.get(..len).unwrap_or_default())?;
+        if message.descriptors() != fds.len() {
+            return Err(Error::Protocol(
+                "a message has not the descriptors it should have",
+            ));
+        }
+        Ok(Some((message, fds)))
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn closed(error: io::Error) -> Error {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    match error.kind() {
+        BrokenPipe | ConnectionReset | NotConnected => Error::Closed,
+        _ => Error::io("use", "the mount server's socket", error),
+    }
+}

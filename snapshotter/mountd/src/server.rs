@@ -1,0 +1,139 @@
+//! The server: threads that answer the kernel, one that talks to everybody else.
+//!
+//! Invariant: no thread that answers the kernel ever waits for a daemon, and none holds the
+//! lock of the state across a system call. A read is answered exactly once, by whoever took
+//! it out of the state or was told to serve it.
+//!
+//! Locks: `state` and `layers`, each held for a moment, never one within the other.
+
+mod adopt;
+mod control;
+mod layer;
+mod link;
+mod workers;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+use self::adopt::Adopted;
+pub(crate) use self::adopt::{Holding, listen, take};
+use self::control::Control;
+use self::layer::Served;
+use crate::state::State;
+use crate::{Error, Result, sys};
+
+/// How long a read waits for bytes before it fails with `EIO`, unless told otherwise. Longer
+/// than a daemon takes to be upgraded or a node's network to come back, short enough that a
+/// program that will never be served ends.
+pub const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// How a server runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where daemons connect. The guard listens beside it.
+    pub socket: PathBuf,
+    /// How long a read may wait in all.
+    pub wait_max: Duration,
+    /// Threads that answer the kernel, at least one.
+    pub workers: usize,
+    /// Takes over from the server that runs, instead of refusing to be a second one.
+    pub take_over: bool,
+}
+
+/// Why a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Another server was running already.
+    AlreadyRunning,
+    /// A successor has everything.
+    HandedOver,
+}
+
+/// Where the guard of the server at `socket` listens.
+pub fn guard_socket(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".guard");
+    path.into()
+}
+
+/// Runs a server until a successor takes over. Never unmounts by itself.
+pub fn run(config: &Config) -> Result<Ended> {
+    let Some(adopted) = adopt::begin(config)? else {
+        return Ok(Ended::AlreadyRunning);
+    };
+    let shared = Shared::new(config.wait_max)?;
+    let Adopted {
+        handed,
+        next_mount,
+        listener,
+        guard,
+    } = adopted;
+    shared.take_over(handed, next_mount)?;
+    Control::new(shared, config, listener, guard)?.run()
+}
+
+/// What all threads share.
+struct Shared {
+    state: Mutex<State>,
+    layers: RwLock<HashMap<u64, Arc<Served>>>,
+    /// Everything that the kernel sends requests through, and `stop`.
+    epoll: sys::Epoll,
+    /// Rung to have all workers end.
+    stop: sys::Bell,
+    /// Rung when there is a want to be sent.
+    poke: sys::Bell,
+    /// Whether this kernel sends requests again when told to.
+    resends: AtomicBool,
+}
+
+/// The id of `stop`; mounts begin at 1.
+const STOP: u64 = 0;
+
+impl Shared {
+    fn new(wait_max: Duration) -> Result<Arc<Self>> {
+        let err = |e| Error::io("make", "the server's descriptors", e);
+        let shared = Self {
+            state: Mutex::new(State::new(wait_max)),
+            layers: RwLock::default(),
+            epoll: sys::Epoll::new().map_err(err)?,
+            stop: sys::Bell::new().map_err(err)?,
+            poke: sys::Bell::new().map_err(err)?,
+            resends: AtomicBool::new(false),
+        };
+        shared.epoll.add(&shared.stop, STOP).map_err(err)?;
+        Ok(Arc::new(shared))
+    }
+
+    fn layer(&self, mount: u64) -> Option<Arc<Served>> {
+        self.layers.read().get(&mount).cloned()
+    }
+
+    /// Serves a mount from now on.
+    fn insert(&self, served: Served) -> Result<Arc<Served>> {
+        let served = Arc::new(served);
+        self.layers
+            .write()
+            .insert(served.mount, Arc::clone(&served));
+        let added = self.epoll.add(&served.fuse, served.mount);
+        added.map_err(|e| Error::io("wait for requests of", &served.path, e))?;
+        Ok(served)
+    }
+
+    /// Serves it no longer, and answers the reads that wait.
+    fn remove(&self, mount: u64) {
+        let waiting = self.state.lock().unmount(mount);
+        let Some(served) = self.layers.write().remove(&mount) else {
+            return;
+        };
+        for read in waiting {
+            served.refuse(read.unique, layer::EIO);
+        }
+        // It may have been removed when the kernel let go of it.
+        let _ = self.epoll.remove(&served.fuse);
+    }
+}

@@ -1,0 +1,269 @@
+//! System calls of the mount server.
+//!
+//! Invariant: the only file here that names `nix` or `libc`, or says `unsafe`. Every function
+//! does one thing and decides nothing.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::cmsg_space;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::mount::{MntFlags, MsFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::epoll::{EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, socket,
+};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 16;
+/// The byte of a data file that whoever evicts from it has locked; the store names the same
+/// one. No file has such a byte, so no lock on contents can meet it.
+const EVICTION_BYTE: i64 = i64::MAX - 1;
+
+/// A socket of datagrams that listens at `path`, which must not exist.
+pub(crate) fn listen_at(path: &Path) -> io::Result<OwnedFd> {
+    let socket = seqpacket()?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&socket, Backlog::new(BACKLOG)?)?;
+    Ok(socket)
+}
+
+/// A connection to whoever listens at `path`.
+pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let socket = seqpacket()?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
+}
+
+fn seqpacket() -> io::Result<OwnedFd> {
+    let kind = SockType::SeqPacket;
+    Ok(socket(
+        AddressFamily::Unix,
+        kind,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?)
+}
+
+/// The next connection. Blocks unless [`wait`] said that there is one.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+    Ok(owned(fd))
+}
+
+#[expect(unsafe_code, reason = "the kernel gives numbers")]
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: every caller passes a number that the kernel has just made for this process
+    // and that nobody else has seen, so it is open and has no other owner.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Sends one datagram. `WouldBlock` if the other side is slow and `patient` is not set.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    patient: bool,
+) -> io::Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let rights = if raw.is_empty() { &[] } else { &rights[..] };
+    let wait = if patient {
+        MsgFlags::empty()
+    } else {
+        MsgFlags::MSG_DONTWAIT
+    };
+    let flags = wait | MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        rights,
+        flags,
+        None,
+    )?;
+    Ok(())
+}
+
+/// Receives one datagram: its length, 0 when the other side is gone, and its descriptors.
+/// `WouldBlock` if there is none and `patient` is not set.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    buf: &mut [u8],
+    patient: bool,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = cmsg_space!([RawFd; crate::wire::DESCRIPTORS_MAX]);
+    let wait = if patient {
+        MsgFlags::empty()
+    } else {
+        MsgFlags::MSG_DONTWAIT
+    };
+    let flags = wait | MsgFlags::MSG_CMSG_CLOEXEC;
+    let mut iov = [IoSliceMut::new(buf)];
+    let got = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
+    let mut fds = Vec::new();
+    for message in got.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = message {
+            fds.extend(raw.into_iter().map(owned));
+        }
+    }
+    if got
+        .flags
+        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC)
+    {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok((got.bytes, fds))
+}
+
+/// Which of `fds` are ready to be read, or written where that is said; none after `timeout`.
+pub(crate) fn wait(
+    fds: &[(BorrowedFd<'_>, bool)],
+    timeout: Option<Duration>,
+) -> io::Result<Vec<bool>> {
+    let flags = |writes: bool| match writes {
+        true => PollFlags::POLLIN | PollFlags::POLLOUT,
+        false => PollFlags::POLLIN,
+    };
+    let polled = fds.iter();
+    let polled = polled.map(|(fd, writes)| PollFd::new(*fd, flags(*writes)));
+    let mut polled: Vec<PollFd<'_>> = polled.collect();
+    // Rounded up, so that what was waited for is over.
+    let timeout = timeout.map(|time| time.saturating_add(Duration::from_millis(1)));
+    let timeout = timeout.map_or(PollTimeout::NONE, |time| {
+        PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)
+    });
+    match nix::poll::poll(&mut polled, timeout) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect())
+}
+
+/// A counter that wakes who waits for it.
+pub(crate) struct Bell(EventFd);
+
+impl Bell {
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Self(EventFd::from_flags(flags)?))
+    }
+
+    /// From now on it can be read.
+    pub(crate) fn ring(&self) {
+        // It fails only where it has been rung 2^64 times.
+        let _ = self.0.write(1);
+    }
+
+    /// From now on it cannot, until it is rung again.
+    pub(crate) fn hush(&self) {
+        // It fails only where nobody rang.
+        let _ = self.0.read();
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Descriptors that many threads wait for.
+pub(crate) struct Epoll(nix::sys::epoll::Epoll);
+
+impl Epoll {
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = EpollCreateFlags::EPOLL_CLOEXEC;
+        Ok(Self(nix::sys::epoll::Epoll::new(flags)?))
+    }
+
+    /// Waits for `fd`, too, as `id`.
+    pub(crate) fn add(&self, fd: impl AsFd, id: u64) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, id))?)
+    }
+
+    /// Does so no longer.
+    pub(crate) fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(self.0.delete(fd)?)
+    }
+
+    /// The id of one that is ready. Blocks.
+    pub(crate) fn next(&self) -> io::Result<u64> {
+        let mut events = [EpollEvent::empty()];
+        match self
+            .0
+            .wait(&mut events, nix::sys::epoll::EpollTimeout::NONE)
+        {
+            Ok(_) => Ok(events[0].data()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A new session with the kernel's FUSE, not mounted. Reads from it never block.
+pub(crate) fn open_fuse() -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true);
+    options.custom_flags(libc::O_NONBLOCK).open("/dev/fuse")
+}
+
+/// Mounts a session at a directory, read-only. What its file's mode allows is the kernel's to
+/// check, also where another user's file system lies above it.
+pub(crate) fn mount_fuse(fuse: &File, target: &Path) -> io::Result<()> {
+    let fd = fuse.as_raw_fd();
+    let data =
+        format!("fd={fd},rootmode=40500,user_id=0,group_id=0,allow_other,default_permissions");
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let (name, kind) = (Some("lazarette"), Some("fuse.lazarette"));
+    Ok(nix::mount::mount(
+        name,
+        target,
+        kind,
+        flags,
+        Some(data.as_str()),
+    )?)
+}
+
+/// Unmounts `target`; fails with `EBUSY` while anything in it is open.
+pub(crate) fn unmount(target: &Path) -> io::Result<()> {
+    Ok(nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW)?)
+}
+
+/// Takes `target` out of the tree of mounts at once.
+pub(crate) fn detach(target: &Path) -> io::Result<()> {
+    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+    Ok(nix::mount::umount2(target, flags)?)
+}
+
+/// Takes the read lock that keeps everybody from evicting from a data file; `false` if
+/// somebody is evicting. It belongs to the open file: whoever has a duplicate has the lock.
+pub(crate) fn lock_against_evictions(data: &File) -> io::Result<bool> {
+    set_lock(data, libc::F_RDLCK)
+}
+
+/// Gives it back.
+pub(crate) fn unlock(data: &File) -> io::Result<bool> {
+    set_lock(data, libc::F_UNLCK)
+}
+
+fn set_lock(data: &File, kind: i32) -> io::Result<bool> {
+    let short = |number: i32| i16::try_from(number).unwrap_or_default();
+    let lock = libc::flock {
+        l_type: short(kind),
+        l_whence: short(libc::SEEK_SET),
+        l_start: EVICTION_BYTE,
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(data, FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
