@@ -69,7 +69,7 @@ pub use check::{BlobCheck, StoreCheck};
 pub use copy::Copied;
 pub use details::PartialIndex;
 pub use evict::{Bounds, Evicted, Space, Trim};
-pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage, PIN_TIME, Shaped};
+pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage, Lent, PIN_TIME, Shaped, Vouched};
 pub use ingest::LayerIngest;
 
 /// Longest wait for another process that publishes or removes. Those take milliseconds;

@@ -319,7 +319,12 @@ impl Store {
         files.sort_by_key(|(last_read, file)| (*last_read, *file.digest()));
         let mut present: HashMap<Digest, BTreeMap<u32, u64>> = HashMap::new();
         for (_, file) in &files {
-            present.insert(*file.digest(), present_extents(file));
+            // Of one that is kept nothing can be had; to choose it would free nothing.
+            let extents = match file.is_kept() {
+                true => BTreeMap::new(),
+                false => present_extents(file),
+            };
+            present.insert(*file.digest(), extents);
         }
         policy.retain(|(digest, extent)| {
             let of_layer = present.get(digest);

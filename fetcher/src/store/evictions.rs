@@ -44,6 +44,11 @@ impl Evictions {
         read(&self.file).map_err(|e| Error::io("read", &self.path, e))
     }
 
+    /// The file of the number, for another process to read.
+    pub(super) fn lend(&self) -> Result<File> {
+        File::open(&self.path).map_err(|e| Error::io("open", &self.path, e))
+    }
+
     /// Makes it another number, which is returned. Its lock is held for the moment.
     pub(super) fn advance(&self) -> Result<u64> {
         let file = open(&self.path)?;

@@ -14,13 +14,14 @@
 //!
 //! Lock order: `flushing` (held across the syscalls of a flush or an eviction, which it
 //! serialises; a reader takes it only after somebody evicted), then the file lock between
-//! processes, then `holes`, then `due`.
+//! processes, then the right to make holes, which is never waited for, then `holes`, then `due`.
 
 mod check;
 mod copied;
 mod digests;
 mod evict;
 mod flush;
+mod lent;
 mod lock;
 pub(crate) mod pinned;
 mod put;
@@ -52,6 +53,7 @@ use crate::{Error, Result};
 
 pub use check::LayerCheck;
 pub use flush::FlushPolicy;
+pub use lent::{Lent, Vouched};
 pub(super) use lock::{LayerLock, lock_layer, try_lock_layer};
 pub use pinned::PIN_TIME;
 pub(super) use record::write_new;

@@ -7,8 +7,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use nix::fcntl::{AT_FDCWD, FallocateFlags, PosixFadviseAdvice, RenameFlags};
-use nix::fcntl::{fallocate, posix_fadvise, renameat2};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, FallocateFlags, FcntlArg, PosixFadviseAdvice, RenameFlags};
+use nix::fcntl::{fallocate, fcntl, posix_fadvise, renameat2};
+use nix::libc;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, lseek};
 
@@ -41,6 +43,57 @@ pub(super) fn share(from: &File, to: &File, stretch: Stretch) -> io::Result<()> 
     unsafe { ioctl::ficlonerange(to.as_raw_fd(), &raw const range) }
         .map(drop)
         .map_err(io::Error::from)
+}
+
+/// The byte of a data file that whoever makes holes in it has locked. No file has such a
+/// byte, so this meets no lock on contents; it is apart from the locks of whole files.
+/// `laz-mountd` names the same one.
+const EVICTION_BYTE: i64 = i64::MAX - 1;
+
+/// What is asked of the lock against evictions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holes {
+    /// To make holes, and have nobody forbid it meanwhile.
+    Make,
+    /// Nothing any more.
+    Done,
+}
+
+/// Takes or gives back the lock of who makes holes, which belongs to the open file; `false`
+/// if somebody forbids holes, or makes some.
+pub(super) fn lock_holes(data: &File, holes: Holes) -> io::Result<bool> {
+    let kind = match holes {
+        Holes::Make => libc::F_WRLCK,
+        Holes::Done => libc::F_UNLCK,
+    };
+    match fcntl(data, FcntlArg::F_OFD_SETLK(&eviction_byte(kind))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether holes could be made now, as far as others' locks go.
+pub(super) fn may_make_holes(data: &File) -> io::Result<bool> {
+    let mut lock = eviction_byte(libc::F_WRLCK);
+    fcntl(data, FcntlArg::F_OFD_GETLK(&mut lock)).map_err(io::Error::from)?;
+    Ok(i32::from(lock.l_type) == libc::F_UNLCK)
+}
+
+fn eviction_byte(kind: i32) -> libc::flock {
+    let short = |number: i32| i16::try_from(number).unwrap_or_default();
+    libc::flock {
+        l_type: short(kind),
+        l_whence: short(libc::SEEK_SET),
+        l_start: EVICTION_BYTE,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+/// Another open file of the same inode, for reading, whatever its name is by now.
+pub(super) fn reopen(file: &File) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Swaps the names `a` and `b`, both of which must exist on one file system.

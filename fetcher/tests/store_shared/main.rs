@@ -9,8 +9,10 @@
 mod damage;
 mod evict;
 mod handles;
+mod lent;
 mod processes;
 mod support;
+mod sys;
 mod worker;
 
 use std::path::Path;

@@ -10,7 +10,8 @@
 //! 4  holes punched
 //! ```
 //!
-//! so no crash leaves a bit over a hole. Whoever reads
+//! so no crash leaves a bit over a hole. All the while it has the right to make holes, which
+//! somebody who serves the data file may withhold; see `lent`. Whoever reads
 //!
 //! ```text
 //! 1  notes `seen`      2  looks at the bits      3  reads bytes      4  reads the number
@@ -63,6 +64,7 @@ impl LayerFile {
         let Some(_lock) = self.lock_own()? else {
             return Ok(Evicted::default());
         };
+        let _may = self.may_make_holes()?;
         self.catch_up(&mut recorded)?;
         let victims = Bitmap::empty(self.bits.count());
         for id in ids {

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 const CHECK_BYTES: usize = 128 << 10;
 /// How often a read begins again because somebody evicted meanwhile. Each time takes
 /// another eviction in the microseconds of a read.
-const READ_ATTEMPTS_MAX: u32 = 100;
+pub(super) const READ_ATTEMPTS_MAX: u32 = 100;
 
 impl LayerFile {
     /// Fills `buf` from `offset` of the data file if every chunk it touches is present and
@@ -50,15 +50,20 @@ impl LayerFile {
     /// Fills `buf` if every chunk that touches `range` is present and sound: with wrong
     /// bytes, if one was evicted meanwhile.
     fn read_present(&self, range: ByteRange, buf: &mut [u8]) -> Result<bool> {
-        for id in touching(&self.index.chunks, range) {
-            if !self.bits.get(id) || !self.sound.get(id) && !self.check(id)? {
-                return Ok(false);
-            }
+        if !self.are_sound(touching(&self.index.chunks, range))? {
+            return Ok(false);
         }
         self.data
             .read_exact_at(buf, range.start())
             .map_err(|e| Error::io("read from", self.dir.join(DATA), e))?;
         Ok(true)
+    }
+
+    /// Whether all of these chunks are present and have their digest.
+    pub(super) fn are_sound(&self, mut ids: std::ops::Range<ChunkId>) -> Result<bool> {
+        ids.try_fold(true, |all, id| {
+            Ok(all && self.bits.get(id) && (self.sound.get(id) || self.check(id)?))
+        })
     }
 
     /// Whether the bytes of a present chunk have its digest; if not, it is absent from
