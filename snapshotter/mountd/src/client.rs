@@ -33,6 +33,12 @@ impl Connection {
         Self { socket }
     }
 
+    /// Ends it: whoever receives at either end is told so.
+    pub fn shut_down(&self) {
+        // It fails only where it has ended already.
+        let _ = sys::shut_down(self.socket.as_fd());
+    }
+
     /// Sends a message, waiting while the other side is slow. Any thread, any number at once.
     pub fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<()> {
         debug_assert_eq!(message.descriptors(), fds.len());

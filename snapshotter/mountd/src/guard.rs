@@ -28,8 +28,6 @@ pub(crate) use keeper::{Keeper, meet};
 
 /// How long the guard waits for the first server, and for each message of a hand-over.
 const SERVER_WAIT: Duration = Duration::from_secs(30);
-/// Said once on standard output when it listens.
-const READY: &[u8] = b"ready\n";
 
 const EIO: i32 = 5;
 const ENODEV: i32 = 19;
@@ -59,9 +57,7 @@ pub fn run(socket: &Path) -> Result<()> {
         held: BTreeMap::new(),
         next_mount: 1,
     };
-    let mut out = io::stdout();
-    let ready = out.write_all(READY).and_then(|()| out.flush());
-    ready.map_err(|e| Error::io("write to", "standard output", e))?;
+    log::ready();
     let met = sys::wait(&[(guard.listener.as_fd(), false)], Some(SERVER_WAIT));
     if met.is_ok_and(|met| met == [true]) {
         guard.accept();

@@ -18,3 +18,4 @@ mod sys;
 pub mod wire;
 
 pub use error::{Error, Result};
+pub use log::READY;

@@ -17,8 +17,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-    UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag,
+    SockType, UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, shutdown, socket,
 };
 
 /// Connections that may wait to be accepted.
@@ -120,6 +120,11 @@ pub(crate) fn receive(
         return Err(io::ErrorKind::InvalidData.into());
     }
     Ok((got.bytes, fds))
+}
+
+/// Ends a connection for both sides.
+pub(crate) fn shut_down(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(shutdown(socket.as_raw_fd(), Shutdown::Both)?)
 }
 
 /// Which of `fds` are ready to be read, or written where that is said; none after `timeout`.

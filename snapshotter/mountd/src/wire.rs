@@ -16,7 +16,7 @@
 //! kind              from      body                                        descriptors
 //!  1 Hello          client    role u8
 //!  2 Mount          daemon    request u64, size u64, name, path           data, number
-//!  3 Attach         daemon    request u64, mount u64
+//!  3 Attach         daemon    request u64, mount u64, dev u64, ino u64
 //!  4 Unmount        daemon    request u64, mount u64
 //!  5 Grant          daemon    want u64, mount u64, number u64, start u64, end u64
 //!  6 Failed         daemon    want u64, mount u64, errno u32
@@ -35,6 +35,10 @@
 mod reader;
 #[cfg(test)]
 mod tests;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use self::reader::Reader;
 use crate::ranges::{SPANS_MAX, Span};
@@ -77,6 +81,27 @@ pub enum Role {
     Successor,
     /// To see what is mounted.
     Guest,
+}
+
+/// Which file it is. What a daemon grants is about the data file that it has open; a layer
+/// that was removed and fetched again is another file under the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    /// Its device.
+    pub dev: u64,
+    /// Its inode.
+    pub ino: u64,
+}
+
+impl FileId {
+    /// Of an open file.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        })
+    }
 }
 
 /// A mount as others see it.
@@ -127,6 +152,7 @@ pub enum Message {
     Attach {
         request: u64,
         mount: u64,
+        file: FileId,
     },
     Unmount {
         request: u64,
@@ -247,9 +273,14 @@ fn write_body(out: &mut Writer, message: &Message) {
             out.text(name);
             out.text(path);
         }
-        Message::Attach { request, mount } | Message::Unmount { request, mount } => {
-            out.u64s(&[*request, *mount]);
+        Message::Attach {
+            request,
+            mount,
+            file,
+        } => {
+            out.u64s(&[*request, *mount, file.dev, file.ino]);
         }
+        Message::Unmount { request, mount } => out.u64s(&[*request, *mount]),
         Message::Grant {
             want,
             mount,
@@ -362,6 +393,10 @@ fn read_body(kind: u16, body: &mut Reader<'_>) -> Option<Message> {
         3 => Message::Attach {
             request: body.u64()?,
             mount: body.u64()?,
+            file: FileId {
+                dev: body.u64()?,
+                ino: body.u64()?,
+            },
         },
         4 => Message::Unmount {
             request: body.u64()?,

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::READY;
 use crate::client::Connection;
+use crate::log::{self, READY};
 use crate::server::{Holding, guard_socket, take};
 use crate::wire::{Handed, Message, Role};
-use crate::{Error, Result, log};
+use crate::{Error, Result};
 
 /// A guard that has not noticed yet that its server died refuses the next one; that is a
 /// matter of microseconds.

@@ -70,6 +70,7 @@ impl Control {
 
     /// Runs until everything is handed over.
     pub(super) fn run(mut self) -> Result<Ended> {
+        log::ready();
         loop {
             self.lock_unattached();
             self.send_wants();

@@ -36,6 +36,7 @@ fn every_message() -> Vec<Message> {
         Message::Attach {
             request: 1,
             mount: 2,
+            file: FileId { dev: 3, ino: 4 },
         },
         Message::Unmount {
             request: 1,

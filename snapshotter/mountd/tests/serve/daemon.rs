@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lazarette_mountd::client::Connection;
 use lazarette_mountd::ranges::Span;
-use lazarette_mountd::wire::{Message, Role};
+use lazarette_mountd::wire::{FileId, Message, Role};
 
 use crate::store::{Layer, PAGE, Random};
 
@@ -164,9 +164,14 @@ fn process() {
             mount(&server, &layer, "layer", &at);
         }
         for (mount, _) in mounts {
-            server
-                .send(&Message::Attach { request: 2, mount }, &[])
-                .unwrap();
+            let file = FileId::of(&layer.lend()[0]).unwrap();
+            let attach = Message::Attach {
+                request: 2,
+                mount,
+                file,
+            };
+            // A server that is gone by now is noticed below.
+            let _ = server.send(&attach, &[]);
         }
         let _ = writeln!(std::io::stdout(), "{READY}");
         loop {

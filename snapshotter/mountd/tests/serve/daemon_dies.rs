@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use lazarette_mountd::wire::{FileId, Message};
+
 use crate::bed::{Bed, Readers, must_be_root, read_right};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, connect, mount};
 use crate::store::{PAGE, Random};
 use crate::sys;
 
@@ -105,4 +107,35 @@ fn privileged_a_read_waits_no_longer_than_it_may() {
     );
     sys::pause(daemon.pid(), false);
     assert!(read_right(&files[0], 200, 1));
+}
+
+#[test]
+fn privileged_a_daemon_with_another_file_is_not_the_layers() {
+    if !must_be_root("privileged_a_daemon_with_another_file_is_not_the_layers") {
+        return;
+    }
+    let bed = Bed::new(PAGES, 120);
+    let layer = bed.layer();
+    let (server, _) = connect(&bed.path().join("socket"));
+    let mount = mount(&server, &layer, "layer", &bed.path().join("mnt"));
+    drop(server);
+    let (server, mounts) = connect(&bed.path().join("socket"));
+    assert_eq!(mounts.len(), 1);
+    let [data, number] = layer.lend();
+    // Removed and fetched again, it would be another inode, as the number's file is.
+    for (file, expected) in [(&number, 116), (&data, 0)] {
+        let file = FileId::of(file).unwrap();
+        let attach = Message::Attach {
+            request: 7,
+            mount,
+            file,
+        };
+        server.send(&attach, &[]).unwrap();
+        let done = Message::Done {
+            request: 7,
+            mount,
+            errno: expected,
+        };
+        assert_eq!(server.receive().unwrap().0, done);
+    }
 }

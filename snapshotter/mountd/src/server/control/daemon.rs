@@ -11,10 +11,11 @@ use std::path::PathBuf;
 use super::Control;
 use crate::server::layer::{EIO, Served};
 use crate::server::link::Link;
-use crate::wire::{Basis, Handed, Listed, Message};
+use crate::wire::{Basis, FileId, Handed, Listed, Message};
 use crate::{Error, Result, log, sys};
 
 const ENOENT: u32 = 2;
+const ESTALE: u32 = 116;
 const EINVAL: i32 = 22;
 /// What is shown is the data file up to the end of its last block of this size.
 const BLOCK_BYTES: u64 = 4096;
@@ -49,8 +50,12 @@ impl Control {
                     errno,
                 })
             }
-            Message::Attach { request, mount } => {
-                let errno = self.attach(mount);
+            Message::Attach {
+                request,
+                mount,
+                file,
+            } => {
+                let errno = self.attach(mount, file);
                 link.send(&Message::Done {
                     request,
                     mount,
@@ -152,10 +157,13 @@ impl Control {
     }
 
     /// 0 or an errno.
-    fn attach(&self, mount: u64) -> u32 {
+    fn attach(&self, mount: u64, file: FileId) -> u32 {
         let Some(served) = self.shared.layer(mount) else {
             return ENOENT;
         };
+        if FileId::of(&served.data).ok() != Some(file) {
+            return ESTALE;
+        }
         let Ok(number) = served.number_now() else {
             return EIO.unsigned_abs();
         };
