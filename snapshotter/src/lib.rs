@@ -14,6 +14,7 @@ mod error;
 pub mod fuse;
 pub mod grpc;
 pub mod metastore;
+pub mod mountd;
 pub mod overlay;
 pub mod remote;
 mod sys;
