@@ -9,6 +9,7 @@
 //! the connection lives. When it does not, everything that waits for the server fails, and
 //! whoever mounts connects anew and attaches its layers again.
 
+mod layer;
 mod link;
 mod start;
 mod want;
@@ -26,6 +27,7 @@ use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_mountd::wire::{FileId, Listed, Message};
 use tokio::runtime::Handle;
 
+pub use self::layer::Place;
 use self::link::{Done, Link};
 use crate::data::LayerData;
 use crate::{Error, Result};

@@ -74,6 +74,13 @@ pub(crate) fn read_early(file: &std::fs::File, offset: u64, len: u64) -> io::Res
     Ok(rustix::fs::fadvise(file, offset, len, advice)?)
 }
 
+/// Whether what is seen at `path` is an EROFS.
+pub(crate) fn is_erofs(path: &Path) -> io::Result<bool> {
+    const MAGIC: u32 = 0xe0f5_e1e2;
+    let kind = rustix::fs::statfs(path)?.f_type;
+    Ok(u32::try_from(kind).is_ok_and(|kind| kind == MAGIC))
+}
+
 /// A descriptor that only names the directory `path`.
 pub(crate) fn open_path(path: &Path) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};

@@ -34,7 +34,7 @@ impl ReadAhead {
 
 /// The file that sets the window of one mount.
 #[derive(Debug)]
-pub(super) struct Knob(PathBuf);
+pub(crate) struct Knob(PathBuf);
 
 impl Knob {
     /// That of the FUSE file system mounted at `path`.
@@ -57,7 +57,7 @@ impl Knob {
     }
 
     /// Sets the window of files that are opened from now on.
-    pub(super) fn set(&self, window: ReadAhead) {
+    pub(crate) fn set(&self, window: ReadAhead) {
         if let Err(error) = fs::write(&self.0, window.kib().to_string()) {
             tracing::debug!(path = %self.0.display(), %error, "read-ahead stays as it is");
         }

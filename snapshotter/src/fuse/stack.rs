@@ -10,7 +10,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::FuseOptions;
 use super::device::{DATA, DataLen, DeviceFs, METADATA};
@@ -80,13 +80,19 @@ fn mount_over(path: &Path) -> Result<Option<Knob>> {
     if let Some(knob) = Knob::of_fuse(path) {
         knob.set(ReadAhead::Wide);
     }
-    read_early(&path.join(METADATA));
-    let (mut mount, mut knobs) = watch_erofs(|| create(path))?;
+    let files = [METADATA, DATA].map(|name| path.join(name));
+    read_early(&files[0]);
+    mount_image(&files, path)
+}
+
+/// Mounts the EROFS of `files`, an image and its data file, over the directory `path`.
+pub(crate) fn mount_image(files: &[PathBuf; 2], path: &Path) -> Result<Option<Knob>> {
+    let (mut mount, mut knobs) = watch_erofs(|| create(files, path))?;
     for _ in 1..CREATIONS_MAX {
         if knobs.len() <= 1 {
             break;
         }
-        (mount, knobs) = watch_erofs(|| create(path))?;
+        (mount, knobs) = watch_erofs(|| create(files, path))?;
     }
     sys::attach(&mount, path).map_err(|source| Error::mount("mount erofs at", path, source))?;
     // Nobody's is changed where it is not clear whose it is.
@@ -94,8 +100,8 @@ fn mount_over(path: &Path) -> Result<Option<Knob>> {
     Ok(if knobs.is_empty() { only } else { None })
 }
 
-/// Makes the file system that will be mounted at `path`, of the files that are there now.
-fn create(path: &Path) -> Result<OwnedFd> {
+/// Makes the file system of an image and its data file that will be mounted at `path`.
+fn create([metadata, data]: &[PathBuf; 2], path: &Path) -> Result<OwnedFd> {
     let fail = |detail: String| {
         move |source| Error::Mount {
             op: "make an erofs for",
@@ -105,9 +111,9 @@ fn create(path: &Path) -> Result<OwnedFd> {
         }
     };
     let context = FsContext::open("erofs").map_err(fail(String::new()))?;
-    for (key, name) in [("source", METADATA), ("device", DATA)] {
-        let set = context.set(key, &path.join(name));
-        set.map_err(fail(format!("as its {key}, {name}")))?;
+    for (key, file) in [("source", metadata), ("device", data)] {
+        let set = context.set(key, file);
+        set.map_err(fail(format!("as its {key}, {}", file.display())))?;
     }
     context
         .create(true)

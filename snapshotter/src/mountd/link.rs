@@ -6,6 +6,7 @@
 //! Locks: `pending` and `layers`, each held for a moment, never one within the other.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -165,7 +166,12 @@ impl Link {
 fn receive_list(connection: &Connection) -> Result<Vec<Listed>> {
     let count = match connection.receive()?.0 {
         Message::Welcome { mounts } => mounts,
-        Message::Done { .. } => return Err(Error::Protocol("it has another daemon")),
+        Message::Done { errno, .. } => {
+            return Err(Error::Refused {
+                op: "have another daemon",
+                source: io::Error::from_raw_os_error(errno.cast_signed()),
+            });
+        }
         _ => return Err(Error::Protocol("it does not welcome us")),
     };
     let mut listed = Vec::new();
