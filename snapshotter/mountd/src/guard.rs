@@ -50,6 +50,9 @@ struct Guard {
 /// Runs the guard of the server at `socket` until there is nothing to be guarded.
 pub fn run(socket: &Path) -> Result<()> {
     let path = guard_socket(socket);
+    // It was started as /proc/self/exe, which would be its name.
+    let named = sys::set_name(c"laz-mountd-grd");
+    named.map_err(|e| Error::io("name the guard of", socket, e))?;
     remove(&path)?;
     let mut guard = Guard {
         listener: listen(&path)?,

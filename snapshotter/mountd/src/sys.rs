@@ -3,6 +3,7 @@
 //! Invariant: the only file here that names `nix` or `libc`, or says `unsafe`. Every function
 //! does one thing and decides nothing.
 
+use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -209,6 +210,11 @@ impl Epoll {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Gives this process the name that `ps` and `top` show, 15 bytes at most.
+pub(crate) fn set_name(name: &CStr) -> io::Result<()> {
+    Ok(nix::sys::prctl::set_name(name)?)
 }
 
 /// A new session with the kernel's FUSE, not mounted. Reads from it never block.
