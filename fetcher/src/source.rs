@@ -9,7 +9,9 @@ mod auth;
 mod config;
 mod endpoint;
 pub(crate) mod exact;
+pub(crate) mod hosts;
 mod http;
+mod mirrors;
 mod push;
 pub(crate) mod registry;
 mod retry;
@@ -24,10 +26,11 @@ use futures_util::stream::BoxStream;
 use crate::Result;
 use crate::types::{ByteRange, Descriptor, Digest, MediaType, Reference, Repository};
 
-pub use self::config::{SourceConfig, default_docker_config};
+pub use self::config::{SourceConfig, default_docker_config, default_hosts_dir};
 pub use self::exact::Exact;
 pub use self::http::proxy::ProxySettings;
 pub use self::http::tls::install_tls_provider;
+pub use self::mirrors::Mirrors;
 pub use self::push::Pusher;
 pub use self::registry::RegistrySource;
 pub use self::stats::SourceStats;
@@ -102,6 +105,10 @@ pub trait BlobSource: Send + Sync + 'static {
             }),
         }
     }
+
+    /// Bytes of a blob that came from here last turned out not to be the blob's. A source
+    /// that has several places to read it from reads it from another next.
+    fn distrust(&self, _blob: &BlobRef) {}
 
     /// The whole blob: exactly `blob.size` bytes.
     async fn read_all(&self, blob: &BlobRef) -> Result<Body>;

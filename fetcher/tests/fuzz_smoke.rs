@@ -312,3 +312,13 @@ fn learned_file() {
     // Each opens the layer twice and reads all of it.
     smoke_rounds(bodies::learned::fuzz_learned, &[&learned], ROUNDS / 10);
 }
+
+#[test]
+fn hosts_file() {
+    let full = include_str!("fixtures/hosts.toml");
+    let flat = "host.\"a:1\" = { client = [[\"c\", \"\"], \"d\"], header.x = [\"1\"] }\nskip_verify = true";
+    smoke(
+        bodies::files::fuzz_hosts,
+        &[full.as_bytes(), flat.as_bytes()],
+    );
+}

@@ -16,7 +16,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser as _;
-use lazarette_fetcher::source::{ProxySettings, default_docker_config, install_tls_provider};
+use lazarette_fetcher::source::{
+    ProxySettings, default_docker_config, default_hosts_dir, install_tls_provider,
+};
 
 pub use args::{Args, Command, OutputFormat};
 
@@ -57,6 +59,7 @@ pub fn main(origin: Instant) -> ExitCode {
 async fn dispatch(args: Args, origin: Instant) -> Result<u8, Error> {
     let mut config = Config::load(args.config.as_deref())?;
     config.source.docker_config = config.source.docker_config.or_else(default_docker_config);
+    config.source.hosts_dir = config.source.hosts_dir.or_else(default_hosts_dir);
     config.source.proxy = ProxySettings::from_env();
     config.root = args.root.or(config.root);
     config.state = args.state.or(config.state);

@@ -13,7 +13,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use lazarette_fetcher::source::{ProxySettings, default_docker_config, install_tls_provider};
+use lazarette_fetcher::source::{
+    ProxySettings, default_docker_config, default_hosts_dir, install_tls_provider,
+};
 use lazarette_snapshotter::grpc::{self, Service};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -77,6 +79,7 @@ async fn run(args: Args) -> Result<()> {
     let mut stop = Stop::catch()?;
     let mut config = Config::load(args.config.as_deref())?;
     config.source.docker_config = config.source.docker_config.or_else(default_docker_config);
+    config.source.hosts_dir = config.source.hosts_dir.or_else(default_hosts_dir);
     config.source.proxy = ProxySettings::from_env();
     config.root = args.root.or(config.root);
     config.state = args.state.or(config.state);

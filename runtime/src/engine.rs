@@ -25,7 +25,7 @@ use lazarette_fetcher::db::{Batch, Db, Table as _};
 use lazarette_fetcher::index::write::{Format, HotFiles, Options};
 use lazarette_fetcher::layer::open::LayerOpener;
 use lazarette_fetcher::layer::{EngineConfig, FetchEngine, Layer};
-use lazarette_fetcher::source::{Pusher, RegistrySource, stack};
+use lazarette_fetcher::source::{Mirrors, Pusher, stack};
 use lazarette_fetcher::store::{Bounds, Store};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::trust::TrustedKeys;
@@ -60,7 +60,7 @@ pub struct Engine {
     state: PathBuf,
     store: Arc<Store>,
     db: Arc<Db>,
-    registry: RegistrySource,
+    registry: Mirrors,
     resolver: Resolver,
     metastore: Arc<DbMetastore>,
     snapshots: Arc<Snapshots>,
@@ -113,7 +113,7 @@ impl Engine {
     }
 
     /// Where bytes came from and how many, so far.
-    pub fn registry(&self) -> &RegistrySource {
+    pub fn registry(&self) -> &Mirrors {
         &self.registry
     }
 

@@ -1,4 +1,5 @@
-//! Files of our own, whatever a disk or another node made of them.
+//! Files of our own, whatever a disk or another node made of them, and files that a node's
+//! administrator writes.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +10,17 @@ use lazarette_fetcher::layer::open::{core_bytes, core_digest};
 use lazarette_fetcher::store::PIN_TIME;
 use lazarette_fetcher::test_util::parsers;
 use lazarette_fetcher::types::Digest;
+
+/// A registry's `hosts.toml`. An error names the file.
+pub(crate) fn fuzz_hosts(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for is_plain in [false, true] {
+        match parsers::hosts(&text, is_plain) {
+            Ok(hosts) => assert!((1..=17).contains(&hosts)),
+            Err(error) => assert!(error.to_string().starts_with("/d/hosts.toml "), "{error}"),
+        }
+    }
+}
 
 /// Our own index file, with and without a right checksum: [`wire::decode`].
 pub(crate) fn fuzz_wire(data: &[u8]) {

@@ -75,8 +75,8 @@ impl Access {
     }
 
     fn key(&self) -> TokenKey {
-        let (host, repository) = (self.host.clone(), self.repository.clone());
-        (host, repository, self.action.clone())
+        let (origin, repository) = (self.endpoint.origin(), self.repository.clone());
+        (origin, repository, self.action.clone())
     }
 }
 
@@ -115,7 +115,7 @@ impl Auth {
         access: &Access,
         subject: &Subject,
     ) -> Result<Option<HeaderValue>, Fault> {
-        match self.challenges.peek(&access.host) {
+        match self.challenges.peek(&access.endpoint.origin()) {
             None => Ok(None),
             Some(Challenge::Basic) => {
                 let found = self.found(&access.host).await;
@@ -154,7 +154,7 @@ impl Auth {
         access: &Access,
         subject: &Subject,
     ) -> Result<Option<String>, Fault> {
-        if self.challenges.peek(&access.host).is_none() {
+        if self.challenges.peek(&access.endpoint.origin()).is_none() {
             let mut request = Request::new(Full::default());
             *request.uri_mut() = access.endpoint.uri("/v2/")?;
             let mut answer = self.transport.send(request).await?;
@@ -181,15 +181,12 @@ impl Auth {
         headers: &HeaderMap,
     ) -> Result<(), Fault> {
         if let Some(challenge) = Challenge::best(headers) {
-            let known = self.challenges.peek(&access.host);
+            let origin = access.endpoint.origin();
+            let known = self.challenges.peek(&origin);
             if known.as_ref() != Some(&challenge) {
-                self.challenges.forget(&access.host, |_| true);
+                self.challenges.forget(&origin, |_| true);
                 self.challenges
-                    .get(
-                        access.host.clone(),
-                        |_| true,
-                        || async { Ok::<_, Fault>(challenge) },
-                    )
+                    .get(origin, |_| true, || async { Ok::<_, Fault>(challenge) })
                     .await?;
             }
         }

@@ -1,8 +1,8 @@
 //! Settings of the network source.
 //!
 //! Invariant: a `SourceConfig` is plain data; parsing it touches neither network nor
-//! environment. The two functions that read the environment say so and are called by
-//! `main`, nowhere else.
+//! environment. The functions that look at the environment or the file system say so and are
+//! called by `main`, nowhere else.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,6 +36,10 @@ pub struct SourceConfig {
     /// Docker's `config.json` (or containers' `auth.json`); `None` reads anonymously.
     /// See [`default_docker_config`].
     pub docker_config: Option<PathBuf>,
+    /// Directory with a directory per registry that says which hosts to ask in its place,
+    /// and with which certificates, as containerd reads it; `None`, or an empty path,
+    /// asks registries themselves. See [`default_hosts_dir`].
+    pub hosts_dir: Option<PathBuf>,
     /// Proxies; empty means direct. See [`ProxySettings::from_env`].
     pub proxy: ProxySettings,
 }
@@ -50,6 +54,7 @@ impl Default for SourceConfig {
             connect_timeout: Duration::from_secs(10),
             concurrency: 16,
             docker_config: None,
+            hosts_dir: None,
             proxy: ProxySettings::default(),
         }
     }
@@ -67,6 +72,13 @@ pub fn default_docker_config() -> Option<PathBuf> {
     .into_iter()
     .flatten()
     .find(|path| path.is_file())
+}
+
+/// Where containerd's configuration keeps the hosts of registries, if that directory is
+/// there. Looks at the file system.
+pub fn default_hosts_dir() -> Option<PathBuf> {
+    let dir = PathBuf::from("/etc/containerd/certs.d");
+    dir.is_dir().then_some(dir)
 }
 
 /// Durations as people write them: `500ms`, `15s`, `2m`.

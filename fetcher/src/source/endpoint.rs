@@ -1,7 +1,7 @@
 //! From the host a user wrote to the address its API is served at.
 //!
-//! Invariant: plain http only for loopback and for hosts the config names; everything
-//! else is https. Pure: never resolves a name.
+//! Invariant: plain http only for loopback and for hosts that the config or a hosts file
+//! names so; everything else is https. Pure: never resolves a name.
 
 use std::net::IpAddr;
 
@@ -11,20 +11,25 @@ use http::uri::Scheme;
 use super::SourceConfig;
 use crate::{Error, Result};
 
-/// Scheme and authority of a registry's API.
+/// Docker Hub in references, and the host of its API.
+const HUB: &str = "docker.io";
+const HUB_API: &str = "registry-1.docker.io";
+/// Where the distribution specification has the API.
+const ROOT: &str = "/v2";
+
+/// Scheme, authority and root path of a registry's API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     scheme: Scheme,
     authority: String,
+    /// What comes before the repository's name; no slash at the end.
+    root: String,
 }
 
 impl Endpoint {
     /// The endpoint of `host` as it stands in a reference (`docker.io`, `localhost:5000`).
     pub(crate) fn of(host: &str, config: &SourceConfig) -> Self {
-        let authority = match host {
-            "docker.io" | "index.docker.io" => "registry-1.docker.io",
-            other => other,
-        };
+        let authority = api_host(host);
         let plain = is_loopback(authority)
             || config
                 .plain_http
@@ -33,7 +38,36 @@ impl Endpoint {
         Self {
             scheme: if plain { Scheme::HTTP } else { Scheme::HTTPS },
             authority: authority.to_owned(),
+            root: ROOT.to_owned(),
         }
+    }
+
+    /// The endpoint at `host`, whose API is below `root`: empty, or a path that begins with
+    /// a slash and does not end with one.
+    pub(crate) fn at(scheme: Scheme, host: &str, root: &str) -> Self {
+        Self {
+            scheme,
+            authority: api_host(host).to_owned(),
+            root: root.to_owned(),
+        }
+    }
+
+    /// The host as it would stand in a reference, under which its credentials are.
+    pub(crate) fn host(&self) -> &str {
+        match self.authority.as_str() {
+            HUB_API => HUB,
+            other => other,
+        }
+    }
+
+    /// Scheme and authority, as one text.
+    pub(crate) fn origin(&self) -> String {
+        format!("{}://{}", self.scheme, self.authority)
+    }
+
+    /// The path of `tail`, which begins with a slash, below the API's root.
+    pub(crate) fn api(&self, tail: &str) -> String {
+        format!("{}{tail}", self.root)
     }
 
     /// Whether it is spoken to without TLS.
@@ -69,6 +103,13 @@ impl Endpoint {
                 && own.host().eq_ignore_ascii_case(authority.host())
                 && own.port_u16().unwrap_or(default) == authority.port_u16().unwrap_or(default)
         })
+    }
+}
+
+fn api_host(host: &str) -> &str {
+    match host {
+        HUB | "index.docker.io" => HUB_API,
+        other => other,
     }
 }
 
@@ -112,6 +153,36 @@ mod tests {
         ];
         for (host, uri) in table {
             assert_eq!(Endpoint::of(host, &config).uri("/v2/").unwrap(), uri);
+        }
+    }
+
+    #[test]
+    fn keeps_a_root_of_its_own() {
+        let table = [
+            (
+                "m.lan:5000",
+                "/v2",
+                "m.lan:5000",
+                "https://m.lan:5000/v2/a/b",
+            ),
+            ("m.lan", "", "m.lan", "https://m.lan/a/b"),
+            (
+                "docker.io",
+                "/v2",
+                "docker.io",
+                "https://registry-1.docker.io/v2/a/b",
+            ),
+            (
+                "registry-1.docker.io",
+                "/x/v2",
+                "docker.io",
+                "https://registry-1.docker.io/x/v2/a/b",
+            ),
+        ];
+        for (authority, root, host, uri) in table {
+            let endpoint = Endpoint::at(Scheme::HTTPS, authority, root);
+            assert_eq!(endpoint.host(), host);
+            assert_eq!(endpoint.uri(&endpoint.api("/a/b")).unwrap(), uri);
         }
     }
 

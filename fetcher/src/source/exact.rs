@@ -84,6 +84,10 @@ impl<S: BlobSource> BlobSource for Exact<S> {
         Ok(exactly(body, blob, parts.iter().map(ByteRange::len).sum()))
     }
 
+    fn distrust(&self, blob: &BlobRef) {
+        self.inner.distrust(blob);
+    }
+
     async fn read_all(&self, blob: &BlobRef) -> Result<Body> {
         let body = self.inner.read_all(blob).await?;
         Ok(exactly(body, blob, blob.size))

@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 use self::connect::{ConnectError, Connector};
 use self::proxy::Proxies;
+use self::tls::Certificates;
 use super::SourceConfig;
 use super::retry::{Fault, Transient, Trouble, seconds};
 use super::stats::{Count, Counters};
@@ -43,6 +44,22 @@ const IDLE_MAX: Duration = Duration::from_secs(50);
 const HOSTS_MAX: usize = 256;
 const USER_AGENT: &str = concat!("lazarette/", env!("CARGO_PKG_VERSION"));
 
+/// How a host is reached, where that is not as the config says for all.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reach {
+    /// Certificates that go with it.
+    pub(crate) certificates: Certificates,
+    /// Longest time for TCP's set-up.
+    pub(crate) dial_timeout: Option<Duration>,
+}
+
+impl Reach {
+    /// Whether the config's way is the way.
+    pub(crate) fn is_usual(&self) -> bool {
+        self.certificates.is_empty() && self.dial_timeout.is_none()
+    }
+}
+
 /// A pooled client with bounds.
 pub(crate) struct Transport {
     client: Client<Connector, Full<Bytes>>,
@@ -57,9 +74,19 @@ pub(crate) struct Transport {
 impl Transport {
     /// A client with the limits of `config`. Reads the CA file, connects to nothing.
     pub(crate) fn new(config: &SourceConfig, counters: Arc<Counters>) -> Result<Self> {
+        Self::reaching(config, counters, &Reach::default())
+    }
+
+    /// The same, for a host that is reached this way.
+    pub(crate) fn reaching(
+        config: &SourceConfig,
+        counters: Arc<Counters>,
+        reach: &Reach,
+    ) -> Result<Self> {
         let proxies = Arc::new(Proxies::new(&config.proxy)?);
-        let tls = tls::Tls::new(config.ca_file.as_deref())?;
-        let connector = Connector::new(tls, proxies.clone(), config.connect_timeout);
+        let tls = tls::Tls::new(config.ca_file.as_deref(), reach.certificates.clone())?;
+        let connector = Connector::new(tls, proxies.clone(), config.connect_timeout)
+            .with_dial_timeout(reach.dial_timeout);
         let concurrency = config.concurrency.clamp(1, Semaphore::MAX_PERMITS);
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -144,7 +171,7 @@ impl Transport {
     }
 
     fn silent(&self, what: &str) -> Fault {
-        Fault::broken(format!("{what} for {}", seconds(self.stall)))
+        Fault::silent(format!("{what} for {}", seconds(self.stall)))
     }
 }
 
@@ -177,7 +204,7 @@ impl Answer {
                 }
                 Ok(None) => return Ok(None),
                 Err(_) => {
-                    return Err(Fault::broken(format!(
+                    return Err(Fault::silent(format!(
                         "no bytes for {}",
                         seconds(self.stall)
                     )));

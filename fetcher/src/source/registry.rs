@@ -9,7 +9,8 @@
 //!
 //! Invariant: nothing read here is trusted, except that a document has the digest its
 //! reference pins and a body has the promised shape. Credentials go to the registry's own
-//! origin and its token endpoint, never to a redirect's target.
+//! origin and its token endpoint, never to a redirect's target. One source reads from the
+//! registry that a repository names, or always from one other, its [`Site`].
 
 pub(crate) mod answer;
 mod blob;
@@ -20,24 +21,26 @@ mod referrers;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use http::Uri;
+use http::{HeaderMap, Uri};
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+pub(crate) use self::blob::{Want, take_off};
 use super::auth::credentials::Credentials;
 use super::auth::{Access, Action, Auth};
 use super::endpoint::Endpoint;
 use super::exact::{check_parts, check_range};
-use super::http::Transport;
-use super::retry::{Attempts, Jitter, Subject};
+use super::http::{Reach, Transport};
+use super::retry::{Attempts, Jitter, Patience, Subject};
 use super::single_flight::SingleFlight;
 use super::stats::{Counters, SourceStats};
 use super::{BlobRef, BlobSource, Body, Document, SourceConfig};
-use crate::Result;
 use crate::types::{ByteRange, Descriptor, Digest, Reference, Repository};
+use crate::{Error, Result};
 
 /// Blobs whose redirect target is remembered: more than the layers of any set of images
 /// that start together.
@@ -58,6 +61,19 @@ enum Route {
     Elsewhere(Uri),
 }
 
+/// Whom a source asks, where that is not simply the registry that a repository names.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Site {
+    /// Where it is; `None` for the registry that the repository names.
+    pub(crate) endpoint: Option<Endpoint>,
+    /// Headers that it wants. They go nowhere else.
+    pub(crate) headers: HeaderMap,
+    /// How it is reached.
+    pub(crate) reach: Reach,
+    /// How soon to give up on it.
+    pub(crate) patience: Patience,
+}
+
 /// Reads from registries. Cheap to clone; clones share pool, tokens and counters.
 #[derive(Clone)]
 pub struct RegistrySource {
@@ -67,11 +83,15 @@ pub struct RegistrySource {
 /// What all operations of one source share.
 struct Core {
     config: SourceConfig,
+    site: Site,
     transport: Arc<Transport>,
-    auth: Auth,
+    credentials: Arc<Credentials>,
+    auth: Arc<Auth>,
     routes: SingleFlight<(Repository, Digest), Route>,
     /// Hosts that answered a question for several parts with something else.
     single: Mutex<HashSet<String>>,
+    /// Whether an operation has given up because nobody answered.
+    unreachable: Arc<AtomicBool>,
     jitter: Jitter,
     counters: Arc<Counters>,
 }
@@ -87,24 +107,88 @@ impl RegistrySource {
         let counters = Arc::<Counters>::default();
         let transport = Arc::new(Transport::new(&config, counters.clone())?);
         let credentials = Arc::new(Credentials::new(config.docker_config.clone()));
-        let auth = Auth::new(transport.clone(), credentials, counters.clone());
+        let auth = Auth::new(transport.clone(), credentials.clone(), counters.clone());
         Ok(Self {
             core: Arc::new(Core {
                 config,
+                site: Site::default(),
                 transport,
-                auth,
+                credentials,
+                auth: Arc::new(auth),
                 routes: SingleFlight::new(ROUTES_MAX),
                 single: Mutex::default(),
+                unreachable: Arc::default(),
                 jitter: Jitter::new(rng),
                 counters,
             }),
         })
     }
 
+    /// A source with the same settings that asks `site`, and shares what can be shared:
+    /// counters, credentials, and connections if the site is reached as all are. Connects
+    /// to nothing.
+    pub(crate) fn at(&self, site: Site) -> Result<Self> {
+        let core = &self.core;
+        let (mut transport, mut auth) = (core.transport.clone(), core.auth.clone());
+        if !site.reach.is_usual() {
+            let counters = core.counters.clone();
+            let own = Transport::reaching(&core.config, counters.clone(), &site.reach)?;
+            transport = Arc::new(own);
+            let credentials = core.credentials.clone();
+            auth = Arc::new(Auth::new(transport.clone(), credentials, counters));
+        }
+        Ok(Self {
+            core: Arc::new(Core {
+                config: core.config.clone(),
+                site,
+                transport,
+                credentials: core.credentials.clone(),
+                auth,
+                routes: SingleFlight::new(ROUTES_MAX),
+                single: Mutex::default(),
+                unreachable: Arc::default(),
+                jitter: core.jitter.clone(),
+                counters: core.counters.clone(),
+            }),
+        })
+    }
+
+    /// Opens a body of `parts`, which ascend.
+    pub(crate) async fn open(
+        &self,
+        blob: &BlobRef,
+        want: Want,
+        parts: &[ByteRange],
+    ) -> Result<Body> {
+        blob::open(&self.core, blob, want, parts).await
+    }
+
+    /// The same as [`BlobSource::referrers`], but an error if the registry knows neither
+    /// the referrers API nor a tag that stands in for it.
+    pub(crate) async fn known_referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>> {
+        referrers::list(&self.core, repository, digest, artifact_type).await
+    }
+
+    /// Whether an operation has given up since this was asked last because the host could
+    /// not be reached, or was silent.
+    pub(crate) fn take_unreachable(&self) -> bool {
+        self.core.unreachable.swap(false, Ordering::Relaxed)
+    }
+
+    /// The settings it was made with.
+    pub(crate) fn config(&self) -> &SourceConfig {
+        &self.core.config
+    }
+
     /// Begins a connection to the registry of `repository`, which is soon asked for
     /// something. Costs the registry no request; a failure shows with the first one.
     pub fn connect_ahead(&self, repository: &Repository) {
-        let endpoint = Endpoint::of(repository.host(), &self.core.config);
+        let endpoint = self.core.endpoint(repository);
         if let Ok(uri) = endpoint.uri("/v2/") {
             self.core.transport.connect_ahead(uri);
         }
@@ -117,10 +201,50 @@ impl RegistrySource {
 }
 
 impl Core {
+    /// Where to ask about `repository`.
+    fn endpoint(&self, repository: &Repository) -> Endpoint {
+        match &self.site.endpoint {
+            Some(endpoint) => endpoint.clone(),
+            None => Endpoint::of(repository.host(), &self.config),
+        }
+    }
+
+    /// The host that is asked about `repository`, as it would stand in a reference.
+    fn host<'a>(&'a self, repository: &'a Repository) -> &'a str {
+        match &self.site.endpoint {
+            Some(endpoint) => endpoint.host(),
+            None => repository.host(),
+        }
+    }
+
+    /// Path and query of a question about `repository`; `tail` is what follows its name.
+    fn api(&self, repository: &Repository, tail: &str) -> String {
+        let endpoint = self.endpoint(repository);
+        let path = endpoint.api(&format!("/{}{tail}", repository.path()));
+        self.named(repository, path)
+    }
+
+    /// Adds to a path which registry is meant, for a host that may stand in for several.
+    fn named(&self, repository: &Repository, mut path: String) -> String {
+        if self.host(repository) == repository.host() {
+            return path;
+        }
+        let query = path.split_once('?').map_or("", |(_, query)| query);
+        if query.split('&').any(|pair| pair.starts_with("ns=")) {
+            return path;
+        }
+        let separator = if query.is_empty() { '?' } else { '&' };
+        path.push(separator);
+        let host = repository.host().as_bytes();
+        path.push_str("ns=");
+        path.extend(url::form_urlencoded::byte_serialize(host));
+        path
+    }
+
     fn access(&self, repository: &Repository) -> Access {
         Access {
-            host: repository.host().to_owned(),
-            endpoint: Endpoint::of(repository.host(), &self.config),
+            host: self.host(repository).to_owned(),
+            endpoint: self.endpoint(repository),
             repository: repository.path().to_owned(),
             action: Action::Pull,
         }
@@ -141,13 +265,14 @@ impl Core {
     }
 
     fn attempts(&self, what: String, repository: &Repository) -> Attempts {
-        let host = repository.host().to_owned();
-        Attempts::new(
+        let host = self.host(repository).to_owned();
+        let attempts = Attempts::new(
             Subject { what, host },
             self.config.deadline,
             self.jitter.clone(),
             self.counters.clone(),
-        )
+        );
+        attempts.with_patience(self.site.patience, self.unreachable.clone())
     }
 }
 
@@ -163,7 +288,7 @@ impl BlobSource for RegistrySource {
 
     async fn read_range(&self, blob: &BlobRef, range: ByteRange) -> Result<Body> {
         check_range(blob, range)?;
-        blob::open(&self.core, blob, blob::Want::Parts, &[range]).await
+        self.open(blob, Want::Parts, &[range]).await
     }
 
     fn parts_max(&self, blob: &BlobRef) -> usize {
@@ -172,12 +297,12 @@ impl BlobSource for RegistrySource {
 
     async fn read_parts(&self, blob: &BlobRef, parts: &[ByteRange]) -> Result<Body> {
         check_parts(blob, parts)?;
-        blob::open(&self.core, blob, blob::Want::Parts, parts).await
+        self.open(blob, Want::Parts, parts).await
     }
 
     async fn read_all(&self, blob: &BlobRef) -> Result<Body> {
         let whole: Vec<ByteRange> = ByteRange::at(0, blob.size).into_iter().collect();
-        blob::open(&self.core, blob, blob::Want::Whole, &whole).await
+        self.open(blob, Want::Whole, &whole).await
     }
 
     async fn referrers(
@@ -186,6 +311,10 @@ impl BlobSource for RegistrySource {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>> {
-        referrers::list(&self.core, repository, digest, artifact_type).await
+        let known = self.known_referrers(repository, digest, artifact_type);
+        match known.await {
+            Err(Error::NotFound { .. }) => Ok(Vec::new()),
+            other => other,
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! is `tokio::time`, so a paused clock can stand in for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, header};
@@ -58,6 +59,8 @@ pub(crate) struct Transient {
 pub(crate) enum Trouble {
     /// No connection could be made.
     Connect,
+    /// A connection was there, and nothing came over it.
+    Silent,
     /// A connection broke, stalled, or carried a server error.
     Broken {
         /// The server's `Retry-After`.
@@ -77,12 +80,48 @@ impl From<Error> for Fault {
 }
 
 impl Fault {
-    /// A connection that broke or stalled.
+    /// A connection that broke.
     pub(crate) fn broken(detail: impl Into<String>) -> Self {
         Self::Transient(Transient {
             detail: detail.into(),
             kind: Trouble::Broken { retry_after: None },
         })
+    }
+
+    /// A connection over which nothing came for too long.
+    pub(crate) fn silent(detail: impl Into<String>) -> Self {
+        Self::Transient(Transient {
+            detail: detail.into(),
+            kind: Trouble::Silent,
+        })
+    }
+}
+
+/// How soon an operation gives up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Patience {
+    /// As long as there is a chance: there is nobody else to ask.
+    #[default]
+    Full,
+    /// A body that breaks is resumed once; else somebody else is asked.
+    Brief,
+}
+
+impl Patience {
+    /// Whether so many failures in a row, of which the last is of this kind, are enough
+    /// whatever time is left. Pure.
+    fn ends(self, failures: u32, kind: Trouble) -> bool {
+        match (self, kind) {
+            (Self::Full, _) => false,
+            (Self::Brief, Trouble::Broken { retry_after: None }) => failures > 1,
+            (
+                Self::Brief,
+                Trouble::Connect
+                | Trouble::Silent
+                | Trouble::Broken { .. }
+                | Trouble::Limited { .. },
+            ) => true,
+        }
     }
 }
 
@@ -113,6 +152,7 @@ pub(crate) fn next_wait(
 ) -> Option<Duration> {
     let (failures_max, asked) = match kind {
         Trouble::Connect => (CONNECT_FAILURES_MAX, None),
+        Trouble::Silent => (FAILURES_MAX, None),
         Trouble::Broken { retry_after } | Trouble::Limited { retry_after } => {
             (FAILURES_MAX, retry_after)
         }
@@ -147,6 +187,8 @@ pub(crate) struct Attempts {
     deadline: Duration,
     jitter: Jitter,
     counters: Arc<Counters>,
+    patience: Patience,
+    unreachable: Arc<AtomicBool>,
     since_progress: Instant,
     failures: u32,
     last_detail: Option<String>,
@@ -165,10 +207,24 @@ impl Attempts {
             deadline,
             jitter,
             counters,
+            patience: Patience::Full,
+            unreachable: Arc::default(),
             since_progress: Instant::now(),
             failures: 0,
             last_detail: None,
         }
+    }
+
+    /// The same with `patience`; `unreachable` is set if it gives up because the host
+    /// could not be reached, or was silent.
+    pub(crate) fn with_patience(
+        mut self,
+        patience: Patience,
+        unreachable: Arc<AtomicBool>,
+    ) -> Self {
+        self.patience = patience;
+        self.unreachable = unreachable;
+        self
     }
 
     /// What the operation is about.
@@ -202,12 +258,13 @@ impl Attempts {
         };
         self.failures += 1;
         let remaining = self.deadline.saturating_sub(self.since_progress.elapsed());
-        match next_wait(
+        let wait = next_wait(
             self.failures,
             transient.kind,
             remaining,
             self.jitter.fraction(),
-        ) {
+        );
+        match wait.filter(|_| !self.patience.ends(self.failures, transient.kind)) {
             Some(wait) => {
                 tracing::debug!(
                     error = transient.detail,
@@ -238,6 +295,9 @@ impl Attempts {
 
     fn give_up(&self, transient: Transient) -> Error {
         let Subject { what, host } = self.subject.clone();
+        if matches!(transient.kind, Trouble::Connect | Trouble::Silent) {
+            self.unreachable.store(true, Ordering::Relaxed);
+        }
         if let Trouble::Limited { retry_after } = transient.kind {
             return Error::RateLimited {
                 what,
@@ -256,6 +316,7 @@ impl Attempts {
     }
 
     fn out_of_time(&self) -> Error {
+        self.unreachable.store(true, Ordering::Relaxed);
         let Subject { what, host } = self.subject.clone();
         let last = self
             .last_detail

@@ -3,21 +3,24 @@
 //!
 //! 1. [`Exact`] is outermost, so that no wrapper below, present or to come, can break the
 //!    promise about shape that stores and indexes rely on.
-//! 2. [`RegistrySource`] is innermost and retries, limits and resumes by itself, because
-//!    only it sees what these need: status codes, `Retry-After`, where a body broke.
+//! 2. [`Mirrors`] chooses among the hosts that have a registry's content. Each of them is a
+//!    registry to read from, and the choice among them needs errors that are final.
+//! 3. [`RegistrySource`] is innermost, one for each host, and retries, limits and resumes by
+//!    itself, because only it sees what these need: status codes, `Retry-After`, where a
+//!    body broke.
 //!
-//! Mirrors and peers will stand between the two: each of them is a registry to read from,
-//! and the choice among them needs errors that are final.
+//! Peers will be chosen where mirrors are.
 
 use std::sync::Arc;
 
 use super::exact::Exact;
+use super::mirrors::Mirrors;
 use super::registry::RegistrySource;
 use super::{BlobSource, SourceConfig};
 use crate::Result;
 
-/// A node's source, and the registry source inside for its counters.
-pub fn build(config: SourceConfig) -> Result<(Arc<dyn BlobSource>, RegistrySource)> {
-    let registry = RegistrySource::new(config)?;
-    Ok((Arc::new(Exact::new(registry.clone())), registry))
+/// A node's source, and the choice of hosts inside for its counters.
+pub fn build(config: SourceConfig) -> Result<(Arc<dyn BlobSource>, Mirrors)> {
+    let mirrors = Mirrors::new(RegistrySource::new(config)?);
+    Ok((Arc::new(Exact::new(mirrors.clone())), mirrors))
 }

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use crate::source::BlobRef;
+use crate::source::hosts::parse::{self, Origin};
 use crate::source::registry::multipart::{Multipart, boundary};
 use crate::store::chunks::{ChunkTable, Place};
 use crate::store::file::pinned;
@@ -46,6 +47,14 @@ pub fn byteranges(
     }
     let is_over = multipart.is_over();
     Some(Ok(Parts { runs, is_over }))
+}
+
+/// How many hosts a file `hosts.toml` in `/d` names, the last one included; the error says
+/// what is wrong.
+pub fn hosts(text: &str, is_plain: bool) -> Result<usize, crate::Error> {
+    let file = Path::new("/d/hosts.toml");
+    let hosts = parse::parse(text, Origin { file, is_plain })?;
+    Ok(hosts.mirrors.len() + 1)
 }
 
 /// The table of the chunks that a store holds. A place is the layer's number and an offset

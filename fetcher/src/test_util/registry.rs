@@ -22,6 +22,9 @@ use tokio_rustls::TlsAcceptor;
 use super::memory::Content;
 use crate::types::{Digest, MediaType};
 
+/// Requests that are remembered.
+const ASKED_MAX: usize = 1024;
+
 /// Where a request was counted, and where a fault applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Endpoint {
@@ -91,6 +94,17 @@ pub struct Requests {
     pub other: u32,
     /// Requests that came by HTTP/2.
     pub http2: u32,
+}
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// What it was counted as.
+    pub endpoint: Endpoint,
+    /// Path and query.
+    pub target: String,
+    /// All headers.
+    pub headers: http::HeaderMap,
 }
 
 /// How a registry is set up before it starts.
@@ -205,6 +219,8 @@ struct State {
     script: VecDeque<(Option<Endpoint>, Fault)>,
     always: HashMap<Endpoint, Fault>,
     requests: Requests,
+    /// The latest requests.
+    asked: VecDeque<Asked>,
     ranges: Vec<String>,
     /// Tokens up to this number are no longer good.
     tokens_revoked: u32,
@@ -303,6 +319,11 @@ impl FakeRegistry {
         self.shared.state.lock().requests
     }
 
+    /// The latest requests, at most 1024, in order.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.shared.state.lock().asked.iter().cloned().collect()
+    }
+
     /// The `Range` headers of blob requests that were served, in order; empty text for
     /// a request without one.
     pub fn ranges(&self) -> Vec<String> {
@@ -312,8 +333,13 @@ impl FakeRegistry {
 
 impl Shared {
     /// Counts a request.
-    fn count(&self, endpoint: Endpoint, http2: bool) {
+    fn count(&self, asked: Asked, http2: bool) {
         let mut state = self.state.lock();
+        let endpoint = asked.endpoint;
+        if state.asked.len() == ASKED_MAX {
+            state.asked.pop_front();
+        }
+        state.asked.push_back(asked);
         state.requests.http2 += u32::from(http2);
         let requests = &mut state.requests;
         *match endpoint {

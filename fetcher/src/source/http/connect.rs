@@ -53,6 +53,7 @@ pub(crate) struct Connector {
     tls: Tls,
     proxies: Arc<Proxies>,
     timeout: Duration,
+    dial_timeout: Option<Duration>,
     ahead: Arc<Mutex<Option<Ahead>>>,
 }
 
@@ -75,8 +76,16 @@ impl Connector {
             tls,
             proxies,
             timeout,
+            dial_timeout: None,
             ahead: Arc::default(),
         }
+    }
+
+    /// The same with a limit for TCP alone. One above the limit for everything raises that.
+    pub(crate) fn with_dial_timeout(mut self, limit: Option<Duration>) -> Self {
+        self.dial_timeout = limit;
+        self.timeout = self.timeout.max(limit.unwrap_or_default());
+        self
     }
 
     /// Begins a connection to the host of `uri`, for whoever asks for one next. How that
@@ -136,15 +145,19 @@ impl Connector {
 
     async fn dial(&mut self, uri: Uri, proxy: bool) -> Result<TcpStream, ConnectError> {
         let to = uri.authority().map_or(String::new(), ToString::to_string);
-        match self.tcp.call(uri).await {
+        let via = if proxy { "proxy " } else { "" };
+        let fail = |cause: &str| ConnectError(format!("cannot connect to {via}{to}: {cause}"));
+        let dialling = self.tcp.call(uri);
+        let dialled = match self.dial_timeout {
+            None => dialling.await,
+            Some(limit) => match tokio::time::timeout(limit, dialling).await {
+                Ok(dialled) => dialled,
+                Err(_) => return Err(fail(&format!("no answer within {}", seconds(limit)))),
+            },
+        };
+        match dialled {
             Ok(stream) => Ok(stream.into_inner()),
-            Err(error) => {
-                let cause = super::innermost(&error);
-                let via = if proxy { "proxy " } else { "" };
-                Err(ConnectError(format!(
-                    "cannot connect to {via}{to}: {cause}"
-                )))
-            }
+            Err(error) => Err(fail(&super::innermost(&error))),
         }
     }
 }
@@ -156,8 +169,8 @@ fn tls_text(error: &io::Error) -> String {
         .is_some_and(|inner| matches!(inner, rustls::Error::InvalidCertificate(_)));
     if untrusted {
         format!(
-            "its certificate is not trusted ({error}); if you trust its authority, set ca_file, \
-             and if it speaks plain http, list it in plain_http"
+            "its certificate is not trusted ({error}); if you trust its authority, set ca_file \
+             (or ca in its hosts.toml), and if it speaks plain http, list it in plain_http"
         )
     } else {
         format!("TLS failed ({error}); if it speaks plain http, list it in plain_http")
@@ -281,6 +294,7 @@ mod tests {
 
     use super::*;
     use crate::source::SourceConfig;
+    use crate::source::http::tls::Certificates;
 
     async fn accepted(listener: &TcpListener) -> usize {
         let mut count = 0;
@@ -299,8 +313,11 @@ mod tests {
             .unwrap();
         let config = SourceConfig::default();
         let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
-        let mut connector =
-            Connector::new(Tls::new(None).unwrap(), proxies, config.connect_timeout);
+        let mut connector = Connector::new(
+            Tls::new(None, Certificates::default()).unwrap(),
+            proxies,
+            config.connect_timeout,
+        );
         connector.connect_ahead(here.clone());
         // Another port is another host.
         let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -321,5 +338,39 @@ mod tests {
         let again = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         assert!(connector.call(here).await.is_ok());
         assert_eq!(accepted(&again).await, 1);
+    }
+
+    /// A listener whose queue is full, so that the kernel answers no more.
+    async fn deaf() -> (Vec<TcpStream>, tokio::net::TcpListener) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        let wait = Duration::from_millis(300);
+        while let Ok(stream) = tokio::time::timeout(wait, TcpStream::connect(address)).await {
+            queued.push(stream.unwrap());
+            assert!(queued.len() < 64, "the queue never fills");
+        }
+        (queued, listener)
+    }
+
+    #[tokio::test]
+    async fn a_host_that_does_not_answer_costs_its_own_limit() {
+        let (_queued, listener) = deaf().await;
+        let there: Uri = format!("http://{}/", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        let config = SourceConfig::default();
+        let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
+        let hour = Duration::from_secs(3600);
+        let mut connector = Connector::new(
+            Tls::new(None, Certificates::default()).unwrap(),
+            proxies,
+            hour,
+        )
+        .with_dial_timeout(Some(Duration::from_millis(200)));
+        let error = connector.call(there).await.err().unwrap().to_string();
+        assert!(error.ends_with(": no answer within 0.2 s"), "{error}");
     }
 }

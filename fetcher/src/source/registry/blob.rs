@@ -35,7 +35,7 @@ const ROUTE_TRIES: usize = 2;
 
 /// Which bytes of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Want {
+pub(crate) enum Want {
     /// Parts; a source without ranges is an error.
     Parts,
     /// Everything, by ranges only when resuming.
@@ -78,7 +78,7 @@ pub(super) async fn stat(core: &Core, repository: &Repository, digest: &Digest) 
         access: &access,
         subject: &subject,
     };
-    let path = blob_path(repository, digest);
+    let path = core.api(repository, &tail(digest));
     let head = Question {
         method: Method::HEAD,
         ..Question::get()
@@ -121,8 +121,23 @@ fn stated_size(answer: &Answer) -> Option<u64> {
     }
 }
 
-fn blob_path(repository: &Repository, digest: &Digest) -> String {
-    format!("/v2/{}/blobs/{digest}", repository.path())
+fn tail(digest: &Digest) -> String {
+    format!("/blobs/{digest}")
+}
+
+/// Takes `bytes` off the front of ranges that ascend.
+pub(crate) fn take_off(left: &mut VecDeque<ByteRange>, mut bytes: u64) {
+    while let Some(part) = left.pop_front() {
+        let taken = bytes.min(part.len());
+        bytes -= taken;
+        let rest = ByteRange::new(part.start() + taken, part.end());
+        if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+            return left.push_front(rest);
+        }
+        if bytes == 0 {
+            return;
+        }
+    }
 }
 
 /// An answer that carries the next wanted bytes.
@@ -163,7 +178,7 @@ impl Reader {
                 Ok(Some(piece)) if piece.len() as u64 > live.left => return Err(self.too_long()),
                 Ok(Some(piece)) => {
                     live.left -= piece.len() as u64;
-                    self.advance(piece.len() as u64);
+                    take_off(&mut self.left, piece.len() as u64);
                     self.attempts.progress();
                     return Ok(Some(piece));
                 }
@@ -178,21 +193,6 @@ impl Reader {
             }
             self.live = None;
             self.attempts.after(fault).await?;
-        }
-    }
-
-    /// Takes `bytes` off what is still to come.
-    fn advance(&mut self, mut bytes: u64) {
-        while let Some(part) = self.left.pop_front() {
-            let taken = bytes.min(part.len());
-            bytes -= taken;
-            let rest = ByteRange::new(part.start() + taken, part.end());
-            if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
-                return self.left.push_front(rest);
-            }
-            if bytes == 0 {
-                return;
-            }
         }
     }
 
@@ -397,7 +397,9 @@ impl Opening<'_> {
         }
         match route {
             Route::Origin => {
-                let path = blob_path(&self.blob.repository, &self.blob.digest);
+                let path = self
+                    .core
+                    .api(&self.blob.repository, &tail(&self.blob.digest));
                 asker.origin(&path, &question).await
             }
             Route::Elsewhere(target) => {

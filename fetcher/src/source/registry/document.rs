@@ -28,7 +28,7 @@ const ACCEPT: HeaderValue = HeaderValue::from_static(
 /// The document `reference` names.
 pub(super) async fn resolve(core: &Core, reference: &Reference) -> Result<Document> {
     let repository = reference.repository();
-    let path = format!("/v2/{}/manifests/{}", repository.path(), reference.target());
+    let path = core.api(repository, &format!("/manifests/{}", reference.target()));
     let access = core.access(repository);
     let mut attempts = core.attempts(reference.to_string(), repository);
     let subject = attempts.subject().clone();

@@ -1,7 +1,7 @@
 //! One question to a registry: with authorization, and through redirects.
 //!
-//! Invariant: `Authorization` is only on requests that [`Endpoint::owns`] covers; a 401
-//! leads to at most one more try.
+//! Invariant: `Authorization` and a site's own headers are only on requests that
+//! [`Endpoint::owns`] covers; a 401 leads to at most one more try.
 //!
 //! [`Endpoint::owns`]: crate::source::endpoint::Endpoint::owns
 
@@ -111,10 +111,27 @@ impl Asker<'_> {
         Err(Error::limit(what, format!("more than {HOPS_MAX} redirects in a row")).into())
     }
 
+    /// A request to the registry itself, with the headers it wants; what the question needs
+    /// goes before them.
+    fn own_request(
+        &self,
+        question: &Question,
+        uri: Uri,
+        authorization: Option<&HeaderValue>,
+    ) -> Request<Full<Bytes>> {
+        let mut request = question.request(uri, authorization);
+        let needed = request.headers().clone();
+        let wanted = self.core.site.headers.iter();
+        for (name, value) in wanted.filter(|(name, _)| !needed.contains_key(*name)) {
+            request.headers_mut().append(name, value.clone());
+        }
+        request
+    }
+
     async fn authorized(&self, uri: Uri, question: &Question) -> Result<Answer, Fault> {
         let auth = &self.core.auth;
         let used = auth.header(self.access, self.subject).await?;
-        let request = question.request(uri.clone(), used.as_ref());
+        let request = self.own_request(question, uri.clone(), used.as_ref());
         let mut answer = self.core.transport.send(request).await?;
         if answer.status != StatusCode::UNAUTHORIZED {
             return Ok(answer);
@@ -125,7 +142,7 @@ impl Asker<'_> {
         drop(answer);
         let renewed = auth.header(self.access, self.subject).await?;
         if renewed != used {
-            let request = question.request(uri, renewed.as_ref());
+            let request = self.own_request(question, uri, renewed.as_ref());
             let answer = self.core.transport.send(request).await?;
             if answer.status != StatusCode::UNAUTHORIZED {
                 return Ok(answer);

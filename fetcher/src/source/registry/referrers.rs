@@ -17,27 +17,24 @@ const PAGES_MAX: usize = 8;
 /// Referrers of one manifest. Signatures and indexes make a handful.
 const ENTRIES_MAX: usize = 4096;
 
-/// Descriptors of manifests whose subject is `digest`.
+/// Descriptors of manifests whose subject is `digest`; [`Error::NotFound`] where the
+/// registry knows neither the API nor the tag.
 pub(super) async fn list(
     core: &Core,
     repository: &Repository,
     digest: &Digest,
     artifact_type: Option<&str>,
 ) -> Result<Vec<Descriptor>> {
-    let name = repository.path();
     let query = artifact_type.map_or(String::new(), |kind| {
         let value: String = url::form_urlencoded::byte_serialize(kind.as_bytes()).collect();
         format!("?artifactType={value}")
     });
-    let api = format!("/v2/{name}/referrers/{digest}{query}");
+    let api = core.api(repository, &format!("/referrers/{digest}{query}"));
     let found = match pages(core, repository, api).await {
         Err(Error::NotFound { .. }) => {
             // Registries without the API keep the same index under a tag.
-            let tag = format!("/v2/{name}/manifests/{}", digest.file_name());
-            match pages(core, repository, tag).await {
-                Err(Error::NotFound { .. }) => return Ok(Vec::new()),
-                other => other?,
-            }
+            let tag = core.api(repository, &format!("/manifests/{}", digest.file_name()));
+            pages(core, repository, tag).await?
         }
         other => other?,
     };
@@ -46,7 +43,7 @@ pub(super) async fn list(
 
 async fn pages(core: &Core, repository: &Repository, first: String) -> Result<Vec<OciImageIndex>> {
     let access = core.access(repository);
-    let what = format!("referrers list {}{first}", repository.host());
+    let what = format!("referrers list {}{first}", core.host(repository));
     let mut attempts = core.attempts(what, repository);
     let subject = attempts.subject().clone();
     let asker = Asker {
@@ -80,7 +77,7 @@ async fn pages(core: &Core, repository: &Repository, first: String) -> Result<Ve
             .map_err(|error| Error::malformed(subject.what.as_str(), error.to_string()))?;
         pages.push(page);
         attempts.progress();
-        next = link;
+        next = link.map(|path| core.named(repository, path));
     }
     Ok(pages)
 }

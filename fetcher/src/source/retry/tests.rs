@@ -120,3 +120,42 @@ async fn a_limit_beyond_the_deadline_is_told_at_once() {
         "reg.io limits the rate of requests (429) for blob sha256:1; try again in 300 s"
     );
 }
+
+#[test]
+fn who_can_ask_somebody_else_gives_up_soon() {
+    let limited = Trouble::Limited { retry_after: None };
+    let table = [
+        (Patience::Full, 7, broken(None), false),
+        (Patience::Full, 2, Trouble::Connect, false),
+        (Patience::Brief, 1, broken(None), false),
+        (Patience::Brief, 2, broken(None), true),
+        (Patience::Brief, 1, broken(Some(1)), true),
+        (Patience::Brief, 1, Trouble::Connect, true),
+        (Patience::Brief, 1, Trouble::Silent, true),
+        (Patience::Brief, 1, limited, true),
+    ];
+    for (patience, failures, kind, expected) in table {
+        let got = patience.ends(failures, kind);
+        assert_eq!(got, expected, "{patience:?} {failures} {kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn tells_a_host_that_cannot_be_reached_from_one_that_answers() {
+    let fault = |kind| {
+        Fault::Transient(Transient {
+            detail: "x".into(),
+            kind,
+        })
+    };
+    for (kind, expected) in [
+        (Trouble::Connect, true),
+        (Trouble::Silent, true),
+        (broken(Some(1)), false),
+    ] {
+        let unreachable = Arc::<AtomicBool>::default();
+        let mut brief = attempts(MINUTE).with_patience(Patience::Brief, unreachable.clone());
+        brief.after(fault(kind)).await.unwrap_err();
+        assert_eq!(unreachable.load(Ordering::Relaxed), expected, "{kind:?}");
+    }
+}

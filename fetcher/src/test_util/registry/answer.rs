@@ -12,7 +12,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 
-use super::{Auth, Endpoint, Fault, Shared, upload};
+use super::{Asked, Auth, Endpoint, Fault, Shared, upload};
 use crate::types::Digest;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -37,7 +37,15 @@ pub(super) async fn handle(
         Some("referrers") => Endpoint::Referrers,
         Some(_) | None => Endpoint::Other,
     };
-    shared.count(endpoint, request.version() == Version::HTTP_2);
+    let asked = Asked {
+        endpoint,
+        target: request
+            .uri()
+            .path_and_query()
+            .map_or(path.clone(), ToString::to_string),
+        headers: request.headers().clone(),
+    };
+    shared.count(asked, request.version() == Version::HTTP_2);
     if endpoint == Endpoint::Token {
         let fault = shared.fault(endpoint);
         return Ok(match fault {

@@ -1,0 +1,111 @@
+//! Which hosts are asked later than their turn: those that did not answer lately, and for a
+//! blob those that sent other bytes.
+//!
+//! Invariant: nobody is left out, only put back, for the others may fail too; and nobody for
+//! ever: a host that did not answer is tried again after a while, by one question at a time.
+//! The host that decides is never put back for not answering. Both tables are bounded, and a
+//! full one is emptied: what is lost is learned again. Locks are never nested.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::Candidate;
+use crate::types::Digest;
+
+/// How long a host that did not answer is put back. Long against its time-out, which the
+/// question that tries it again pays; short against how long people wait for a host that
+/// has come back.
+pub(super) const OFF: Duration = Duration::from_secs(30);
+const HOSTS_MAX: usize = 256;
+/// Blobs for which it is known who sent them last.
+const BLOBS_MAX: usize = 4096;
+
+/// See the module's documentation.
+#[derive(Default)]
+pub(super) struct Standing {
+    off: Mutex<HashMap<Arc<str>, Instant>>,
+    blobs: Mutex<HashMap<Digest, Senders>>,
+}
+
+/// Who sent a blob.
+#[derive(Default)]
+struct Senders {
+    last: Option<Arc<str>>,
+    /// Those whose bytes were not the blob's.
+    bad: Vec<Arc<str>>,
+}
+
+impl Standing {
+    /// Puts back who has to be `now`.
+    pub(super) fn order(&self, candidates: &mut [Candidate], blob: Option<&Digest>, now: Instant) {
+        if candidates.len() < 2 {
+            return;
+        }
+        let bad = blob.and_then(|digest| {
+            let blobs = self.blobs.lock();
+            blobs.get(digest).map(|senders| senders.bad.clone())
+        });
+        let bad = bad.unwrap_or_default();
+        candidates.sort_by_cached_key(|candidate| {
+            let is_bad = bad.contains(&candidate.name);
+            (is_bad, !is_bad && self.is_off(candidate, now))
+        });
+    }
+
+    /// Whether a host is still put back. Whoever is told that it is not any more tries it for
+    /// all: to others it stays so until that has worked.
+    fn is_off(&self, candidate: &Candidate, now: Instant) -> bool {
+        match self.off.lock().get_mut(&candidate.name) {
+            None => false,
+            Some(until) if *until > now => true,
+            Some(until) => {
+                *until = now + OFF;
+                false
+            }
+        }
+    }
+
+    /// It did not answer, as is known `now`.
+    pub(super) fn unreachable(&self, candidate: &Candidate, now: Instant) {
+        if candidate.decides {
+            return;
+        }
+        let mut off = self.off.lock();
+        if off.len() >= HOSTS_MAX && !off.contains_key(&candidate.name) {
+            off.clear();
+        }
+        off.insert(candidate.name.clone(), now + OFF);
+    }
+
+    /// It did.
+    pub(super) fn worked(&self, candidate: &Candidate) {
+        self.off.lock().remove(&candidate.name);
+    }
+
+    /// It sends a blob.
+    pub(super) fn sends(&self, candidate: &Candidate, blob: &Digest) {
+        let mut blobs = self.blobs.lock();
+        if blobs.len() >= BLOBS_MAX && !blobs.contains_key(blob) {
+            blobs.clear();
+        }
+        blobs.entry(*blob).or_default().last = Some(candidate.name.clone());
+    }
+
+    /// Who sent that blob last sent something else.
+    pub(super) fn distrust(&self, blob: &Digest) {
+        let mut blobs = self.blobs.lock();
+        let Some(senders) = blobs.get_mut(blob) else {
+            return;
+        };
+        if let Some(last) = senders.last.take()
+            && !senders.bad.contains(&last)
+        {
+            tracing::warn!(host = %last, digest = %blob, "other hosts are asked before this one");
+            senders.bad.push(last);
+        }
+    }
+}
