@@ -225,6 +225,7 @@ async fn read(
                 mine.finish(&member.chunks, &Ok(()));
             } else {
                 add(&counters.chunks_corrupt, 1);
+                shared.source.distrust(&remote.blob);
                 wrong.push(member);
             }
         }

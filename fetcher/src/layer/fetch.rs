@@ -400,6 +400,7 @@ fn note_corrupt(shared: &Shared, range: ByteRange, error: &Error) {
     add(&shared.counters.chunks_corrupt, 1);
     let digest = &shared.blob.digest;
     tracing::warn!(%digest, %range, %error, "dropped corrupt bytes");
+    shared.source.distrust(&shared.blob);
 }
 
 pub(super) async fn joined<T>(work: tokio::task::JoinHandle<Result<T>>) -> Result<T> {

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Stream;
-use crate::Result;
 use crate::index::ingest::{Ingest, Ingested, LayerSink};
 use crate::task::blocking;
+use crate::{Error, Result};
 
 /// Pieces of a body that may wait for the decoder. Bodies come in pieces of at most some
 /// hundred KiB, so this bounds a streaming pull's memory to a few MiB.
@@ -68,9 +68,15 @@ impl Stream {
             Ok(outcome) => outcome,
             Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
         };
-        match broken {
-            Some(error) => Err(error),
-            None => outcome,
+        match (broken, outcome) {
+            (Some(error), _) => Err(error),
+            (None, Err(error)) => {
+                if matches!(error, Error::Corrupt { .. } | Error::Malformed { .. }) {
+                    self.from.source.distrust(&self.from.blob);
+                }
+                Err(error)
+            }
+            (None, done) => done,
         }
     }
 }

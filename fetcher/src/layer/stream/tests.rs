@@ -29,6 +29,7 @@ struct Restless {
     random: Mutex<StdRng>,
     ranges: Mutex<Vec<ByteRange>>,
     wholes: AtomicU64,
+    distrusted: AtomicU64,
 }
 
 impl Restless {
@@ -41,6 +42,7 @@ impl Restless {
             random: Mutex::new(random),
             ranges: Mutex::default(),
             wholes: AtomicU64::new(0),
+            distrusted: AtomicU64::new(0),
         })
     }
 
@@ -97,6 +99,10 @@ impl BlobSource for Restless {
             }
             _ => Ok(self.body(from, to, None)),
         }
+    }
+
+    fn distrust(&self, _: &BlobRef) {
+        self.distrusted.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn read_all(&self, _: &BlobRef) -> Result<Body> {
@@ -281,5 +287,27 @@ proptest! {
         for pair in asked.windows(2) {
             prop_assert_eq!(pair[0].end(), pair[1].start());
         }
+    }
+}
+
+#[tokio::test]
+async fn a_source_is_told_of_bytes_that_are_not_the_blobs() {
+    let wrong = |kind: u8| match kind {
+        0 => Ok(()),
+        1 => Err(error(false)),
+        2 => Err(Error::malformed("a layer", "it is no tar")),
+        _ => Err(Error::Corrupt {
+            what: "a layer".to_owned(),
+            expected: Digest::sha256(b"a"),
+            actual: Digest::sha256(b"b"),
+        }),
+    };
+    for (kind, told) in [(0, 0), (1, 0), (2, 1), (3, 1)] {
+        let source = Restless::new(1000, 1, (0, Wrong::Nothing));
+        let stream = open(&source, &engine(4), |_| 1);
+        let received = AtomicU64::new(0);
+        let outcome = stream.into_ingest(&received, move |_| wrong(kind));
+        assert_eq!(outcome.await.is_ok(), kind == 0);
+        assert_eq!(source.distrusted.load(Ordering::Relaxed), told, "{kind}");
     }
 }

@@ -1,6 +1,7 @@
 //! Faults of the source, and reads under them against a plain copy.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -20,6 +21,8 @@ async fn corrupt_bytes_are_fetched_once_more_and_then_an_error() {
     bench.layer.fill(range(0, 1)).await.unwrap();
     let counters = bench.layer.counters();
     assert_eq!((counters.requests, counters.chunks_corrupt), (2, 1));
+    let distrusted = &bench.source.distrusted;
+    assert_eq!(distrusted.load(Ordering::Relaxed), 1, "the source is told");
     assert!(bench.read(range(0, 5000)));
     bench.source.script(&[Act::Corrupt, Act::Corrupt]);
     let error = bench.layer.fill(range(8192, 1)).await.unwrap_err();

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -54,6 +55,8 @@ pub(super) struct TestSource {
     pub(super) piece_bytes: Mutex<usize>,
     pub(super) arrived: Notify,
     pub(super) asked: Mutex<Vec<ByteRange>>,
+    /// How often it was told that its bytes were not the blob's.
+    pub(super) distrusted: AtomicU64,
 }
 
 impl TestSource {
@@ -68,6 +71,7 @@ impl TestSource {
             piece_bytes: Mutex::new(777),
             arrived: Notify::new(),
             asked: Mutex::default(),
+            distrusted: AtomicU64::new(0),
         })
     }
 
@@ -107,6 +111,10 @@ impl BlobSource for TestSource {
 
     async fn stat(&self, _: &Repository, _: &Digest) -> Result<u64> {
         Ok(self.blob.len() as u64)
+    }
+
+    fn distrust(&self, _: &BlobRef) {
+        self.distrusted.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn read_range(&self, _: &BlobRef, range: ByteRange) -> Result<Body> {
