@@ -16,15 +16,17 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser as _;
-use lazarette_fetcher::source::{
-    ProxySettings, default_docker_config, default_hosts_dir, install_tls_provider,
-};
+use lazarette_fetcher::source::install_tls_provider;
 
 pub use args::{Args, Command, OutputFormat};
 
-use crate::config::Config;
 use crate::engine::Engine;
+use crate::start::{self, Flags};
 use crate::{Error, exit};
+
+/// Warnings. Two libraries are quieter: libcontainer logs as errors what it then returns as
+/// errors, and fuser warns when it finds a mount gone that we took down.
+const LOGGED: &str = "warn,libcontainer=off,fuser=error";
 
 /// Runs the command line `laz` was started with. `origin` is when the process began.
 pub fn main(origin: Instant) -> ExitCode {
@@ -32,7 +34,7 @@ pub fn main(origin: Instant) -> ExitCode {
         Ok(args) => args,
         Err(error) => return usage(&error),
     };
-    start_logging(args.debug);
+    start::logging(args.debug, LOGGED);
     install_tls_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -57,12 +59,11 @@ pub fn main(origin: Instant) -> ExitCode {
 }
 
 async fn dispatch(args: Args, origin: Instant) -> Result<u8, Error> {
-    let mut config = Config::load(args.config.as_deref())?;
-    config.source.docker_config = config.source.docker_config.or_else(default_docker_config);
-    config.source.hosts_dir = config.source.hosts_dir.or_else(default_hosts_dir);
-    config.source.proxy = ProxySettings::from_env();
-    config.root = args.root.or(config.root);
-    config.state = args.state.or(config.state);
+    let mut config = start::config(Flags {
+        config: args.config,
+        root: args.root,
+        state: args.state,
+    })?;
     if let Command::Run(run) = &args.command
         && let Some(name) = run.backend
     {
@@ -88,20 +89,4 @@ fn usage(error: &clap::Error) -> ExitCode {
     } else {
         ExitCode::SUCCESS
     }
-}
-
-/// Warnings by default. Two libraries are quieter: libcontainer logs as errors what it then
-/// returns as errors, and fuser warns when it finds a mount gone that we took down.
-fn start_logging(debug: bool) {
-    let default = if debug {
-        "lazarette_fetcher=debug,lazarette_snapshotter=debug,lazarette_runtime=debug,info"
-    } else {
-        "warn,libcontainer=off,fuser=error"
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARETTE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
 }

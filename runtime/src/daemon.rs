@@ -13,16 +13,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use lazarette_fetcher::source::{
-    ProxySettings, default_docker_config, default_hosts_dir, install_tls_provider,
-};
+use lazarette_fetcher::source::install_tls_provider;
 use lazarette_snapshotter::grpc::{self, Service};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::Config;
 use crate::engine::Engine;
 use crate::engine::lazy::NodeLayers;
+use crate::start::{self, Flags};
 use crate::{Error, Result, exit};
+
+/// What is done for whom, and why not; fuser warns when it finds a mount gone that we took
+/// down.
+const LOGGED: &str = "warn,lazarette_snapshotter=info,lazarette_runtime=info,fuser=error";
 
 /// Serves lazily loaded layers to containerd.
 #[derive(Debug, Parser)]
@@ -51,7 +53,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    start_logging(args.debug);
+    start::logging(args.debug, LOGGED);
     install_tls_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -77,12 +79,11 @@ pub fn main() -> ExitCode {
 async fn run(args: Args) -> Result<()> {
     // Caught from the start: a stop while layers are being mounted must not leave them.
     let mut stop = Stop::catch()?;
-    let mut config = Config::load(args.config.as_deref())?;
-    config.source.docker_config = config.source.docker_config.or_else(default_docker_config);
-    config.source.hosts_dir = config.source.hosts_dir.or_else(default_hosts_dir);
-    config.source.proxy = ProxySettings::from_env();
-    config.root = args.root.or(config.root);
-    config.state = args.state.or(config.state);
+    let config = start::config(Flags {
+        config: args.config,
+        root: args.root,
+        state: args.state,
+    })?;
     if let Err(error) = crate::sys::process::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
@@ -134,19 +135,4 @@ impl Stop {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-fn start_logging(debug: bool) {
-    let default = if debug {
-        "lazarette_fetcher=debug,lazarette_snapshotter=debug,lazarette_runtime=debug,info"
-    } else {
-        "warn,lazarette_snapshotter=info,lazarette_runtime=info,fuser=error"
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LAZARETTE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
 }

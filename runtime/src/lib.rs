@@ -1,6 +1,6 @@
 //! From images to running tasks: the engine, and the `laz` command over it.
 //!
-//! The [`engine`] is a library: `laz` runs it in its own process in the foreground, and a
+//! The [`engine`] is a library: `laz` runs it in its own process in the foreground, and
 //! the daemon `lazd` serves the same one to containerd. It wires [`image`] (references to layers), the
 //! snapshotter's trees and overlays, [`spec`] (image config to OCI runtime spec) and the
 //! [`executor`] (spec to a running process). Nothing here knows layer formats, FUSE or
@@ -16,6 +16,7 @@ pub mod image;
 pub mod profile;
 mod size;
 pub mod spec;
+mod start;
 pub mod stdio;
 mod sys;
 pub mod trace;
