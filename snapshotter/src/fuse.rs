@@ -24,6 +24,7 @@ mod stack;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use errno::number as errno_of;
 pub use mounts::{LayerMount, LayerMounts};
 pub use options::{Backend, FuseOptions};
 pub use read_ahead::ReadAhead;

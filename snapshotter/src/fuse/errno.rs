@@ -27,6 +27,11 @@ pub(super) fn of(error: &Error) -> Errno {
     }
 }
 
+/// The number of that.
+pub(crate) fn number(error: &Error) -> u32 {
+    of(error).code().unsigned_abs()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

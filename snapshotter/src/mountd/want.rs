@@ -4,21 +4,21 @@
 
 use std::sync::Arc;
 
+use lazarette_fetcher::Result;
 use lazarette_fetcher::store::Vouched;
 use lazarette_fetcher::types::ByteRange;
-use lazarette_fetcher::{Error, Result};
 use lazarette_mountd::ranges::Span;
 use lazarette_mountd::wire::Message;
 
 use super::LentData;
 use super::link::Link;
+use crate::fuse::errno_of;
 
 /// Fills of one want before it fails. Bytes may be evicted between a fill and the look after
 /// it; three times in a row means the budget cannot hold a single read.
 const FILLS_MAX: usize = 3;
 
 const EIO: u32 = 5;
-const ENOSPC: u32 = 28;
 
 pub(super) async fn answer(link: Arc<Link>, want: u64, mount: u64, span: Span) {
     let outcome = match link.layer(mount) {
@@ -75,22 +75,5 @@ async fn look(data: Arc<dyn LentData>, range: ByteRange) -> Result<Option<Vouche
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime goes away, and we with it.
         Err(_) => Ok(None),
-    }
-}
-
-/// What the reader of a file is told; see `fuse/errno.rs` for the reasons.
-fn errno_of(error: &Error) -> u32 {
-    match error {
-        Error::NoSpace { .. } => ENOSPC,
-        Error::NotFound { .. }
-        | Error::Denied { .. }
-        | Error::RateLimited { .. }
-        | Error::Unavailable { .. }
-        | Error::Corrupt { .. }
-        | Error::Malformed { .. }
-        | Error::Limit { .. }
-        | Error::Unsupported { .. }
-        | Error::Io { .. }
-        | Error::Db { .. } => EIO,
     }
 }
