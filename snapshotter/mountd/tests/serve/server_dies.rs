@@ -1,11 +1,23 @@
 //! The server is replaced or killed, under load.
 
+use std::fs::File;
+use std::thread::JoinHandle;
+
 use crate::bed::{Bed, Readers, must_be_root, read_right};
 use crate::daemon::Daemon;
 use crate::sys;
 
 const PAGES: u64 = 512;
 const ROUNDS: u32 = 20;
+
+/// Readers of pages that nobody has granted, each in a thread; whether they read right.
+fn read_what_is_missing(file: &File, readers: u64) -> Vec<JoinHandle<bool>> {
+    let read = |reader| {
+        let file = file.try_clone().unwrap();
+        std::thread::spawn(move || read_right(&file, 100 + 10 * reader, 2))
+    };
+    (0..readers).map(read).collect()
+}
 
 #[test]
 fn privileged_a_server_that_is_upgraded_breaks_no_read() {
@@ -35,12 +47,7 @@ fn privileged_reads_that_wait_go_to_the_successor() {
     let file = bed.open(true);
     assert!(read_right(&file, 0, 4));
     sys::pause(daemon.pid(), true);
-    let waiting: Vec<_> = (0..8)
-        .map(|reader| {
-            let file = file.try_clone().unwrap();
-            std::thread::spawn(move || read_right(&file, 100 + 10 * reader, 2))
-        })
-        .collect();
+    let waiting = read_what_is_missing(&file, 8);
     for _ in 0..3 {
         assert!(bed.upgrade_server().success());
         assert!(
@@ -89,12 +96,7 @@ fn privileged_without_a_server_reads_fail_at_once() {
     let file = bed.open(true);
     assert!(read_right(&file, 0, 4));
     sys::pause(daemon.pid(), true);
-    let waiting: Vec<_> = (0..4)
-        .map(|reader| {
-            let file = file.try_clone().unwrap();
-            std::thread::spawn(move || read_right(&file, 100 + 10 * reader, 2))
-        })
-        .collect();
+    let waiting = read_what_is_missing(&file, 4);
     bed.kill_server();
     for read in waiting {
         assert!(

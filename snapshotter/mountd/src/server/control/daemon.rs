@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use super::Control;
 use crate::server::layer::{EIO, Served};
 use crate::server::link::Link;
+use crate::state::Granted;
 use crate::wire::{Basis, FileId, Handed, Listed, Message};
 use crate::{Error, Result, log, sys};
 
@@ -27,6 +28,13 @@ impl Control {
         message: Message,
         fds: Vec<OwnedFd>,
     ) -> Result<()> {
+        let mut done = |request, mount, errno| {
+            link.send(&Message::Done {
+                request,
+                mount,
+                errno,
+            })
+        };
         match message {
             Message::Mount {
                 request,
@@ -40,36 +48,17 @@ impl Control {
                     name,
                     path,
                 };
-                let (mount, errno) = match self.mount(asked, fds) {
-                    Ok(mount) => (mount, 0),
-                    Err(errno) => (0, errno),
-                };
-                link.send(&Message::Done {
-                    request,
-                    mount,
-                    errno,
-                })
+                match self.mount(asked, fds) {
+                    Ok(mount) => done(request, mount, 0),
+                    Err(errno) => done(request, 0, errno),
+                }
             }
             Message::Attach {
                 request,
                 mount,
                 file,
-            } => {
-                let errno = self.attach(mount, file);
-                link.send(&Message::Done {
-                    request,
-                    mount,
-                    errno,
-                })
-            }
-            Message::Unmount { request, mount } => {
-                let errno = self.unmount(mount);
-                link.send(&Message::Done {
-                    request,
-                    mount,
-                    errno,
-                })
-            }
+            } => done(request, mount, self.attach(mount, file)),
+            Message::Unmount { request, mount } => done(request, mount, self.unmount(mount)),
             Message::Grant {
                 want,
                 mount,
@@ -77,15 +66,7 @@ impl Control {
                 span,
             } => {
                 let granted = self.shared.state.lock().grant(mount, want, number, span);
-                if let Some(served) = self.shared.layer(mount) {
-                    let mut buf = Vec::new();
-                    for read in granted.again {
-                        self.shared.serve(&served, read, &mut buf);
-                    }
-                    if let Some(read) = granted.refused {
-                        served.refuse(read.unique, EIO);
-                    }
-                }
+                self.answer(mount, granted);
                 Ok(())
             }
             Message::Failed { want, mount, errno } => {
@@ -96,6 +77,20 @@ impl Control {
                 Ok(())
             }
             _ => Err(Error::Protocol("it says what a daemon does not say")),
+        }
+    }
+
+    /// Answers the reads that waited for a grant.
+    fn answer(&self, mount: u64, granted: Granted) {
+        let Some(served) = self.shared.layer(mount) else {
+            return;
+        };
+        let mut buf = Vec::new();
+        for read in granted.again {
+            self.shared.serve(&served, read, &mut buf);
+        }
+        if let Some(read) = granted.refused {
+            served.refuse(read.unique, EIO);
         }
     }
 
