@@ -14,9 +14,7 @@ mod record;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::{DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -73,7 +71,6 @@ impl NodeLayers {
         let (engine, handle) = (Arc::clone(engine), Handle::current());
         blocking(move || {
             let state = engine.state.join("lazd");
-            make_private(&state)?;
             cleanup::cleanup_stale(&state)?;
             let run = RunDir::create(&state, &std::process::id().to_string())?;
             let mounts = LayerMounts::new(run.path(), handle, engine.mounting);
@@ -321,14 +318,6 @@ impl LazyLayers for NodeLayers {
         let outcome = put_down.and(self.discard(blob_digest).await);
         outcome.map_err(|error| plain(error, blob_digest))
     }
-}
-
-/// Makes a directory that only root looks into: layers hold set-uid programs. Overlay does
-/// not need to be let in, it looks as whoever mounted it.
-fn make_private(dir: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o700)))
-        .map_err(|e| Error::io("create", dir, e))
 }
 
 /// Which layer of the image is wanted: the one of this blob at the end of this chain. An

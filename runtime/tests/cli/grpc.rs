@@ -225,7 +225,8 @@ async fn privileged_layers_are_brought_and_outlast_a_restart_without_a_registry(
     };
     let (node, restored) = Node::open(dir.path()).await;
     assert_eq!(restored, 0);
-    let mode = std::fs::metadata(dir.path().join("state/lazd")).unwrap();
+    let mine = format!("state/lazd/{}", std::process::id());
+    let mode = std::fs::metadata(dir.path().join(mine)).unwrap();
     assert_eq!(
         mode.permissions().mode() & 0o777,
         0o700,
