@@ -9,8 +9,11 @@
 //! the connection lives. When it does not, everything that waits for the server fails, and
 //! whoever mounts connects anew and attaches its layers again.
 
+mod image;
 mod layer;
 mod link;
+mod probe;
+mod stale;
 mod start;
 mod want;
 
@@ -29,6 +32,8 @@ use tokio::runtime::Handle;
 
 pub use self::layer::Place;
 use self::link::{Done, Link};
+pub use self::probe::try_erofs;
+pub use self::stale::clear;
 use crate::data::LayerData;
 use crate::{Error, Result};
 
@@ -147,6 +152,12 @@ impl MountServer {
         outcome(done, "unmount", &mounted.path)?;
         self.link.forget(mount);
         Ok(())
+    }
+
+    /// Whether the server is gone, or has been replaced: what fails then may work with the
+    /// next one.
+    pub fn is_closed(&self) -> bool {
+        self.link.is_closed()
     }
 
     /// Waits until the server is gone, or has been replaced by its successor.

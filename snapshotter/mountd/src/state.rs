@@ -150,8 +150,9 @@ impl State {
         if self.layers.len() >= MOUNTS_MAX {
             return Err(EMFILE);
         }
-        let is_taken = |layer: &Layer| layer.name == name || layer.path == path;
-        if self.layers.values().any(is_taken) {
+        // Not by its name: a layer that was removed and fetched again is mounted beside the
+        // old one, which somebody may still use.
+        if self.layers.values().any(|layer| layer.path == path) {
             return Err(EEXIST);
         }
         let mount = self.next_mount;

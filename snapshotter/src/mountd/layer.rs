@@ -6,19 +6,18 @@
 //! <metadata>  the image, a file on a local disk
 //! ```
 //!
-//! Invariant: an image that is mounted is never written to: a new one takes its name. Where
-//! mounting fails, nothing is left mounted. What a daemon that died left half way is
-//! finished by the next one that attaches.
+//! Invariant: an image that is mounted is never written to ([`image`]). Where mounting
+//! fails, nothing is left mounted. What a daemon that died left half way is finished by the
+//! next one that attaches.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
 use lazarette_fetcher::types::Digest;
 
-use super::{DATA, LentData, MountServer, Mounted};
-use crate::erofs::Image;
+use super::{DATA, LentData, MountServer, Mounted, image};
 use crate::fuse::{ReadAhead, mount_image};
 use crate::tree::Tree;
 use crate::{Error, Result, sys};
@@ -28,7 +27,8 @@ use crate::{Error, Result, sys};
 pub struct Place<'a> {
     /// The mountpoint, absolute, at most 250 bytes; made if absent.
     pub path: &'a Path,
-    /// The file of the image, at most 255 bytes; on a disk, not in a tmpfs. Written here.
+    /// The file of the image, at most 255 bytes; on a disk, not in a tmpfs. Written here
+    /// unless it is right.
     pub metadata: &'a Path,
 }
 
@@ -46,7 +46,7 @@ impl MountServer {
         data: Arc<dyn LentData>,
         place: Place<'_>,
     ) -> Result<Mounted> {
-        write_image(tree, place.metadata)?;
+        image::put(tree, place.metadata)?;
         let path = place.path.to_path_buf();
         fs::create_dir_all(&path).map_err(|e| Error::io("create", &path, e))?;
         let mount = self.mount(blob_digest, data, &path)?;
@@ -66,14 +66,14 @@ impl MountServer {
     }
 
     /// Answers for a layer that an earlier process mounted at `mounted.path`, and finishes
-    /// what that one did not.
+    /// what that one did not; that takes the layer's tree.
     ///
     /// # Errors
     /// Those of [`Self::attach`] and [`Self::mount_layer`].
     pub fn attach_layer(
         &self,
         mounted: &Mounted,
-        tree: &Tree,
+        tree: impl FnOnce() -> Result<Tree>,
         data: Arc<dyn LentData>,
         metadata: &Path,
     ) -> Result<()> {
@@ -81,7 +81,7 @@ impl MountServer {
         if is_covered(&mounted.path)? {
             return Ok(());
         }
-        write_image(tree, metadata)?;
+        image::put(&tree()?, metadata)?;
         cover(&mounted.path, metadata)
     }
 
@@ -95,12 +95,19 @@ impl MountServer {
             sys::unmount(path).map_err(|e| Error::mount("unmount", path, e))?;
         }
         self.unmount(mounted)?;
-        fs::remove_dir(path).map_err(|e| Error::io("remove", path, e))
+        match fs::remove_dir(path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 }
 
+/// Whether an EROFS is seen at `path`, which somebody may have removed.
 fn is_covered(path: &Path) -> Result<bool> {
-    sys::is_erofs(path).map_err(|e| Error::io("inspect", path, e))
+    match sys::is_erofs(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        is => is.map_err(|e| Error::io("inspect", path, e)),
+    }
 }
 
 fn cover(path: &Path, metadata: &Path) -> Result<()> {
@@ -109,22 +116,4 @@ fn cover(path: &Path, metadata: &Path) -> Result<()> {
         knob.set(ReadAhead::Wide);
     }
     Ok(())
-}
-
-/// Writes a new file and gives it the name, whatever had it before.
-fn write_image(tree: &Tree, to: &Path) -> Result<()> {
-    let image = Image::of(tree).map_err(|unfit| Error::Environment {
-        op: "mount a layer through erofs",
-        detail: unfit.to_string(),
-    })?;
-    let mut new = to.as_os_str().to_owned();
-    new.push(".new");
-    let new = Path::new(&new);
-    let write = || {
-        let mut out = BufWriter::new(File::create(new)?);
-        image.write_to(&mut out)?;
-        out.flush()?;
-        fs::rename(new, to)
-    };
-    write().map_err(|e| Error::io("write", to, e))
 }

@@ -114,6 +114,10 @@ impl Link {
         let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        *self.closed.borrow()
+    }
+
     fn receive(self: Arc<Self>) {
         loop {
             match self.connection.receive() {
@@ -127,10 +131,10 @@ impl Link {
             }
         }
         self.connection.shut_down();
-        // Whoever waits finds its sender gone.
+        // First: whoever finds its sender gone then finds out why.
+        self.closed.send_replace(true);
         drop(self.pending.lock().take());
         self.layers.lock().clear();
-        self.closed.send_replace(true);
     }
 
     fn take(self: &Arc<Self>, message: Message) {

@@ -8,6 +8,7 @@ use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use lazarette_mountd::client::Connection;
 use lazarette_mountd::{Error as ServerError, READY};
@@ -38,8 +39,17 @@ pub(super) fn ensure(socket: &Path, program: &Path) -> Result<()> {
         let read = out.take(len).read_to_end(&mut said);
         read.map_err(|e| failed(format!("{}: {e}", program.display())))?;
     }
+    if said == READY {
+        // When it ends before us, somebody has to have waited for it.
+        let wait = move || drop(server.wait());
+        let waits = thread::Builder::new().name("mount server".to_owned());
+        return waits
+            .spawn(wait)
+            .map(drop)
+            .map_err(|e| failed(e.to_string()));
+    }
     // Another one may have been faster.
-    if said == READY || is_there(socket)? {
+    if is_there(socket)? {
         return Ok(());
     }
     let ended = server

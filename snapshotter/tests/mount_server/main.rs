@@ -151,7 +151,7 @@ fn daemon() {
         Some(mounted) => {
             assert_eq!(mounted.blob_digest, Some(layer.index().blob_digest));
             server
-                .attach_layer(mounted, &tree, data(), &metadata)
+                .attach_layer(mounted, || Ok(tree), data(), &metadata)
                 .unwrap();
         }
     }

@@ -1,0 +1,129 @@
+//! The image of a layer, as a file that an EROFS is mounted from.
+//!
+//! Invariant: a file is used only if it is, byte for byte, what would be written now; so it
+//! does not matter what a crash or a disk made of an older one, and nothing waits for the
+//! disk. A file that is there is never written to: a new one takes its name.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+use crate::erofs::Image;
+use crate::tree::Tree;
+use crate::{Error, Result};
+
+/// Bytes compared or written at a time.
+const PIECE_BYTES: usize = 64 << 10;
+/// What a file is called until it is whole.
+const NEW: &str = ".new";
+
+/// Sees to it that `to` is the image of `tree`. Makes the directory that it lies in.
+pub(super) fn put(tree: &Tree, to: &Path) -> Result<()> {
+    let image = Image::of(tree).map_err(|unfit| Error::Environment {
+        op: "mount a layer through erofs",
+        detail: unfit.to_string(),
+    })?;
+    if is_there(&image, to) {
+        return Ok(());
+    }
+    if let Some(dir) = to.parent() {
+        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+    }
+    let mut new = to.as_os_str().to_owned();
+    new.push(NEW);
+    let new = Path::new(&new);
+    let write = || {
+        let mut out = BufWriter::with_capacity(PIECE_BYTES, File::create(new)?);
+        image.write_to(&mut out)?;
+        out.flush()?;
+        fs::rename(new, to)
+    };
+    write().map_err(|e| Error::io("write", to, e))
+}
+
+/// Whether `path` holds the image and nothing else. What cannot be read is not it.
+fn is_there(image: &Image<'_>, path: &Path) -> bool {
+    let compare = || {
+        let file = File::open(path)?;
+        if file.metadata()?.len() != image.image_len() {
+            return Ok(false);
+        }
+        let mut same = Same {
+            file: BufReader::with_capacity(PIECE_BYTES, file),
+            piece: Vec::new(),
+        };
+        image.write_to(&mut same).map(|()| true)
+    };
+    compare().unwrap_or_else(|error: io::Error| {
+        tracing::debug!(path = %path.display(), %error, "the image is written anew");
+        false
+    })
+}
+
+/// Takes the bytes that a file holds, and fails at the first other one.
+struct Same<R> {
+    file: R,
+    piece: Vec<u8>,
+}
+
+impl<R: Read> Write for Same<R> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.piece.resize(bytes.len(), 0);
+        self.file.read_exact(&mut self.piece)?;
+        if self.piece == bytes {
+            return Ok(bytes.len());
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "it is another"))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+    use crate::test_util::LayerBuilder;
+
+    #[test]
+    fn it_is_written_once_and_again_only_where_it_is_not_the_same() {
+        let here = tempfile::tempdir().unwrap();
+        let path = here.path().join("meta/layer.erofs");
+        let tree = |name: &str| {
+            let mut layer = LayerBuilder::new("layer");
+            layer.dir("a");
+            layer.file(name, b"content");
+            layer.tree()
+        };
+        let first = tree("a/b");
+        put(&first, &path).unwrap();
+        let right = fs::read(&path).unwrap();
+        let number = || fs::metadata(&path).unwrap().ino();
+        let whose = number();
+        put(&first, &path).unwrap();
+        assert_eq!(number(), whose, "it was right, and is what it was");
+        let mut damaged = [right.clone(), right.clone(), right.clone(), Vec::new()];
+        *damaged[0].last_mut().unwrap() ^= 1;
+        damaged[1].pop();
+        damaged[2].push(0);
+        for wrong in damaged {
+            let held = File::open(&path).unwrap();
+            fs::write(here.path().join("wrong"), &wrong).unwrap();
+            fs::rename(here.path().join("wrong"), &path).unwrap();
+            put(&first, &path).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), right);
+            let mut before = Vec::new();
+            (&held).read_to_end(&mut before).unwrap();
+            assert_eq!(before, right, "who has an older one goes on with that");
+        }
+        // As a crash leaves it.
+        fs::write(here.path().join("meta/layer.erofs.new"), b"half").unwrap();
+        let second = tree("a/c");
+        put(&second, &path).unwrap();
+        assert_ne!(fs::read(&path).unwrap(), right);
+        assert_eq!(fs::read_dir(here.path().join("meta")).unwrap().count(), 1);
+    }
+}
