@@ -4,8 +4,9 @@
 //! it runs: containerd's snapshots must not change under it, and no request waits for the
 //! database to be opened. `laz` on the same root waits, then says who has it.
 //!
-//! Started: sweep what a crashed one left mounted, mount the layers of committed snapshots,
-//! then listen. Stopped (TERM or INT): listen no more, answer what was asked, unmount.
+//! Started: find the mount server or start it, answer for the layers of committed snapshots
+//! that it shows, mount the others, then listen. Stopped (TERM or INT): listen no more,
+//! answer what was asked, and leave what the mount server shows, as a crash would.
 
 mod socket;
 
@@ -90,11 +91,17 @@ async fn run(args: Args) -> Result<()> {
     let place = config.snapshotter_socket();
     let bound = socket::bind(&config.state(), &place)?;
     let engine = Engine::open(config)?;
-    let layers = NodeLayers::open(&engine).await?;
+    let layers = NodeLayers::open(&engine, &mount_server()).await?;
     let served = serve(&layers, bound, &mut stop).await;
     let closed = layers.close().await;
     tracing::info!("stopped");
     served.and(closed)
+}
+
+/// The mount server's program: it is installed beside this one.
+fn mount_server() -> PathBuf {
+    let me = std::env::current_exe().unwrap_or_default();
+    me.with_file_name("laz-mountd")
 }
 
 async fn serve(

@@ -2,21 +2,25 @@
 //!
 //! Invariant: a layer that was claimed has a record that says how to open it again, written
 //! before any snapshot names it; so after a restart it is mounted from what is on disk, and
-//! a registry is asked only for what is not. Its mount is held until it is released. Whether
-//! a layer is the one that is wanted is decided by the image's config, whose digest leads
+//! a registry is asked only for what is not. Its mount is held until it is released, by the
+//! mount server where there is one: then it outlives this process. Whether a layer is the one that is wanted is decided by the image's config, whose digest leads
 //! back to the manifest's: labels are only hints.
 //!
 //! Work that was begun goes on when the one who asked goes away, and others who ask for the
-//! same join it. Locks are held for moments and never two at once.
+//! same join it. Locks: the turn of a layer, while it is mounted or released; within it those
+//! of [`served`]; the layers that are held, for a moment.
 
 mod ahead;
+mod choose;
+mod held;
 mod record;
+mod served;
+mod session;
+mod turns;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -25,18 +29,17 @@ use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::LayerRequest;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
-use lazarette_snapshotter::cleanup::{self, RunDir};
-use lazarette_snapshotter::fuse::{LayerMount, LayerMounts};
 use lazarette_snapshotter::metastore::{Content, Kind, Usage};
 use lazarette_snapshotter::overlay::Snapshots;
 use lazarette_snapshotter::remote::{LazyLayers, Wanted};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use self::ahead::{Ahead, Resolved};
+use self::held::{By, Held, HeldLayers, Here};
 pub use self::record::{ServedLayer, ServedLayerTable};
+use self::served::Served;
+use self::turns::Turns;
 use super::Engine;
-use super::stage::mount_layer;
 use crate::image::Image;
 use crate::image::pull::{LAYERS_AT_ONCE, PullMode};
 use crate::trace::Trace;
@@ -45,45 +48,37 @@ use crate::{Error, Result};
 /// What a layer has on disk besides its files: directory, data, index, bitmap.
 const INODES: u64 = 4;
 
-/// The layers that this process serves to containerd.
+/// The layers that this node serves to containerd.
 pub struct NodeLayers {
     engine: Arc<Engine>,
-    mounts: LayerMounts,
     ahead: Arc<Ahead>,
-    held: Mutex<HashMap<Digest, Held>>,
-    /// The next short name.
-    next: AtomicU64,
-    run: RunDir,
-}
-
-/// A layer that is mounted.
-struct Held {
-    layer: Arc<Layer>,
-    mount: Arc<LayerMount>,
-    /// A short name of the mountpoint: those of all layers of an image must fit into one
-    /// page of mount options.
-    link: PathBuf,
+    turns: Turns,
+    held: Arc<HeldLayers>,
+    here: Here,
+    /// `None` where this process mounts all layers itself.
+    served: Option<Arc<Served>>,
 }
 
 impl NodeLayers {
-    /// Removes what a crashed process left mounted, and begins with nothing mounted.
-    pub async fn open(engine: &Arc<Engine>) -> Result<Arc<Self>> {
-        let (engine, handle) = (Arc::clone(engine), Handle::current());
-        blocking(move || {
-            let state = engine.state.join("lazd");
-            cleanup::cleanup_stale(&state)?;
-            let run = RunDir::create(&state, &std::process::id().to_string())?;
-            let mounts = LayerMounts::new(run.path(), handle, engine.mounting);
-            Ok(Arc::new(Self {
-                ahead: Ahead::new(Arc::clone(&engine)),
-                engine,
-                mounts,
-                held: Mutex::default(),
-                next: AtomicU64::new(0),
-                run,
-            }))
-        })
-        .await
+    /// Connects to the mount server, or starts `program` as one; what it has mounted stays.
+    /// Removes what a crashed process left that mounted by itself.
+    pub async fn open(engine: &Arc<Engine>, program: &Path) -> Result<Arc<Self>> {
+        let (opened, handle) = (Arc::clone(engine), Handle::current());
+        let here = blocking(move || {
+            let state = opened.state.join("lazd");
+            Here::open(&opened, &state, handle)
+        });
+        let here = here.await?;
+        let held = Arc::default();
+        let served = Served::open(engine, program, &held).await;
+        Ok(Arc::new(Self {
+            ahead: Ahead::new(Arc::clone(engine)),
+            engine: Arc::clone(engine),
+            turns: Turns::default(),
+            held,
+            here,
+            served,
+        }))
     }
 
     /// The snapshots that are served.
@@ -91,17 +86,24 @@ impl NodeLayers {
         Arc::clone(&self.engine.snapshots)
     }
 
-    /// Mounts the layers of all committed snapshots. What fails is logged, and tried again
-    /// when somebody wants to mount it. Returns how many are mounted.
+    /// Mounts the layers of all committed snapshots, or answers for them where they are
+    /// mounted; others are unmounted. What fails is logged, and tried again when somebody
+    /// wants to mount it. Returns how many are mounted.
     pub async fn restore(self: &Arc<Self>) -> Result<usize> {
         let engine = Arc::clone(&self.engine);
-        let served = blocking(move || {
+        let recorded = blocking(move || {
             let entries = engine.db.scan::<ServedLayerTable>(b"");
             let digests = entries.map(|entry| entry.map(|(digest, _)| digest));
             digests.collect::<lazarette_fetcher::Result<Vec<_>>>()
         })
         .await?;
-        let (named, unnamed) = self.sort_by_use(served).await?;
+        let named = self.named().await?;
+        if let Some(served) = &self.served {
+            served.keep(named.clone()).await?;
+        }
+        let (named, unnamed): (Vec<_>, Vec<_>) = recorded
+            .into_iter()
+            .partition(|digest| named.contains(digest));
         for digest in unnamed {
             // Claimed, but the process ended before a snapshot was made of it.
             self.discard(&digest).await?;
@@ -122,33 +124,35 @@ impl NodeLayers {
             .await)
     }
 
-    /// Unmounts everything. What containers still use is detached and fails when it is read.
+    /// Leaves to the mount server what it shows. The rest is unmounted: what containers use
+    /// of it is detached and fails when it is read.
     pub async fn close(&self) -> Result<()> {
+        if let Some(served) = &self.served {
+            // First: reads wait for the next daemon then, and do not fail with the layers.
+            served.close().await;
+        }
         let held: Vec<Held> = self.held.lock().drain().map(|(_, held)| held).collect();
         let mut first = Ok(());
-        for held in held {
-            first = first.and(put_down(held).await);
+        for Held { layer, by } in held {
+            if let By::Us(ours) = by {
+                ours.put_down().await;
+            }
+            first = first.and(layer.close().await.map_err(Error::from));
         }
-        let dir = self.run.path().to_path_buf();
-        first.and(blocking(move || Ok(cleanup::unmount_below(&dir)?)).await)
+        first.and(self.here.close().await)
     }
 
-    /// Which of these layers a committed snapshot names, and which none does.
-    async fn sort_by_use(&self, layers: Vec<Digest>) -> Result<(Vec<Digest>, Vec<Digest>)> {
+    /// The layers that committed snapshots name.
+    async fn named(&self) -> Result<HashSet<Digest>> {
         let snapshots = self.snapshots();
         blocking(move || {
-            let named: Vec<Digest> = snapshots
-                .list()?
-                .iter()
-                .filter(|record| record.kind == Kind::Committed)
-                .filter_map(|record| match record.content {
-                    Content::Layer(digest) => Some(digest),
-                    Content::Directory(_) => None,
-                })
-                .collect();
-            Ok(layers
-                .into_iter()
-                .partition(|digest| named.contains(digest)))
+            let records = snapshots.list()?;
+            let committed = records.iter().filter(|r| r.kind == Kind::Committed);
+            let layers = committed.filter_map(|record| match record.content {
+                Content::Layer(digest) => Some(digest),
+                Content::Directory(_) => None,
+            });
+            Ok(layers.collect())
         })
         .await
     }
@@ -198,42 +202,43 @@ impl NodeLayers {
     /// Mounts a layer and keeps it so.
     async fn hold(&self, layer: Arc<Layer>) -> Result<PathBuf> {
         let digest = layer.index().blob_digest;
+        let _turn = self.turns.of(&digest).await;
         if let Some(path) = self.path(&digest) {
             return Ok(path);
         }
-        let mount = mount_layer(
-            self.mounts.clone(),
-            Arc::clone(&layer),
-            Arc::clone(&layer) as _,
-        );
-        let mount = mount.await?;
-        let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
-        let link = self.run.path().join(name);
-        std::os::unix::fs::symlink(mount.path(), &link)
-            .map_err(|e| Error::io("link the mountpoint to", &link, e))?;
+        let shown = match &self.served {
+            Some(served) => served.hold(&layer).await.map_err(Some),
+            None => Err(None),
+        };
+        let path = match shown {
+            Ok(path) => path,
+            Err(error) => {
+                if let Some(error) = error {
+                    let error = error.report();
+                    tracing::warn!(%digest, error, "layer is mounted by lazd itself, and fails when lazd ends");
+                }
+                self.hold_here(&layer).await?
+            }
+        };
         // At idle priority: readers go first.
         layer.fetch_rest(false);
-        let mut held = self.held.lock();
-        match held.entry(digest) {
-            Entry::Vacant(place) => {
-                place.insert(Held {
-                    layer,
-                    mount,
-                    link: link.clone(),
-                });
-                Ok(link)
-            }
-            // Two mounted it at once: one mount, and one name is enough.
-            Entry::Occupied(first) => {
-                let _ = std::fs::remove_file(&link);
-                Ok(first.get().link.clone())
-            }
-        }
+        Ok(path)
+    }
+
+    /// The same, in this process.
+    async fn hold_here(&self, layer: &Arc<Layer>) -> Result<PathBuf> {
+        let held = Held {
+            by: By::Us(self.here.mount(layer).await?),
+            layer: Arc::clone(layer),
+        };
+        let path = held.path().to_path_buf();
+        self.held.lock().insert(layer.index().blob_digest, held);
+        Ok(path)
     }
 
     fn path(&self, digest: &Digest) -> Option<PathBuf> {
         let held = self.held.lock();
-        held.get(digest).map(|held| held.link.clone())
+        held.get(digest).map(|held| held.path().to_path_buf())
     }
 
     /// Mounts a layer that was claimed before, if it is not.
@@ -254,10 +259,22 @@ impl NodeLayers {
         self.hold(layer).await
     }
 
+    async fn put_down(&self, Held { layer, by }: Held) -> Result<()> {
+        match (by, &self.served) {
+            (By::Us(ours), _) => ours.put_down().await,
+            (By::Server(path), Some(served)) => served.unmount(path).await,
+            (By::Server(_), None) => {}
+        }
+        Ok(layer.close().await?)
+    }
+
     /// Removes record and data of a layer, unless an image of `laz` has it.
     async fn discard(&self, digest: &Digest) -> Result<()> {
         // What was opened ahead would go on with files that are gone.
         self.ahead.forget(digest);
+        if let Some(served) = &self.served {
+            served.forget(digest).await;
+        }
         let (engine, digest) = (Arc::clone(&self.engine), *digest);
         blocking(move || {
             let mut batch = Batch::new();
@@ -310,9 +327,10 @@ impl LazyLayers for NodeLayers {
     }
 
     async fn release(&self, blob_digest: &Digest) -> lazarette_snapshotter::Result<()> {
+        let _turn = self.turns.of(blob_digest).await;
         let held = self.held.lock().remove(blob_digest);
         let put_down = match held {
-            Some(held) => put_down(held).await,
+            Some(held) => self.put_down(held).await,
             None => Ok(()),
         };
         let outcome = put_down.and(self.discard(blob_digest).await);
@@ -347,19 +365,6 @@ fn unknown(digest: &Digest, image: &Option<Reference>) -> Error {
         host: String::new(),
     }
     .into()
-}
-
-async fn put_down(held: Held) -> Result<()> {
-    let Held { layer, mount, link } = held;
-    blocking(move || {
-        if let Err(error) = std::fs::remove_file(&link) {
-            tracing::warn!(path = %link.display(), %error, "name of a mountpoint stays");
-        }
-        drop(mount);
-        Ok::<_, Error>(())
-    })
-    .await?;
-    Ok(layer.close().await?)
 }
 
 /// The errors below the engine are the snapshotter's own or the fetcher's.

@@ -1,0 +1,316 @@
+//! Layers that the mount server shows, which stay when this process ends.
+//!
+//! Invariant: every layer that is held with the server is answered for by the connection
+//! that is current, or none is and another one is being made. Ending this ends no mount.
+//!
+//! Locks: `current`, shared while a layer is mounted or unmounted, alone while the
+//! connection is replaced; within it the layers that are held, for a moment.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::task::blocking;
+use lazarette_fetcher::types::Digest;
+use lazarette_snapshotter::mountd;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{RwLock, watch};
+use tokio::task::JoinHandle;
+
+use super::choose::{Facts, choose};
+use super::held::{By, Held, HeldLayers};
+use super::session::{Places, Session};
+use crate::engine::Engine;
+use crate::{Error, Result, sys};
+
+/// Attempts to reach the server when this process starts: half a second. Another daemon
+/// that is being stopped has it until then.
+const FIRST_ATTEMPTS_MAX: u32 = 5;
+/// Attempts before a server is started where one was: a good second, as systemd starts it
+/// again within a tenth of one.
+const WAITS_FOR_OTHERS: u32 = 6;
+/// First pause between attempts.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// Longest pause between attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long one who wants a layer mounted waits for a server that went away. Then this
+/// process mounts it.
+const RENEWAL_WAIT: Duration = Duration::from_secs(10);
+/// Servers that may go away while one layer is being mounted.
+const RENEWALS_MAX: usize = 3;
+
+/// What the mount server does for us.
+pub(super) struct Served {
+    places: Arc<Places>,
+    held: Arc<HeldLayers>,
+    handle: Handle,
+    /// `None` once it is closed.
+    current: RwLock<Option<Arc<Session>>>,
+    /// Counts connections.
+    renewed: watch::Sender<u64>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Served {
+    /// Connects to the server, or starts it; `None` where layers have to be mounted without
+    /// one, and the log says why.
+    pub(super) async fn open(
+        engine: &Arc<Engine>,
+        program: &Path,
+        held: &Arc<HeldLayers>,
+    ) -> Option<Arc<Self>> {
+        match Self::try_open(engine, program, held).await {
+            Ok(served) => Some(served),
+            Err(why) => {
+                tracing::warn!(
+                    why,
+                    "lazd mounts layers itself, without the mount server: containers that use \
+                     them fail when lazd ends or is upgraded"
+                );
+                None
+            }
+        }
+    }
+
+    async fn try_open(
+        engine: &Arc<Engine>,
+        program: &Path,
+        held: &Arc<HeldLayers>,
+    ) -> Result<Arc<Self>, String> {
+        let (root, state) = (engine.root.clone(), engine.state.clone());
+        let (backend, program) = (engine.mounting.backend, program.to_path_buf());
+        let places = blocking(move || {
+            let mut facts = Facts {
+                is_root: sys::process::is_root(),
+                backend,
+                has_program: program.is_file(),
+                refused: None,
+            };
+            choose(&facts)?;
+            let places = Places::make(&root, &state, &program).map_err(|e| e.report())?;
+            let tried = mountd::try_erofs(places.meta());
+            facts.refused = tried.err().map(|error| Error::from(error).report());
+            choose(&facts).map(|()| Arc::new(places))
+        })
+        .await?;
+        let handle = Handle::current();
+        let session = first(&places, &handle).await.map_err(|e| e.report())?;
+        let served = Arc::new(Self {
+            places,
+            held: Arc::clone(held),
+            handle,
+            current: RwLock::new(Some(Arc::clone(&session))),
+            renewed: watch::channel(0).0,
+            keeper: Mutex::default(),
+        });
+        let keeper = tokio::spawn(Arc::clone(&served).keep_connected(session));
+        *served.keeper.lock() = Some(keeper);
+        Ok(served)
+    }
+
+    /// Has the server show a layer, and holds it. Nobody else does the same for this layer
+    /// meanwhile.
+    pub(super) async fn hold(&self, layer: &Arc<Layer>) -> Result<PathBuf> {
+        let mut renewed = self.renewed.subscribe();
+        for _ in 0..RENEWALS_MAX {
+            let lost = match self.try_hold(layer).await {
+                Ok(path) => return Ok(path),
+                Err((error, false)) => return Err(error),
+                Err((error, true)) => error,
+            };
+            let waited = tokio::time::timeout(RENEWAL_WAIT, renewed.changed()).await;
+            if waited.is_err() {
+                return Err(lost);
+            }
+        }
+        Err(gone())
+    }
+
+    /// The error comes with whether the server went away.
+    async fn try_hold(&self, layer: &Arc<Layer>) -> Result<PathBuf, (Error, bool)> {
+        let current = self.current.read().await;
+        let session = current.as_ref().ok_or_else(|| (gone(), false))?;
+        let (asked, wanted) = (Arc::clone(session), Arc::clone(layer));
+        let mounted = blocking(move || asked.hold(&wanted)).await;
+        let path = mounted.map_err(|error| (error, session.is_closed()))?;
+        let held = Held {
+            layer: Arc::clone(layer),
+            by: By::Server(path.clone()),
+        };
+        let digest = layer.index().blob_digest;
+        self.held.lock().insert(digest, held);
+        Ok(path)
+    }
+
+    /// Unmounts what is at `path`; what is in use later.
+    pub(super) async fn unmount(&self, path: PathBuf) {
+        self.with_session(move |session| session.unmount(&path))
+            .await;
+    }
+
+    /// Unmounts all layers that are none of these, and removes their images.
+    pub(super) async fn keep(&self, layers: HashSet<Digest>) -> Result<()> {
+        let places = Arc::clone(&self.places);
+        let kept = self.with_session(move |session| {
+            session.keep(&layers);
+            places.keep_metadata(&layers)
+        });
+        kept.await.unwrap_or(Ok(()))
+    }
+
+    /// Removes the image of a layer that is mounted no more, or never again.
+    pub(super) async fn forget(&self, digest: &Digest) {
+        let path = self.places.metadata(digest);
+        let removed = blocking(move || std::fs::remove_file(path)).await;
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%digest, %error, "image of a layer stays");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Lets the server go on by itself: what it has to ask it asks the next daemon.
+    pub(super) async fn close(&self) {
+        let keeper = self.keeper.lock().take();
+        if let Some(keeper) = keeper {
+            keeper.abort();
+            // Aborted, or ended before.
+            let _ = keeper.await;
+        }
+        drop(self.current.write().await.take());
+    }
+
+    async fn with_session<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Session) -> T + Send + 'static,
+    ) -> Option<T> {
+        let current = self.current.read().await;
+        let session = Arc::clone(current.as_ref()?);
+        Some(blocking(move || work(&session)).await)
+    }
+
+    /// Goes over to the next server whenever one goes away.
+    async fn keep_connected(self: Arc<Self>, mut session: Arc<Session>) {
+        loop {
+            session.closed().await;
+            tracing::warn!("the mount server is gone: reads of layers fail until there is another");
+            session = self.renew(&session).await;
+            self.renewed.send_modify(|count| *count += 1);
+            let layers = self.held.lock().len();
+            tracing::info!(layers, "the mount server is there again, with its layers");
+        }
+    }
+
+    async fn renew(&self, old: &Session) -> Arc<Session> {
+        let mut attempt = 0;
+        loop {
+            let starts = attempt >= WAITS_FOR_OTHERS;
+            let renewed = match connect(&self.places, starts, &self.handle).await {
+                Ok(session) => self.adopt(session, old).await,
+                Err(error) => Err(error),
+            };
+            match renewed {
+                Ok(session) => return session,
+                Err(error) if starts => {
+                    tracing::warn!(error = error.report(), "no mount server yet");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(pause(attempt)).await;
+            attempt = attempt.saturating_add(1);
+        }
+    }
+
+    /// Answers for every layer that is held with the server through `session`, which is the
+    /// current one from then on. Fails only when that one is gone, too.
+    async fn adopt(&self, session: Arc<Session>, old: &Session) -> Result<Arc<Session>> {
+        let mut current = self.current.write().await;
+        let all: Vec<Arc<Layer>> = {
+            let held = self.held.lock();
+            let served = held
+                .values()
+                .filter(|held| matches!(held.by, By::Server(_)));
+            served.map(|held| Arc::clone(&held.layer)).collect()
+        };
+        let (new, ending) = (Arc::clone(&session), old.ending());
+        let outcomes = blocking(move || {
+            let hold = |layer: Arc<Layer>| (layer.index().blob_digest, new.hold(&layer));
+            let outcomes: Vec<_> = all.into_iter().map(hold).collect();
+            ending.iter().for_each(|path| new.unmount(path));
+            outcomes
+        })
+        .await;
+        if session.is_closed() {
+            return Err(gone());
+        }
+        let mut held = self.held.lock();
+        for (digest, outcome) in outcomes {
+            match outcome {
+                Ok(path) => {
+                    if let Some(held) = held.get_mut(&digest) {
+                        held.by = By::Server(path);
+                    }
+                }
+                // Tried again when somebody wants to mount it.
+                Err(error) => {
+                    tracing::warn!(%digest, error = error.report(), "layer is not answered for");
+                    held.remove(&digest);
+                }
+            }
+        }
+        *current = Some(Arc::clone(&session));
+        Ok(session)
+    }
+}
+
+/// The first connection.
+async fn first(places: &Arc<Places>, handle: &Handle) -> Result<Arc<Session>> {
+    for attempt in 0..FIRST_ATTEMPTS_MAX {
+        match connect(places, true, handle).await {
+            Ok(session) => return Ok(session),
+            Err(error) => {
+                tracing::debug!(error = error.report(), "no mount server yet");
+                tokio::time::sleep(pause(attempt)).await;
+            }
+        }
+    }
+    connect(places, true, handle).await
+}
+
+async fn connect(places: &Arc<Places>, starts: bool, handle: &Handle) -> Result<Arc<Session>> {
+    let (places, handle) = (Arc::clone(places), handle.clone());
+    blocking(move || Session::open(&places, starts, handle).map(Arc::new)).await
+}
+
+fn pause(attempt: u32) -> Duration {
+    PAUSE_MIN
+        .saturating_mul(2_u32.saturating_pow(attempt))
+        .min(PAUSE_MAX)
+}
+
+fn gone() -> Error {
+    lazarette_snapshotter::Error::Environment {
+        op: "use the mount server",
+        detail: "it is gone, and there is no other yet".to_owned(),
+    }
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_are_bounded() {
+        let pauses: Vec<_> = (0..12).map(pause).collect();
+        assert_eq!(pauses[0], PAUSE_MIN);
+        assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
+        assert_eq!(pause(u32::MAX), PAUSE_MAX);
+        let waits: Duration = (0..WAITS_FOR_OTHERS).map(pause).sum();
+        assert!(waits < Duration::from_secs(2), "readers fail meanwhile");
+    }
+}

@@ -1,0 +1,246 @@
+//! One connection to the mount server, and what the server has mounted.
+//!
+//! ```text
+//! <state>/mountd.sock               the server
+//! <state>/layers/<n>                a layer; who has which number, the server knows
+//! <root>/meta/<digest>.erofs        the image of a layer: on a disk, as the kernel wants it
+//! ```
+//!
+//! Invariant: a mountpoint is the server's as long as it lists it, and is never used for
+//! another layer meanwhile; what the server does not list is taken away when this is opened.
+//! So a process may die at any instant: what it left half done is listed, and finished or
+//! ended by the next, or it is not, and goes. Blocks: milliseconds at a time.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::types::Digest;
+use lazarette_snapshotter::mountd::{self, MountServer, Mounted, Place};
+use lazarette_snapshotter::tree::Tree;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::{Error, Result};
+
+/// Where everything lies.
+pub(super) struct Places {
+    /// Where the server listens.
+    pub(super) socket: PathBuf,
+    /// Its program.
+    pub(super) program: PathBuf,
+    layers: PathBuf,
+    meta: PathBuf,
+    /// The next number of a mountpoint.
+    next: AtomicU64,
+}
+
+impl Places {
+    /// Makes the directories. Only root looks into that of mountpoints: what is mounted
+    /// there holds set-uid programs of images.
+    pub(super) fn make(root: &Path, state: &Path, program: &Path) -> Result<Self> {
+        let meta = root.join("meta");
+        fs::create_dir_all(&meta).map_err(|e| Error::io("create", &meta, e))?;
+        let layers = state.join("layers");
+        let mut only_root = fs::DirBuilder::new();
+        only_root.recursive(true).mode(0o700);
+        let made = only_root.create(&layers);
+        let layers = made.and_then(|()| layers.canonicalize());
+        let layers = layers.map_err(|e| Error::io("create", state.join("layers"), e))?;
+        Ok(Self {
+            socket: state.join("mountd.sock"),
+            program: program.to_path_buf(),
+            layers,
+            meta,
+            next: AtomicU64::new(0),
+        })
+    }
+
+    /// Where images are.
+    pub(super) fn meta(&self) -> &Path {
+        &self.meta
+    }
+
+    /// The image of a layer.
+    pub(super) fn metadata(&self, blob_digest: &Digest) -> PathBuf {
+        self.meta.join(format!("{}.erofs", blob_digest.file_name()))
+    }
+
+    /// Removes images of other layers than these, and what was never finished.
+    pub(super) fn keep_metadata(&self, layers: &HashSet<Digest>) -> Result<()> {
+        let fail = |e| Error::io("list", &self.meta, e);
+        let kept: HashSet<PathBuf> = layers.iter().map(|digest| self.metadata(digest)).collect();
+        for entry in fs::read_dir(&self.meta).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            if !kept.contains(&path)
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "image of no layer stays");
+            }
+        }
+        Ok(())
+    }
+
+    fn fresh(&self) -> PathBuf {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.layers.join(number.to_string())
+    }
+
+    /// No number that one of these has is given again.
+    fn skip<'a>(&self, paths: impl Iterator<Item = &'a PathBuf>) {
+        let names = paths.filter_map(|path| path.file_name()?.to_str());
+        let numbers = names.filter_map(|name| name.parse::<u64>().ok());
+        let after = numbers.max().map_or(0, |number| number.saturating_add(1));
+        self.next.fetch_max(after, Ordering::Relaxed);
+    }
+}
+
+/// Whether a mount is to end that could not be ended yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    Ends,
+}
+
+/// A connection.
+pub(super) struct Session {
+    server: MountServer,
+    places: Arc<Places>,
+    mounts: Mutex<BTreeMap<PathBuf, (Mounted, Fate)>>,
+}
+
+impl Session {
+    /// Connects to the server; with `starts`, starts one where there is none. Wants are
+    /// answered on `handle`.
+    pub(super) fn open(places: &Arc<Places>, starts: bool, handle: Handle) -> Result<Self> {
+        let (server, listed) = if starts {
+            MountServer::connect_or_start(&places.socket, &places.program, handle)?
+        } else {
+            MountServer::connect(&places.socket, handle)?
+        };
+        let mounts: BTreeMap<_, _> = listed
+            .into_iter()
+            .map(|mounted| (mounted.path.clone(), (mounted, Fate::Stays)))
+            .collect();
+        places.skip(mounts.keys());
+        let cleared = mountd::clear(&places.layers, &|path| mounts.contains_key(path))?;
+        if cleared > 0 {
+            tracing::info!(count = cleared, "removed mountpoints that no server has");
+        }
+        Ok(Self {
+            server,
+            places: Arc::clone(places),
+            mounts: Mutex::new(mounts),
+        })
+    }
+
+    /// Whether the server is gone; what fails then may work with the next one.
+    pub(super) fn is_closed(&self) -> bool {
+        self.server.is_closed()
+    }
+
+    /// Waits until it is.
+    pub(super) async fn closed(&self) {
+        self.server.closed().await;
+    }
+
+    /// Answers for a layer from now on, where it is mounted already or else where it will
+    /// be then. Nobody else does the same for this layer meanwhile.
+    pub(super) fn hold(&self, layer: &Arc<Layer>) -> Result<PathBuf> {
+        let digest = layer.index().blob_digest;
+        let metadata = self.places.metadata(&digest);
+        let tree = || Tree::build(layer.index());
+        for mounted in self.mounts_of(&digest) {
+            let data = Arc::clone(layer) as _;
+            match self.server.attach_layer(&mounted, tree, data, &metadata) {
+                Ok(()) => {
+                    self.know(mounted.clone(), Fate::Stays);
+                    return Ok(mounted.path);
+                }
+                Err(error) if self.is_closed() => return Err(error.into()),
+                // Of a data file that was removed meanwhile, or mounted no more.
+                Err(error) => {
+                    tracing::info!(%digest, %error, "layer is mounted anew");
+                    self.end(&mounted);
+                }
+            }
+        }
+        let path = self.places.fresh();
+        let place = Place {
+            path: &path,
+            metadata: &metadata,
+        };
+        let data = Arc::clone(layer) as _;
+        match self.server.mount_layer(digest, &tree()?, data, place) {
+            Ok(mounted) => {
+                self.know(mounted, Fate::Stays);
+                Ok(path)
+            }
+            Err(error) => {
+                // Not there, or mounted still and in the server's list.
+                let _ = fs::remove_dir(&path);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Unmounts what is at `path`, and what could not be unmounted before. What is in use
+    /// stays until then.
+    pub(super) fn unmount(&self, path: &Path) {
+        if let Some((_, fate)) = self.mounts.lock().get_mut(path) {
+            *fate = Fate::Ends;
+        }
+        self.end_all(|_, fate| fate == Fate::Ends);
+    }
+
+    /// Unmounts layers that are none of these.
+    pub(super) fn keep(&self, layers: &HashSet<Digest>) {
+        // What has no digest nobody here mounted.
+        let is_other =
+            |mounted: &Mounted| mounted.blob_digest.is_some_and(|d| !layers.contains(&d));
+        self.end_all(|mounted, _| is_other(mounted));
+    }
+
+    /// What is to end and could not be ended.
+    pub(super) fn ending(&self) -> Vec<PathBuf> {
+        let mounts = self.mounts.lock();
+        let ending = mounts.iter().filter(|(_, (_, fate))| *fate == Fate::Ends);
+        ending.map(|(path, _)| path.clone()).collect()
+    }
+
+    fn end_all(&self, which: impl Fn(&Mounted, Fate) -> bool) {
+        let mounts = self.mounts.lock();
+        let ending = mounts
+            .values()
+            .filter(|(mounted, fate)| which(mounted, *fate));
+        let ending: Vec<Mounted> = ending.map(|(mounted, _)| mounted.clone()).collect();
+        drop(mounts);
+        ending.iter().for_each(|mounted| self.end(mounted));
+    }
+
+    fn end(&self, mounted: &Mounted) {
+        match self.server.unmount_layer(mounted) {
+            Ok(()) => drop(self.mounts.lock().remove(&mounted.path)),
+            Err(error) => {
+                tracing::info!(%error, "a layer that nothing names stays mounted for now");
+                self.know(mounted.clone(), Fate::Ends);
+            }
+        }
+    }
+
+    fn mounts_of(&self, digest: &Digest) -> Vec<Mounted> {
+        let mounts = self.mounts.lock();
+        let all = mounts.values().map(|(mounted, _)| mounted);
+        let its = all.filter(|mounted| mounted.blob_digest.as_ref() == Some(digest));
+        its.cloned().collect()
+    }
+
+    fn know(&self, mounted: Mounted, fate: Fate) {
+        let path = mounted.path.clone();
+        self.mounts.lock().insert(path, (mounted, fate));
+    }
+}
