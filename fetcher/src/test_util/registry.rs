@@ -303,6 +303,13 @@ impl FakeRegistry {
         self.shared.state.lock().always.insert(endpoint, fault);
     }
 
+    /// No request misbehaves any more.
+    pub fn behave(&self) {
+        let mut state = self.shared.state.lock();
+        state.always.clear();
+        state.script.clear();
+    }
+
     /// No token handed out so far is good any more.
     pub fn revoke_tokens(&self) {
         let mut state = self.shared.state.lock();

@@ -1,6 +1,12 @@
 //! Layers brought to containerd, asked for as containerd does, from a registry on loopback.
 //!
-//! The service runs in this process, over the real engine and real mounts.
+//! The service runs in this process, over the real engine and real mounts. Here the mounts
+//! are its own; [`served`] has those of the mount server.
+
+mod bed;
+mod crash;
+mod many;
+mod served;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -33,27 +39,38 @@ const CRI: &str = "containerd.io/snapshot/cri";
 
 /// A daemon without its socket.
 struct Node {
+    /// How many layers it mounted to begin with.
+    restored: usize,
     layers: Arc<NodeLayers>,
     client: SnapshotsClient<SnapshotsServer<Service>>,
 }
 
 impl Node {
+    /// One that mounts layers itself.
     async fn open(dir: &Path) -> (Self, usize) {
+        Self::open_as(dir, Path::new("/none"), "900ms").await
+    }
+
+    /// One whose layers the mount server `program` shows.
+    async fn open_with(dir: &Path, program: &Path) -> (Self, usize) {
+        Self::open_as(dir, program, "20s").await
+    }
+
+    async fn open_as(dir: &Path, program: &Path, deadline: &str) -> (Self, usize) {
         // Another test may have done it.
         install_tls_provider();
-        let text = format!(
-            "root = {:?}\nstate = {:?}\n[source]\ndeadline = \"900ms\"\nstall_timeout = \"300ms\"\n",
-            dir.join("root"),
-            dir.join("state")
-        );
-        let file = dir.join("config.toml");
-        std::fs::write(&file, text).unwrap();
+        let file = config(dir, deadline);
         let engine = Engine::open(Config::load(Some(&file)).unwrap()).unwrap();
-        let layers = NodeLayers::open(&engine).await.unwrap();
+        let layers = NodeLayers::open(&engine, program).await.unwrap();
         let restored = layers.restore().await.unwrap();
         let service = Service::new(layers.snapshots(), Arc::clone(&layers) as _);
         let client = SnapshotsClient::new(SnapshotsServer::new(Arc::new(service)));
-        (Self { layers, client }, restored)
+        let node = Self {
+            restored,
+            layers,
+            client,
+        };
+        (node, restored)
     }
 
     async fn close(self) {
@@ -108,6 +125,19 @@ impl Node {
         };
         self.client.remove(request).await.unwrap();
     }
+}
+
+/// Writes a config with everything below `dir`; what a registry has not answered by
+/// `deadline` fails.
+fn config(dir: &Path, deadline: &str) -> PathBuf {
+    let text = format!(
+        "root = {:?}\nstate = {:?}\n[source]\ndeadline = {deadline:?}\nstall_timeout = \"300ms\"\n",
+        dir.join("root"),
+        dir.join("state")
+    );
+    let file = dir.join("config.toml");
+    std::fs::write(&file, text).unwrap();
+    file
 }
 
 /// A layer as containerd names it.

@@ -16,3 +16,4 @@ mod run;
 mod soci;
 mod store;
 mod support;
+mod sys;

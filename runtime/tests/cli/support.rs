@@ -167,6 +167,7 @@ pub(crate) struct Pushed {
 /// What may be changed of an image before it is pushed.
 pub(crate) struct Changes<'a> {
     pub(crate) architecture: &'a str,
+    pub(crate) tag: &'a str,
     pub(crate) edit: &'a dyn Fn(&mut Value),
 }
 
@@ -174,6 +175,7 @@ impl Default for Changes<'_> {
     fn default() -> Self {
         Self {
             architecture: "amd64",
+            tag: "v1",
             edit: &|_| {},
         }
     }
@@ -206,9 +208,9 @@ pub(crate) fn push(registry: &FakeRegistry, layer: &Layer, changes: &Changes<'_>
     });
     (changes.edit)(&mut manifest);
     let bytes = serde_json::to_vec(&manifest).unwrap();
-    registry.add_manifest("test/image", "v1", MediaType::OciManifest, bytes);
+    registry.add_manifest("test/image", changes.tag, MediaType::OciManifest, bytes);
     Pushed {
-        reference: format!("{}/test/image:v1", registry.url_host()),
+        reference: format!("{}/test/image:{}", registry.url_host(), changes.tag),
     }
 }
 

@@ -1,0 +1,488 @@
+//! A node with a container on two lazy layers: the real `lazd`, the mount server that it
+//! starts, and an overlay as containerd would mount it, whose files are known byte for byte.
+//!
+//! Whatever becomes of a test, no process and no mount of it is left.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lazarette_fetcher::store::Store;
+use lazarette_fetcher::test_util::{FakeRegistry, content::noise};
+use lazarette_fetcher::types::Digest;
+use lazarette_proto::snapshots::MountsRequest;
+use lazarette_proto::types::Mount;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::{Node, Wanted, chain, config, push_two};
+use crate::support::{self, estargz, tar};
+use crate::sys;
+
+/// Longest wait for what has to happen, on a machine that does much else.
+const WAIT_MAX: Duration = Duration::from_secs(120);
+/// What fails when a server is gone.
+const EIO: i32 = 5;
+const ENOTCONN: i32 = 107;
+
+/// Files of each layer.
+const FILES: u32 = 18;
+
+/// A node.
+pub(super) struct Bed {
+    pub(super) registry: FakeRegistry,
+    pub(super) files: Arc<Files>,
+    layers: [Digest; 2],
+    dir: tempfile::TempDir,
+    config: PathBuf,
+    lazd: Option<Child>,
+}
+
+impl Bed {
+    /// Has layers and a container, mounted, and no daemon yet. Registries have `deadline`.
+    pub(super) async fn new(deadline: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = FakeRegistry::start().await;
+        let (mut content, mut layers) = (BTreeMap::new(), Vec::new());
+        for name in ["base", "top"] {
+            let files = files(name);
+            let list: Vec<_> = files
+                .iter()
+                .map(|(path, bytes)| support::File {
+                    path,
+                    mode: 0o644,
+                    bytes,
+                })
+                .collect();
+            layers.push(estargz(tar(&list)));
+            content.extend(files);
+        }
+        let [base, top] = [&layers[0], &layers[1]];
+        let image = push_two(&registry, [base, top]);
+        let layers = [base, top].map(|layer| Digest::sha256(&layer.blob));
+        let bed = Self {
+            registry,
+            files: Arc::new(Files {
+                rootfs: dir.path().join("rootfs"),
+                content,
+                log: dir.path().join("lazd.log"),
+            }),
+            layers,
+            config: dir.path().join("config.toml"),
+            dir,
+            lazd: None,
+        };
+        let node = bed.node().await;
+        let wanted = |chain_id, number: usize| Wanted {
+            image: &image,
+            chain_id,
+            blob: bed.layers[number],
+            all: &bed.layers[number..],
+        };
+        let first = node.bring("", &wanted(base.diff_id, 0)).await;
+        let second = node.bring(&first, &wanted(chain(base, top), 1)).await;
+        let mounts = node.prepare("container", &second, None).await.unwrap();
+        bed.mount(&mounts);
+        node.close().await;
+        config(bed.path(), deadline);
+        bed
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The daemon without its socket, in this process.
+    pub(super) async fn node(&self) -> Node {
+        Node::open_with(self.path(), &program("laz-mountd")).await.0
+    }
+
+    /// The container's mounts as they are now.
+    pub(super) async fn ask_mounts(&self, node: &Node) -> Vec<Mount> {
+        let request = MountsRequest {
+            key: "container".to_owned(),
+            ..Default::default()
+        };
+        node.client.mounts(request).await.unwrap().mounts
+    }
+
+    /// Mounts the container as containerd does.
+    pub(super) fn mount(&self, mounts: &[Mount]) {
+        fs::create_dir_all(&self.files.rootfs).unwrap();
+        let options = mounts[0].options.join(",");
+        let mounted = Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &options])
+            .arg(&self.files.rootfs)
+            .output()
+            .unwrap();
+        assert!(mounted.status.success(), "{mounted:?}");
+    }
+
+    /// Starts a daemon and does not wait for it.
+    pub(super) fn spawn_lazd(&mut self, program: &Path) -> UnixDatagram {
+        assert!(self.lazd.is_none());
+        let notify = self.path().join("notify");
+        let _ = fs::remove_file(&notify);
+        let ready = UnixDatagram::bind(&notify).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.path().join("lazd.log"));
+        let lazd = Command::new(program)
+            .arg("--config")
+            .arg(&self.config)
+            .env("NOTIFY_SOCKET", &notify)
+            .env("HOME", self.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.unwrap())
+            .spawn();
+        self.lazd = Some(lazd.unwrap());
+        ready
+    }
+
+    /// Starts a daemon; returns when it serves.
+    pub(super) fn start_lazd(&mut self, program: &Path) {
+        let ready = self.spawn_lazd(program);
+        ready.set_read_timeout(Some(WAIT_MAX)).unwrap();
+        let said = ready.recv(&mut [0; 64]);
+        assert!(said.is_ok(), "lazd does not start: {}", self.files.log());
+    }
+
+    /// Ends it without giving it a say.
+    pub(super) fn kill_lazd(&mut self) {
+        if let Some(mut lazd) = self.lazd.take() {
+            lazd.kill().unwrap();
+            lazd.wait().unwrap();
+        }
+    }
+
+    /// Ends it as systemd does.
+    pub(super) fn stop_lazd(&mut self) {
+        let mut lazd = self.lazd.take().unwrap();
+        sys::terminate(lazd.id());
+        assert!(lazd.wait().unwrap().success(), "{}", self.files.log());
+    }
+
+    /// The mount server and its guard, the guard last.
+    pub(super) fn servers(&self) -> Vec<i32> {
+        servers(self.path())
+    }
+
+    /// Everything mounted below the node's directory, latest first.
+    pub(super) fn mounts(&self) -> Vec<PathBuf> {
+        mounts(self.path())
+    }
+
+    /// Takes the container's root file system down.
+    pub(super) fn unmount(&self) {
+        sys::detach(&self.files.rootfs);
+    }
+
+    /// Waits until so many of [`Self::servers`] are there.
+    pub(super) fn wait_for_servers(&self, count: usize) {
+        let since = Instant::now();
+        while self.servers().len() != count {
+            assert!(since.elapsed() < WAIT_MAX, "{}", self.files.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// As a node is after the power went: no process, no mount, nothing in the state directory.
+    pub(super) fn reset(&mut self) {
+        self.kill_lazd();
+        // The server first: nothing may notice and start another.
+        clean(self.path());
+        let since = Instant::now();
+        while !self.servers().is_empty() || !self.mounts().is_empty() {
+            assert!(since.elapsed() < WAIT_MAX, "{:?}", self.mounts());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        fs::remove_dir_all(self.path().join("state")).unwrap();
+    }
+
+    /// Reads everything off the async workers, which answer what the reads wait for.
+    pub(super) async fn read_all_here(&self) {
+        let files = Arc::clone(&self.files);
+        tokio::task::spawn_blocking(move || files.read_all())
+            .await
+            .unwrap();
+    }
+
+    /// The node's store, as another process sees it.
+    pub(super) fn store(&self) -> Evictor {
+        Evictor {
+            store: Store::open(self.path().join("root")).unwrap(),
+            layers: self.layers,
+        }
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        self.kill_lazd();
+        clean(self.path());
+    }
+}
+
+/// Makes holes in layers that are mounted.
+pub(super) struct Evictor {
+    store: Arc<Store>,
+    layers: [Digest; 2],
+}
+
+impl Evictor {
+    /// Makes a hole of all that can be fetched again; `false` where that is not allowed now.
+    pub(super) fn evict(&self) -> bool {
+        let evict = |digest| {
+            let file = self.store.open_layer(digest).unwrap().unwrap();
+            file.evict_all().is_ok()
+        };
+        self.layers.iter().all(evict)
+    }
+}
+
+/// A thread that makes holes again and again, until it is dropped.
+pub(super) struct Evicting {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u32>>,
+}
+
+impl Evicting {
+    pub(super) fn start(evictor: Evictor) -> Self {
+        let stop: Arc<AtomicBool> = Arc::default();
+        let stopped = Arc::clone(&stop);
+        let evict = move || {
+            let (mut rng, mut evictions) = (StdRng::seed_from_u64(5), 0);
+            while !stopped.load(Ordering::Relaxed) {
+                evictions += u32::from(evictor.evict());
+                std::thread::sleep(Duration::from_millis(rng.random_range(0..100)));
+            }
+            evictions
+        };
+        let thread = Some(std::thread::spawn(evict));
+        Self { stop, thread }
+    }
+
+    /// Ends it; how often everything was evicted.
+    pub(super) fn end(mut self) -> u32 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Evicting {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Ends the servers of a test and takes its mounts down.
+pub(super) fn clean(dir: &Path) {
+    servers(dir).into_iter().for_each(sys::kill_by_id);
+    mounts(dir).iter().for_each(|path| sys::detach(path));
+}
+
+/// The mount server of a test and its guard, the guard last.
+pub(super) fn servers(dir: &Path) -> Vec<i32> {
+    let socket = dir.join("state/mountd.sock");
+    let args = |pid: i32| {
+        let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let args = args.split(|byte| *byte == 0).map(<[u8]>::to_vec);
+        args.collect::<Vec<_>>()
+    };
+    let all = fs::read_dir("/proc").unwrap();
+    let pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let is_ours = |pid: &i32| {
+        args(*pid)
+            .iter()
+            .any(|arg| arg == socket.as_os_str().as_encoded_bytes())
+    };
+    let mut pids: Vec<i32> = pids.filter(is_ours).collect();
+    pids.sort_by_key(|pid| args(*pid).iter().any(|arg| arg == b"guard"));
+    pids
+}
+
+/// Everything mounted below `dir`, latest first.
+pub(super) fn mounts(dir: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mountpoints = text.lines().filter_map(|line| line.split(' ').nth(4));
+    let below = mountpoints
+        .map(PathBuf::from)
+        .filter(|path| path.starts_with(dir));
+    below.collect::<Vec<_>>().into_iter().rev().collect()
+}
+
+/// A program that cargo builds beside `laz`.
+pub(super) fn program(name: &str) -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_laz")).with_file_name(name);
+    assert!(
+        program.exists(),
+        "build it first: cargo build --workspace --bins"
+    );
+    program
+}
+
+/// A container's files.
+pub(super) struct Files {
+    rootfs: PathBuf,
+    content: BTreeMap<String, Vec<u8>>,
+    log: PathBuf,
+}
+
+impl Files {
+    /// Reads everything from the disk, as far as the kernel can be made to forget it.
+    pub(super) fn read_all(&self) {
+        for path in self.content.keys() {
+            self.read(path)
+                .unwrap_or_else(|e| panic!("{path}: {e}: {}", self.log()));
+        }
+    }
+
+    /// Reads a file anew. It may fail as it does without a server, and in no other way.
+    pub(super) fn read(&self, path: &str) -> io::Result<()> {
+        match read_anew(&self.rootfs.join(path)) {
+            Ok(bytes) => {
+                let right = bytes == self.content[path];
+                assert!(right, "wrong bytes in {path}: {}", self.log());
+                Ok(())
+            }
+            Err(error) => {
+                let known = [Some(EIO), Some(ENOTCONN)].contains(&error.raw_os_error());
+                assert!(known, "{path}: {error}");
+                Err(error)
+            }
+        }
+    }
+
+    /// Files that cannot be read now.
+    pub(super) fn failing(&self) -> usize {
+        let failing = self.content.keys().filter(|path| self.read(path).is_err());
+        failing.count()
+    }
+
+    /// Reads until all of it can be read.
+    pub(super) fn wait_until_readable(&self) {
+        let since = Instant::now();
+        while self.failing() > 0 {
+            assert!(since.elapsed() < WAIT_MAX, "never again: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// How many names are to be seen; nothing of contents is read.
+    pub(super) fn names(&self) -> usize {
+        let dirs = fs::read_dir(&self.rootfs).unwrap();
+        let names = dirs.map(|dir| fs::read_dir(dir.unwrap().path()).unwrap().count());
+        names.sum()
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.content.len()
+    }
+
+    pub(super) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// Threads that read everything, until they are dropped. What they read must be right.
+pub(super) struct Readers {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    right: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Readers {
+    pub(super) fn start(files: &Arc<Files>, count: u64) -> Self {
+        let shared: Arc<Shared> = Arc::default();
+        let start = |seed| {
+            let (files, shared) = (Arc::clone(files), Arc::clone(&shared));
+            std::thread::spawn(move || {
+                let mut rng = StdRng::seed_from_u64(seed);
+                let paths: Vec<_> = files.content.keys().collect();
+                while !shared.stop.load(Ordering::Relaxed) {
+                    let path = paths[rng.random_range(0..paths.len())];
+                    let counter = match files.read(path) {
+                        Ok(()) => &shared.right,
+                        Err(_) => &shared.failed,
+                    };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let threads = (0..count).map(start).collect();
+        Self { shared, threads }
+    }
+
+    pub(super) fn right(&self) -> u64 {
+        self.shared.right.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn failed(&self) -> u64 {
+        self.shared.failed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `count` more files were read, and no reader has found anything wrong.
+    pub(super) fn wait_for(&self, count: u64) {
+        let (goal, since) = (self.right() + count, Instant::now());
+        while self.right() < goal {
+            assert!(
+                !self.threads.iter().any(JoinHandle::is_finished),
+                "a reader failed"
+            );
+            assert!(since.elapsed() < WAIT_MAX, "readers hang");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Ends them; whatever one of them met is met here.
+    pub(super) fn end(mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The files of a layer, none with a zero in it: a hole is not mistaken for one.
+fn files(layer: &str) -> BTreeMap<String, Vec<u8>> {
+    let file = |number: u32| {
+        let len = [1, 100, 4096, 5000, 70_000, 300_000][number as usize % 6];
+        let seed = number + 1000 * u32::try_from(layer.len()).unwrap();
+        let bytes = noise(seed, 0xff, len)
+            .into_iter()
+            .map(|byte| byte | 1)
+            .collect();
+        (format!("{layer}/f{number}"), bytes)
+    };
+    (0..FILES).map(file).collect()
+}
+
+fn read_anew(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    sys::forget(&file);
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

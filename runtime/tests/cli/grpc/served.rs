@@ -1,0 +1,185 @@
+//! Containers that go on while `lazd`, the mount server or the whole node dies.
+//!
+//! Promise: whatever is read is right; while the mount server and its data are there no
+//! read fails; and after everything died at once a node comes back from its disk alone.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lazarette_fetcher::test_util::{Endpoint, Fault};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::bed::{Bed, Evicting, Readers, program};
+use crate::support::is_root;
+use crate::sys;
+
+/// Times that `lazd` is killed: at each of them a few readers are in the middle of it.
+const KILLS: u32 = 30;
+/// Longer than anything here takes: what fails by it is a failure.
+const PATIENT: &str = "2m";
+
+/// The programs in a directory of their own, as an upgrade brings them.
+fn another(dir: &Path) -> PathBuf {
+    let new = dir.join("new");
+    fs::create_dir(&new).unwrap();
+    for name in ["lazd", "laz-mountd"] {
+        fs::copy(program(name), new.join(name)).unwrap();
+    }
+    new.join("lazd")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_lazd_is_killed_and_upgraded_while_a_container_reads() {
+    if !is_root("privileged_lazd_is_killed_and_upgraded_while_a_container_reads") {
+        return;
+    }
+    let mut bed = Bed::new(PATIENT).await;
+    let programs = [program("lazd"), another(bed.path())];
+    let mounted = bed.mounts();
+    bed.start_lazd(&programs[0]);
+    let readers = Readers::start(&bed.files, 3);
+    let evicting = Evicting::start(bed.store());
+    let mut rng = StdRng::seed_from_u64(7);
+    for kill in 0..KILLS {
+        let program = &programs[usize::from(kill % 5 == 0)];
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..400)));
+        bed.kill_lazd();
+        // Some die before they serve.
+        if kill % 3 == 0 {
+            drop(bed.spawn_lazd(program));
+            std::thread::sleep(Duration::from_millis(rng.random_range(0..400)));
+            bed.kill_lazd();
+        }
+        bed.start_lazd(program);
+        readers.wait_for(3);
+    }
+    let evictions = evicting.end();
+    readers.wait_for(100);
+    let (right, failed) = (readers.right(), readers.failed());
+    let _ = writeln!(
+        std::io::stderr(),
+        "{KILLS} kills, {evictions} evictions of everything: {right} reads right, {failed} failed"
+    );
+    assert_eq!(failed, 0, "{}", bed.files.log());
+    assert!(evictions > 0, "nothing was ever missing");
+    assert_eq!(
+        bed.mounts(),
+        mounted,
+        "something was mounted anew, or twice"
+    );
+
+    // Nobody there for a while: what is on the disk is read, and all names are.
+    bed.files.read_all();
+    bed.stop_lazd();
+    let right = readers.right();
+    bed.files.read_all();
+    assert_eq!(bed.files.names(), bed.files.count());
+    readers.wait_for(20);
+    assert!(readers.right() > right);
+    assert_eq!(readers.failed(), 0);
+    assert_eq!(bed.mounts(), mounted);
+    assert!(!bed.store().evict(), "nobody could fetch it again now");
+    bed.start_lazd(&programs[1]);
+    assert!(bed.store().evict());
+    bed.files.read_all();
+    readers.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_no_registry_brings_fails_in_time_and_is_read_later() {
+    if !is_root("privileged_what_no_registry_brings_fails_in_time_and_is_read_later") {
+        return;
+    }
+    let mut bed = Bed::new("900ms").await;
+    bed.start_lazd(&program("lazd"));
+    bed.files.read_all();
+    bed.registry.always(Endpoint::Blob, Fault::Hang);
+    assert!(bed.store().evict());
+    // Each takes as long as a registry may.
+    let failing = ["base/f5", "top/f5"].map(|path| bed.files.read(path).is_err());
+    assert_eq!(failing, [true; 2], "nothing was missing");
+    assert_eq!(bed.files.names(), bed.files.count());
+    bed.registry.behave();
+    bed.files.wait_until_readable();
+    bed.files.read_all();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_mount_server_that_dies_costs_errors_and_nothing_else() {
+    if !is_root("privileged_a_mount_server_that_dies_costs_errors_and_nothing_else") {
+        return;
+    }
+    let mut bed = Bed::new(PATIENT).await;
+    bed.start_lazd(&program("lazd"));
+    let mounted = bed.mounts();
+    let readers = Readers::start(&bed.files, 2);
+    for _ in 0..3 {
+        readers.wait_for(10);
+        let [server, _guard] = bed.servers()[..] else {
+            panic!("a server and its guard: {:?}", bed.servers());
+        };
+        sys::kill_by_id(server);
+        assert!(bed.files.failing() > 0, "nobody noticed");
+        bed.files.wait_until_readable();
+        assert!(bed.store().evict());
+        bed.files.read_all();
+        assert_eq!(bed.mounts(), mounted);
+    }
+    readers.end();
+
+    // With its guard: what was mounted is lost, and mounted anew for who comes then.
+    bed.servers().into_iter().rev().for_each(sys::kill_by_id);
+    assert!(bed.files.failing() > 0);
+    bed.unmount();
+    bed.wait_for_servers(2);
+    bed.stop_lazd();
+    let node = bed.node().await;
+    let mounts = bed.ask_mounts(&node).await;
+    bed.mount(&mounts);
+    bed.read_all_here().await;
+    node.close().await;
+    assert_eq!(bed.mounts().len(), mounted.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_node_comes_back_from_its_disk_alone() {
+    if !is_root("privileged_a_node_comes_back_from_its_disk_alone") {
+        return;
+    }
+    let mut bed = Bed::new("900ms").await;
+    bed.start_lazd(&program("lazd"));
+    bed.files.read_all();
+    bed.stop_lazd();
+    bed.registry
+        .always(Endpoint::Blob, Fault::Status(503, None));
+    bed.registry
+        .always(Endpoint::Manifest, Fault::Status(503, None));
+    let images = bed.path().join("root/meta");
+    for damage in ["none", "images", "no images"] {
+        bed.reset();
+        for image in fs::read_dir(&images).unwrap() {
+            let path = image.unwrap().path();
+            match damage {
+                "images" => {
+                    let len = fs::metadata(&path).unwrap().len();
+                    fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
+                }
+                "no images" => fs::remove_file(&path).unwrap(),
+                _ => {}
+            }
+        }
+        let node = bed.node().await;
+        assert_eq!(node.restored, 2, "{damage}");
+        let mounts = bed.ask_mounts(&node).await;
+        bed.mount(&mounts);
+        bed.read_all_here().await;
+        node.close().await;
+        // And what is there is there for the real one.
+        bed.start_lazd(&program("lazd"));
+        bed.files.read_all();
+        bed.stop_lazd();
+    }
+}

@@ -1,0 +1,35 @@
+//! System calls of these tests.
+
+use std::fs::File;
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Has the kernel forget the contents of a file, as far as nobody maps it.
+pub(crate) fn forget(file: &File) {
+    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+}
+
+/// Ends a process without giving it a say; one that has ended is none.
+pub(crate) fn kill_by_id(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
+/// Asks a process to end.
+pub(crate) fn terminate(pid: u32) {
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
+}
+
+/// Takes a mount out of the tree of mounts, if there is one.
+pub(crate) fn detach(path: &std::path::Path) {
+    let _ = umount2(path, MntFlags::MNT_DETACH);
+}
+
+/// Lets this process open as many files as it may.
+pub(crate) fn raise_open_files() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+}
