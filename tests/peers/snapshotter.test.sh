@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # snapshotter.test.sh - lazd as the snapshotter of unmodified containerds: Debian 12's 1.6 and
 # Debian 13's 1.7 with ctr and ctr-remote, sid's 2.1 with its ctr, and all of them as kubelet asks. Layers are unpacked by containerd, or brought
-# lazily; containers run on both; nothing is left. Needs root. Ends with "N passed, M failed".
+# lazily; containers run on both, and go on while lazd is stopped and killed; nothing is left. Needs
+# root. Ends with "N passed, M failed".
 #
 # The parts of containerd's config that concern lazarette are those in deploy/. Everything listens
 # on sockets in a scratch directory or on loopback, and is ended and unmounted at the end.
@@ -27,6 +28,14 @@ start_lazd() {
   LAZD_PID=$!
   at_exit stop_pid "$LAZD_PID"
   wait_for 30 lazd test -S "$DIR/run/snapshotter.sock" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
+}
+
+# end_mount_server STATE: and its guard. lazd started it, and it outlives that.
+end_mount_server() {
+  local pid
+  for pid in /proc/[0-9]*; do
+    tr '\0' '\n' <"$pid/cmdline" 2>/dev/null | grep -qxF "$1/mountd.sock" && kill "${pid#/proc/}" || true
+  done 2>/dev/null
 }
 
 # start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS
@@ -141,32 +150,64 @@ lazy() {
 # Containerd tries a lost connection again after a second or more, and refuses requests till then.
 reconnected() { wait_for 30 'containerd to connect again' "${CTR[@]}" snapshots --snapshotter lazarette ls || true; }
 
-# restarts IMAGE: lazd comes back with its mounts, from what is on disk.
+# restarts IMAGE: the layers stay while lazd is away, and are what a new one serves.
 restarts() {
-  local before; before=$(fuse_mounts)
+  local before; before=$(mounted)
   stop_pid "$LAZD_PID"
-  equal 'a stopped lazd leaves nothing mounted' "$(fuse_mounts)" 0
+  equal 'a stopped lazd leaves the layers mounted' "$(mounted)" "$before"
   start_lazd
-  equal 'a restarted lazd mounts the layers again' "$(fuse_mounts)" "$before"
+  equal 'a restarted lazd mounts nothing anew' "$(mounted)" "$before"
   reconnected
   looks 'runs after a restart of lazd' "$1"
 }
 
-# killed IMAGE: what a killed lazd left mounted is cleared away.
+# killed IMAGE: the same when it has no say.
 killed() {
-  local before; before=$(fuse_mounts)
-  kill -KILL "$LAZD_PID"; wait "$LAZD_PID" 2>/dev/null || true
-  rm -f "$DIR/run/snapshotter.sock"
+  local before; before=$(mounted)
+  kill_lazd
   start_lazd
-  equal 'a killed lazd is succeeded' "$(fuse_mounts)" "$before"
+  equal 'a killed lazd is succeeded' "$(mounted)" "$before"
   reconnected
   looks 'runs after lazd was killed' "$1"
+}
+kill_lazd() {
+  kill -KILL "$LAZD_PID"; wait "$LAZD_PID" 2>/dev/null || true
+  rm -f "$DIR/run/snapshotter.sock"
+}
+# Mountpoints and the file systems on them.
+mounted() { awk -v d="$DIR/run/" 'index($5, d) == 1 {print $3, $5}' /proc/self/mountinfo | sort; }
+
+# outlives IMAGE: a container reads its files, anew each time, while lazd is killed and comes back.
+SUM='cd /usr && find . -xdev -type f -size +64k | sort >/tmp/big &&
+  while read -r file; do dd if="$file" iflag=nocache count=0 2>/dev/null; done </tmp/big && xargs sha256sum </tmp/big | sha256sum'
+outlives() {
+  local expected reader kill sums=$DIR/sums
+  works 'runs in the background' "${CTR[@]}" run -d --snapshotter lazarette "$1" outlives sleep infinity
+  expected=$("${CTR[@]}" task exec --exec-id first outlives sh -c "$SUM")
+  equal 'a container reads what is right' "$expected" "$EXPECTED_SUM"
+  "${CTR[@]}" task exec --exec-id second outlives sh -c "for i in 1 2 3 4 5 6 7 8; do $SUM || exit; done" >"$sums" 2>&1 &
+  reader=$!
+  for kill in 1 2 3 4 5 6; do
+    sleep "0.$((RANDOM % 10))"
+    kill_lazd
+    sleep "0.$((RANDOM % 10))"
+    start_lazd
+  done
+  wait "$reader" || true
+  equal "reads what is right while lazd is killed $kill times" "$(sort "$sums" | uniq -c | sed 's/^ *//')" "8 $expected"
+  kill_lazd
+  equal 'reads what is right while there is no lazd' "$("${CTR[@]}" task exec --exec-id third outlives sh -c "$SUM" 2>&1)" "$expected"
+  start_lazd
+  reconnected
+  "${CTR[@]}" task rm -f outlives >/dev/null 2>&1 || true
+  works 'and is removed' "${CTR[@]}" containers rm outlives
 }
 
 # begin GENERATION CONFIG PROGRAMS
 begin() {
   GENERATION=$1 DIR=$SCRATCH/$1
   mkdir -p "$DIR"
+  at_exit end_mount_server "$DIR/run"
   start_lazd
   start_containerd "$2" "$3"
 }
@@ -175,6 +216,7 @@ begin() {
 finish() {
   stop_pid "$CONTAINERD_PID"
   stop_pid "$LAZD_PID"
+  end_mount_server "$DIR/run"
   equal 'nothing is left mounted' "$(grep -c " $DIR/" /proc/self/mountinfo || true)" 0
   remove_tree "$DIR"
 }
@@ -185,7 +227,9 @@ TRIXIE=$("$here/containerd.sh" trixie)
 make_scratch snapshotter
 build_laz
 LAZD=${LAZD:-$(dirname "$LAZ")/lazd}
-[ -x "$LAZD" ] || { (cd "$REPO" && cargo build --workspace --locked --bin lazd -q >&2); }
+if [ ! -x "$LAZD" ] || [ ! -x "$(dirname "$LAZD")/laz-mountd" ]; then
+  (cd "$REPO" && cargo build --workspace --locked --bin lazd --bin laz-mountd -q >&2)
+fi
 start_registry "$SCRATCH/registry"
 read -r _ layout < <("$here/../images/build.sh" debian)
 push_layout "$layout" debian debian:gzip
@@ -193,6 +237,7 @@ use_fresh_store "$SCRATCH/laz"
 GZIP=$REGISTRY/debian:gzip ESGZ=$REGISTRY/debian:esgz
 laz image convert --to estargz "$GZIP" "$ESGZ" >/dev/null 2>&1
 EXPECTED=$(laz run "$GZIP" sh -c "$LOOK")
+EXPECTED_SUM=$(laz run "$GZIP" sh -c "$SUM")
 remove_tree "$SCRATCH/laz"
 
 PATH=$PATH:/usr/local/go/bin
@@ -206,6 +251,7 @@ before_transfer() {
   if [ -n "$BIN" ]; then
     lazy estargz "$ESGZ" "$BIN/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette
     restarts "$ESGZ"
+    outlives "$ESGZ"
     gone 'a lazy image' "$ESGZ"
   else
     say "SKIPPED (needs Go 1.21 or later, which Debian 12 has not): ctr-remote with containerd $1"
@@ -224,6 +270,7 @@ lazy gzip "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
 gone 'a lazy image' "$GZIP"
 lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
 restarts "$ESGZ"
+outlives "$ESGZ"
 stop_pid "$REGISTRY_PID"
 killed "$ESGZ"
 gone 'a lazy image' "$ESGZ"
