@@ -34,8 +34,8 @@ start_lazd() {
 end_mount_server() {
   local pid
   for pid in /proc/[0-9]*; do
-    tr '\0' '\n' <"$pid/cmdline" 2>/dev/null | grep -qxF "$1/mountd.sock" && kill "${pid#/proc/}" || true
-  done 2>/dev/null
+    if tr '\0' '\n' <"$pid/cmdline" | grep -qxF "$1/mountd.sock"; then kill "${pid#/proc/}"; fi
+  done 2>/dev/null || true
 }
 
 # start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS
@@ -178,6 +178,7 @@ kill_lazd() {
 mounted() { awk -v d="$DIR/run/" 'index($5, d) == 1 {print $3, $5}' /proc/self/mountinfo | sort; }
 
 # outlives IMAGE: a container reads its files, anew each time, while lazd is killed and comes back.
+# shellcheck disable=SC2016  # the container's shell expands it
 SUM='cd /usr && find . -xdev -type f -size +64k | sort >/tmp/big &&
   while read -r file; do dd if="$file" iflag=nocache count=0 2>/dev/null; done </tmp/big && xargs sha256sum </tmp/big | sha256sum'
 outlives() {

@@ -30,7 +30,7 @@ pub(super) fn choose(facts: &Facts) -> Result<(), String> {
     }
     match &facts.refused {
         Some(refused) => Err(format!(
-            "the kernel is too old for it, 6.12 does: {refused}"
+            "no erofs of files in the root directory (6.12 makes them, on a disk): {refused}"
         )),
         None => Ok(()),
     }

@@ -23,7 +23,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::{Node, Wanted, chain, config, push_two};
-use crate::support::{self, estargz, tar};
+use crate::support::{self, Pushed, estargz, tar};
 use crate::sys;
 
 /// Longest wait for what has to happen, on a machine that does much else.
@@ -40,6 +40,8 @@ pub(super) struct Bed {
     pub(super) registry: FakeRegistry,
     pub(super) files: Arc<Files>,
     layers: [Digest; 2],
+    chains: [Digest; 2],
+    image: Pushed,
     dir: tempfile::TempDir,
     config: PathBuf,
     lazd: Option<Child>,
@@ -66,6 +68,7 @@ impl Bed {
         }
         let [base, top] = [&layers[0], &layers[1]];
         let image = push_two(&registry, [base, top]);
+        let chains = [base.diff_id, chain(base, top)];
         let layers = [base, top].map(|layer| Digest::sha256(&layer.blob));
         let bed = Self {
             registry,
@@ -75,20 +78,14 @@ impl Bed {
                 log: dir.path().join("lazd.log"),
             }),
             layers,
+            chains,
+            image,
             config: dir.path().join("config.toml"),
             dir,
             lazd: None,
         };
         let node = bed.node().await;
-        let wanted = |chain_id, number: usize| Wanted {
-            image: &image,
-            chain_id,
-            blob: bed.layers[number],
-            all: &bed.layers[number..],
-        };
-        let first = node.bring("", &wanted(base.diff_id, 0)).await;
-        let second = node.bring(&first, &wanted(chain(base, top), 1)).await;
-        let mounts = node.prepare("container", &second, None).await.unwrap();
+        let mounts = bed.bring(&node).await;
         bed.mount(&mounts);
         node.close().await;
         config(bed.path(), deadline);
@@ -104,6 +101,31 @@ impl Bed {
         Node::open_with(self.path(), &program("laz-mountd")).await.0
     }
 
+    /// Has `node` bring both layers and make the container; its mounts.
+    pub(super) async fn bring(&self, node: &Node) -> Vec<Mount> {
+        let mut parent = String::new();
+        for (number, chain_id) in self.chains.into_iter().enumerate() {
+            let wanted = Wanted {
+                image: &self.image,
+                chain_id,
+                blob: self.layers[number],
+                all: &self.layers[number..],
+            };
+            parent = node.bring(&parent, &wanted).await;
+        }
+        node.prepare("container", &parent, None).await.unwrap()
+    }
+
+    /// Has `node` remove the container and both layers.
+    pub(super) async fn remove(&self, node: &Node) {
+        node.remove("container").await;
+        let mut committed = node.list("kind==committed").await;
+        committed.sort_by_key(|info| info.parent.is_empty());
+        for info in committed {
+            node.remove(&info.name).await;
+        }
+    }
+
     /// The container's mounts as they are now.
     pub(super) async fn ask_mounts(&self, node: &Node) -> Vec<Mount> {
         let request = MountsRequest {
@@ -115,14 +137,7 @@ impl Bed {
 
     /// Mounts the container as containerd does.
     pub(super) fn mount(&self, mounts: &[Mount]) {
-        fs::create_dir_all(&self.files.rootfs).unwrap();
-        let options = mounts[0].options.join(",");
-        let mounted = Command::new("mount")
-            .args(["-t", "overlay", "overlay", "-o", &options])
-            .arg(&self.files.rootfs)
-            .output()
-            .unwrap();
-        assert!(mounted.status.success(), "{mounted:?}");
+        mount(mounts, &self.files.rootfs);
     }
 
     /// Starts a daemon and does not wait for it.
@@ -210,7 +225,16 @@ impl Bed {
 
     /// Reads everything off the async workers, which answer what the reads wait for.
     pub(super) async fn read_all_here(&self) {
-        let files = Arc::clone(&self.files);
+        self.read_all_at(&self.files.rootfs).await;
+    }
+
+    /// The same of another mount of the container.
+    pub(super) async fn read_all_at(&self, rootfs: &Path) {
+        let files = Files {
+            rootfs: rootfs.to_path_buf(),
+            content: self.files.content.clone(),
+            log: self.files.log.clone(),
+        };
         tokio::task::spawn_blocking(move || files.read_all())
             .await
             .unwrap();
@@ -320,6 +344,18 @@ pub(super) fn mounts(dir: &Path) -> Vec<PathBuf> {
     below.collect::<Vec<_>>().into_iter().rev().collect()
 }
 
+/// Mounts what a snapshot's mounts say.
+pub(super) fn mount(mounts: &[Mount], at: &Path) {
+    fs::create_dir_all(at).unwrap();
+    let options = mounts[0].options.join(",");
+    let mounted = Command::new("mount")
+        .args(["-t", "overlay", "overlay", "-o", &options])
+        .arg(at)
+        .output()
+        .unwrap();
+    assert!(mounted.status.success(), "{mounted:?}");
+}
+
 /// A program that cargo builds beside `laz`.
 pub(super) fn program(name: &str) -> PathBuf {
     let program = Path::new(env!("CARGO_BIN_EXE_laz")).with_file_name(name);
@@ -332,7 +368,7 @@ pub(super) fn program(name: &str) -> PathBuf {
 
 /// A container's files.
 pub(super) struct Files {
-    rootfs: PathBuf,
+    pub(super) rootfs: PathBuf,
     content: BTreeMap<String, Vec<u8>>,
     log: PathBuf,
 }

@@ -12,7 +12,8 @@ use lazarette_fetcher::test_util::{Endpoint, Fault};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::bed::{Bed, Evicting, Readers, program};
+use super::bed::{Bed, Evicting, Readers, mount, program};
+use super::lowers;
 use crate::support::is_root;
 use crate::sys;
 
@@ -182,4 +183,36 @@ async fn privileged_a_node_comes_back_from_its_disk_alone() {
         bed.files.read_all();
         bed.stop_lazd();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_layer_that_is_removed_in_use_is_not_in_the_way() {
+    if !is_root("privileged_a_layer_that_is_removed_in_use_is_not_in_the_way") {
+        return;
+    }
+    let bed = Bed::new(PATIENT).await;
+    let node = bed.node().await;
+    bed.read_all_here().await;
+    // The container's root file system still lies on both.
+    bed.remove(&node).await;
+    let files = std::sync::Arc::clone(&bed.files);
+    let failing = tokio::task::spawn_blocking(move || files.failing());
+    assert!(
+        failing.await.unwrap() <= bed.files.count(),
+        "and nothing reads wrong"
+    );
+    let left = bed.mounts();
+    assert!(left.len() > 1, "it was in use: {left:?}");
+    // Other data files of the same layers, elsewhere.
+    let mounts = bed.bring(&node).await;
+    assert!(lowers(&mounts).iter().all(|lower| !left.contains(lower)));
+    let below = bed.path().join("rootfs-2");
+    mount(&mounts, &below);
+    bed.read_all_at(&below).await;
+    for at in [&below, &bed.files.rootfs] {
+        sys::detach(at);
+    }
+    bed.remove(&node).await;
+    assert_eq!(bed.mounts(), Vec::<PathBuf>::new());
+    node.close().await;
 }
