@@ -8,7 +8,7 @@
 //!
 //! Work that was begun goes on when the one who asked goes away, and others who ask for the
 //! same join it. Locks: the turn of a layer, while it is mounted or released; within it those
-//! of [`served`]; the layers that are held, for a moment.
+//! of `served`; the layers that are held, for a moment.
 
 mod ahead;
 mod choose;

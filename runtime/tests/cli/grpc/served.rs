@@ -216,3 +216,24 @@ async fn privileged_a_layer_that_is_removed_in_use_is_not_in_the_way() {
     assert_eq!(bed.mounts(), Vec::<PathBuf>::new());
     node.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_without_the_servers_program_lazd_mounts_and_says_what_that_costs() {
+    if !is_root("privileged_without_the_servers_program_lazd_mounts_and_says_what_that_costs") {
+        return;
+    }
+    let mut bed = Bed::new(PATIENT).await;
+    let mounted = bed.mounts();
+    let alone = bed.path().join("lazd");
+    fs::copy(program("lazd"), &alone).unwrap();
+    bed.start_lazd(&alone);
+    let log = bed.files.log();
+    assert_eq!(log.matches("laz-mountd is not beside lazd").count(), 1);
+    assert!(log.contains("fail when lazd ends"), "{log}");
+    assert_eq!(bed.mounts().len(), 2 * mounted.len() - 1, "its own, beside");
+    bed.stop_lazd();
+    assert_eq!(bed.mounts(), mounted);
+    bed.start_lazd(&program("lazd"));
+    bed.files.read_all();
+    assert_eq!(bed.mounts(), mounted);
+}
