@@ -45,6 +45,8 @@ pub(super) struct Bed {
     dir: tempfile::TempDir,
     config: PathBuf,
     lazd: Option<Child>,
+    /// Servers that the test itself started.
+    started: Vec<Child>,
 }
 
 impl Bed {
@@ -83,6 +85,7 @@ impl Bed {
             config: dir.path().join("config.toml"),
             dir,
             lazd: None,
+            started: Vec::new(),
         };
         let node = bed.node().await;
         let mounts = bed.bring(&node).await;
@@ -210,6 +213,20 @@ impl Bed {
         }
     }
 
+    /// Waits until a server is none any more.
+    pub(super) fn wait_for_end_of(&self, pid: i32) {
+        let since = Instant::now();
+        while self.servers().contains(&pid) {
+            assert!(since.elapsed() < WAIT_MAX, "{}", self.files.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits for a server that a test started, once this ends it.
+    pub(super) fn reap_later(&mut self, server: Child) {
+        self.started.push(server);
+    }
+
     /// As a node is after the power went: no process, no mount, nothing in the state directory.
     pub(super) fn reset(&mut self) {
         self.kill_lazd();
@@ -253,6 +270,9 @@ impl Drop for Bed {
     fn drop(&mut self) {
         self.kill_lazd();
         clean(self.path());
+        for server in &mut self.started {
+            let _ = server.wait();
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lazarette_fetcher::test_util::{Endpoint, Fault};
@@ -143,6 +144,38 @@ async fn privileged_a_mount_server_that_dies_costs_errors_and_nothing_else() {
     bed.read_all_here().await;
     node.close().await;
     assert_eq!(bed.mounts().len(), mounted.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_mount_server_that_is_upgraded_costs_nothing() {
+    if !is_root("privileged_a_mount_server_that_is_upgraded_costs_nothing") {
+        return;
+    }
+    let mut bed = Bed::new(PATIENT).await;
+    bed.start_lazd(&program("lazd"));
+    let mounted = bed.mounts();
+    let readers = Readers::start(&bed.files, 3);
+    let evicting = Evicting::start(bed.store());
+    for _ in 0..5 {
+        let before = bed.servers()[0];
+        let mut successor = Command::new(program("laz-mountd"))
+            .arg("--socket")
+            .arg(bed.path().join("state/mountd.sock"))
+            .arg("--take-over")
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        bed.wait_for_end_of(before);
+        // Missing bytes come from lazd, which has found the new one.
+        readers.wait_for(100);
+        assert!(successor.try_wait().unwrap().is_none());
+        bed.reap_later(successor);
+    }
+    assert!(evicting.end() > 0);
+    bed.files.read_all();
+    assert_eq!(readers.failed(), 0, "{}", bed.files.log());
+    assert_eq!(bed.mounts(), mounted);
+    readers.end();
 }
 
 #[tokio::test(flavor = "multi_thread")]
