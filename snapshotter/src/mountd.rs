@@ -12,9 +12,9 @@
 mod image;
 mod layer;
 mod link;
-mod probe;
 mod stale;
 mod start;
+mod try_erofs;
 mod want;
 
 use std::fs::File;
@@ -32,8 +32,8 @@ use tokio::runtime::Handle;
 
 pub use self::layer::Place;
 use self::link::{Done, Link};
-pub use self::probe::try_erofs;
 pub use self::stale::clear;
+pub use self::try_erofs::try_erofs;
 use crate::data::LayerData;
 use crate::{Error, Result};
 

@@ -1,12 +1,12 @@
 //! Layers brought to containerd, asked for as containerd does, from a registry on loopback.
 //!
 //! The service runs in this process, over the real engine and real mounts. Here the mounts
-//! are its own; [`served`] has those of the mount server.
+//! are its own; [`restarts`] and its neighbours have those of the mount server.
 
 mod bed;
 mod crash;
 mod many;
-mod served;
+mod restarts;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
