@@ -42,9 +42,6 @@ use crate::image::pull::{LAYERS_AT_ONCE, PullMode};
 use crate::trace::Trace;
 use crate::{Error, Result};
 
-/// What a layer has on disk besides its files: directory, data, index, bitmap.
-const INODES: u64 = 4;
-
 /// The layers that this process serves to containerd.
 pub struct NodeLayers {
     engine: Arc<Engine>,
@@ -287,26 +284,12 @@ impl LazyLayers for NodeLayers {
     }
 
     async fn usage(&self, blob_digest: &Digest) -> lazarette_snapshotter::Result<Usage> {
-        let held = self
-            .held
-            .lock()
-            .get(blob_digest)
-            .map(|held| Arc::clone(held.layer.file()));
         let (store, digest) = (Arc::clone(&self.engine.store), *blob_digest);
-        blocking(move || {
-            let file = match held {
-                Some(file) => Some(file),
-                None => store.open_layer(&digest)?,
-            };
-            let Some(file) = file else {
-                return Ok(Usage::default());
-            };
-            Ok(Usage {
-                bytes: file.usage()?.allocated,
-                inodes: INODES,
-            })
+        let taken = blocking(move || store.taken(&digest)).await?;
+        Ok(Usage {
+            bytes: taken.bytes,
+            inodes: taken.inodes,
         })
-        .await
     }
 
     async fn release(&self, blob_digest: &Digest) -> lazarette_snapshotter::Result<()> {
