@@ -2,6 +2,8 @@
 //!
 //! The service runs in this process, over the real engine and real mounts.
 
+mod served;
+
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
