@@ -45,11 +45,23 @@ pub struct Config {
 }
 
 /// What `lazd` serves to containerd.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotterConfig {
     /// Where it listens; without it, `snapshotter.sock` in the state directory.
     pub socket: Option<PathBuf>,
+    /// Whether the rest of a layer comes in the background. On: a container that runs for
+    /// days should not need the registry all that time.
+    pub fill: bool,
+}
+
+impl Default for SnapshotterConfig {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            fill: true,
+        }
+    }
 }
 
 /// What `lazd` serves to kubelet: CRI's image service, passed on.
@@ -207,6 +219,9 @@ mod tests {
             assert_eq!(read(text).unwrap(), Path::new(socket));
         }
         assert!(read("[snapshotter]\nsock = \"/x\"").is_err());
+        let fills = |text: &str| toml::from_str::<Config>(text).unwrap().snapshotter.fill;
+        assert!(fills("") && fills("[snapshotter]\n"));
+        assert!(!fills("[snapshotter]\nfill = false\n"));
     }
 
     #[test]

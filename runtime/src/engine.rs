@@ -70,6 +70,8 @@ pub struct Engine {
     fetching: Arc<FetchEngine>,
     formats: FormatsConfig,
     mounting: FuseOptions,
+    /// Whether what is served to containerd comes whole, in the background.
+    fills_layers: bool,
 }
 
 impl Engine {
@@ -105,6 +107,7 @@ impl Engine {
             keys,
             fetching: FetchEngine::new(EngineConfig::default()),
             formats: config.formats,
+            fills_layers: config.snapshotter.fill,
             mounting: FuseOptions {
                 backend: config.mounts.backend,
                 ..FuseOptions::default()

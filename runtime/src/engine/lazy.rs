@@ -208,8 +208,10 @@ impl NodeLayers {
         let link = self.run.path().join(name);
         std::os::unix::fs::symlink(mount.path(), &link)
             .map_err(|e| Error::io("link the mountpoint to", &link, e))?;
-        // At idle priority: readers go first.
-        layer.fetch_rest(false);
+        if self.engine.fills_layers {
+            // At idle priority: readers go first, and what a profile names.
+            layer.fetch_rest(false);
+        }
         let mut held = self.held.lock();
         match held.entry(digest) {
             Entry::Vacant(place) => {

@@ -8,6 +8,7 @@
 //! ends and nothing is remembered. A container that goes on is remembered as soon as it is
 //! ready, one that ends when it has ended, each once.
 
+mod claimed;
 mod early;
 mod registry;
 mod shape;

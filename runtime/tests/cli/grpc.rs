@@ -2,6 +2,7 @@
 //!
 //! The service runs in this process, over the real engine and real mounts.
 
+mod early;
 mod served;
 
 use std::collections::BTreeSet;
@@ -41,10 +42,15 @@ struct Node {
 
 impl Node {
     async fn open(dir: &Path) -> (Self, usize) {
+        Self::open_with(dir, "").await
+    }
+
+    /// The same with more lines of config.
+    async fn open_with(dir: &Path, more: &str) -> (Self, usize) {
         // Another test may have done it.
         install_tls_provider();
         let text = format!(
-            "root = {:?}\nstate = {:?}\n[source]\ndeadline = \"900ms\"\nstall_timeout = \"300ms\"\n",
+            "root = {:?}\nstate = {:?}\n[source]\ndeadline = \"900ms\"\nstall_timeout = \"300ms\"\n{more}",
             dir.join("root"),
             dir.join("state")
         );

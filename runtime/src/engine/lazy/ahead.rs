@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::prefetch::Prefetch;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::remote::Wanted;
 use parking_lot::Mutex;
@@ -35,6 +36,8 @@ const KEEP_FAILED: Duration = Duration::from_secs(10);
 pub(super) struct Resolved {
     pub(super) image: Image,
     puller: Puller,
+    /// What its starts read; goes on until this is dropped.
+    early: Prefetch,
 }
 
 /// Something under way or done. The error is shared, so it is a text.
@@ -116,10 +119,11 @@ impl Ahead {
             let Some(layer) = image.layers.get(number) else {
                 return Err(missing(number));
             };
-            puller
+            let layer = puller
                 .layer(image, number, layer, Landmarks::Honour)
-                .await
-                .map_err(Error::from)
+                .await?;
+            resolved.early.opened(number, &layer);
+            Ok(layer)
         }))
     }
 }
@@ -149,7 +153,11 @@ async fn resolve(
     let image = engine.resolver.image(&reference, manifest).await?;
     let puller = engine.puller(PullMode::Lazy, Trace::new(Instant::now()));
     engine.look_for_indexes(&image, &puller).await;
-    Ok(Arc::new(Resolved { image, puller }))
+    Ok(Arc::new(Resolved {
+        early: engine.fetch_early(&image),
+        image,
+        puller,
+    }))
 }
 
 /// How long results stand from when their work was begun.
