@@ -4,6 +4,7 @@
 //! engines may be open on one root at once (the database is held only while facts are
 //! read or written). Never prints; never reads the environment.
 
+mod companions;
 mod follow;
 mod hot;
 mod index;

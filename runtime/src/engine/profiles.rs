@@ -118,6 +118,11 @@ impl Session {
         }
     }
 
+    /// Whether what this command reads is known already.
+    pub(super) fn knows_reads(&self) -> bool {
+        self.active.as_ref().is_some_and(|a| a.reads.is_some())
+    }
+
     /// Whether there is one to prefetch by, by now.
     fn has_profile(&self) -> bool {
         let early = self.active.as_ref().and_then(|a| a.prefetch.as_ref());
