@@ -31,6 +31,7 @@ mod details;
 mod engine;
 mod fetch;
 mod first;
+mod foresight;
 mod gate;
 mod inflight;
 mod local;
@@ -52,6 +53,8 @@ pub use self::counters::LayerCounters;
 use self::details::Remote;
 use self::engine::Host;
 pub use self::engine::{EngineConfig, FetchEngine};
+use self::foresight::Foresight;
+pub use self::foresight::{Needs, OnNeeds};
 use self::gate::{Ask, Pass, Ticket};
 use self::inflight::{Inflight, Mine};
 use crate::index::{ChunkId, LayerIndex};
@@ -117,6 +120,7 @@ struct Shared {
     host: Arc<Host>,
     inflight: Inflight,
     ahead: Mutex<Ahead>,
+    foresight: Foresight,
     /// Of an index that came without its details.
     remote: Option<Remote>,
     engine: Arc<FetchEngine>,
@@ -155,6 +159,7 @@ impl Layer {
             copying: Semaphore::new(local::TURNS),
             inflight: Inflight::default(),
             ahead: Mutex::default(),
+            foresight: Foresight::default(),
             counters: Counters::default(),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -196,8 +201,32 @@ impl Layer {
         let priority = Priority::OnDemand;
         let claim = shared.inflight.claim(&missing, priority, is_present, more);
         shared.hurry(&claim.hurry, priority);
+        let (is_miss, began) = (!claim.mine.is_empty(), Instant::now());
         shared.start(claim.mine, None);
-        inflight::wait(claim.waits).await
+        if is_miss {
+            foresight::missed(shared, range.start());
+        }
+        let outcome = inflight::wait(claim.waits).await;
+        foresight::log_wait(shared, range, began);
+        outcome
+    }
+
+    /// Says that the file at this place of the data file will be read, or run, or linked to
+    /// what is, so that its beginning, and what linking reads of it, come early. Nobody waits
+    /// for it.
+    pub fn expect_file(&self, data_offset: u64) {
+        foresight::expect(&self.shared, data_offset);
+    }
+
+    /// Whether to fetch what a miss makes likely, which is so from the beginning. Who knows
+    /// what will be read turns it off.
+    pub fn set_foresight(&self, on: bool) {
+        self.shared.foresight.switch(on);
+    }
+
+    /// Has what programs of this layer need told to somebody who knows where that is.
+    pub fn on_needs(&self, on_needs: Option<OnNeeds>) {
+        self.shared.foresight.tell(on_needs);
     }
 
     /// Makes these chunks present, in about this order, ids out of range ignored. Dropping

@@ -8,6 +8,7 @@
 
 pub mod codec;
 pub mod db;
+pub mod elf;
 mod error;
 pub mod index;
 pub mod layer;

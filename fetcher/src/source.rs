@@ -26,6 +26,8 @@ use futures_util::stream::BoxStream;
 use crate::Result;
 use crate::types::{ByteRange, Descriptor, Digest, MediaType, Reference, Repository};
 
+pub use self::auth::credentials::Credential;
+pub use self::auth::keyring::{Given, Keyring, PullAuth};
 pub use self::config::{SourceConfig, default_docker_config, default_hosts_dir};
 pub use self::exact::Exact;
 pub use self::http::proxy::ProxySettings;

@@ -44,6 +44,7 @@ pub(crate) mod lock;
 pub(crate) mod origin;
 mod recover;
 mod sys;
+mod taken;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -71,6 +72,7 @@ pub use details::PartialIndex;
 pub use evict::{Bounds, Evicted, Space, Trim};
 pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage, Lent, PIN_TIME, Shaped, Vouched};
 pub use ingest::LayerIngest;
+pub use taken::Taken;
 
 /// Longest wait for another process that publishes or removes. Those take milliseconds;
 /// one that takes this long is stopped, or its disk is.

@@ -290,6 +290,14 @@ fn chunk_table() {
 }
 
 #[test]
+fn program_head() {
+    let mut head = vec![0; 8192];
+    let mut own = std::fs::File::open("/proc/self/exe").expect("this program is a file");
+    own.read_exact(&mut head).expect("it is longer");
+    smoke(bodies::files::fuzz_program, &[&head, &head[..200]]);
+}
+
+#[test]
 fn pinned_file() {
     // Hours up to a day after the one that the body asks about, and nonsense.
     let hours = [0, 500_000, 500_001, 500_024, 500_025, u32::MAX];

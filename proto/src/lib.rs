@@ -8,12 +8,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod images;
 mod message;
 mod service;
 pub mod snapshots;
 pub mod types;
 
-pub use message::{Codec, Declared};
+pub use message::{Codec, Declared, Secret};
+pub use prost::{DecodeError, Message};
 pub use service::Streamed;
 pub use tonic::Status;
 

@@ -4,6 +4,7 @@
 //! skipped, as proto3 has it. Lengths and depths of what comes in are bounded by prost and
 //! by [`crate::MESSAGE_BYTES_MAX`].
 
+use std::fmt;
 use std::marker::PhantomData;
 
 use prost::Message;
@@ -16,6 +17,16 @@ pub trait Declared {
     const NAME: &'static str;
     /// Name, number and type of each field, in the words of the definition file.
     const FIELDS: &'static [(&'static str, u32, &'static str)];
+}
+
+/// A text that is never printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "" } else { ".." })
+    }
 }
 
 /// Declares messages: `name: kind = number`, where `kind` is a module of [`kind`].
@@ -77,6 +88,9 @@ pub(crate) use messages;
 /// What a definition file calls a kind of field; the type of a message follows it.
 macro_rules! word {
     (text) => {
+        "string"
+    };
+    (secret) => {
         "string"
     };
     (texts) => {
@@ -146,6 +160,34 @@ pub(crate) mod kind {
     scalar!(int64, i64, int64, 0);
     // One of an enum's numbers; one that is not known is kept.
     scalar!(choice, i32, int32, 0);
+
+    pub(crate) mod secret {
+        use prost::DecodeError;
+        use prost::bytes::{Buf, BufMut};
+        use prost::encoding::{DecodeContext, WireType};
+
+        use super::text;
+        use crate::message::Secret;
+
+        pub(crate) type Type = Secret;
+
+        pub(crate) fn put(tag: u32, value: &Type, buf: &mut impl BufMut) {
+            text::put(tag, &value.0, buf);
+        }
+
+        pub(crate) fn len(tag: u32, value: &Type) -> usize {
+            text::len(tag, &value.0)
+        }
+
+        pub(crate) fn take(
+            wire_type: WireType,
+            value: &mut Type,
+            buf: &mut impl Buf,
+            ctx: DecodeContext,
+        ) -> Result<(), DecodeError> {
+            text::take(wire_type, &mut value.0, buf, ctx)
+        }
+    }
 
     pub(crate) mod texts {
         use prost::DecodeError;

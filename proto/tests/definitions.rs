@@ -7,12 +7,14 @@
 
 use std::collections::BTreeMap;
 
-use lazarette_proto::Declared;
+use lazarette_proto::images::{self, AuthConfig, ImageSpec, PullImageRequest};
 use lazarette_proto::snapshots::{self, SnapshotsServer};
 use lazarette_proto::types::{Empty, FieldMask, Mount, Timestamp};
+use lazarette_proto::{Declared, Secret};
 use prost::Message;
 
 const SNAPSHOTS: &str = include_str!("../proto/services/snapshots/v1/snapshots.proto");
+const IMAGES: &str = include_str!("../proto/runtime/v1/images.proto");
 const MOUNT: &str = include_str!("../proto/types/mount.proto");
 
 /// Name, number and type of each field of each message.
@@ -82,6 +84,45 @@ fn messages_agree_with_their_definition() {
     }
     assert!(left.is_empty(), "not declared: {left:?}");
     compare::<Mount>(&mut messages(MOUNT));
+    let mut left = messages(IMAGES);
+    compare::<ImageSpec>(&mut left);
+    compare::<AuthConfig>(&mut left);
+    compare::<PullImageRequest>(&mut left);
+    assert!(left.is_empty(), "not declared: {left:?}");
+}
+
+#[test]
+fn paths_of_the_image_service_agree_with_its_definition() {
+    let package = IMAGES
+        .lines()
+        .find_map(|line| line.strip_prefix("package "));
+    let service = IMAGES
+        .lines()
+        .find_map(|line| line.strip_prefix("service "));
+    let named = |text: Option<&str>| text.unwrap().trim_end_matches([';', '{', ' ']).to_owned();
+    let service = format!("/{}.{}/", named(package), named(service));
+    assert_eq!(images::SERVICE, service);
+    assert_eq!(images::PULL_IMAGE, format!("{service}PullImage"));
+    assert!(IMAGES.contains("rpc PullImage(PullImageRequest)"));
+}
+
+#[test]
+fn secrets_travel_and_are_not_printed() {
+    let request = PullImageRequest {
+        image: Some(ImageSpec {
+            image: "i".to_owned(),
+        }),
+        auth: Some(AuthConfig {
+            username: Secret("u".to_owned()),
+            registry_token: Secret("hidden".to_owned()),
+            ..Default::default()
+        }),
+    };
+    let bytes = b"\x0a\x03\x0a\x01i\x12\x0b\x0a\x01u\x32\x06hidden";
+    assert_eq!(request.encode_to_vec(), bytes);
+    assert_eq!(PullImageRequest::decode(&bytes[..]).unwrap(), request);
+    let text = format!("{request:?}");
+    assert!(text.contains("..") && !text.contains("hidden"), "{text}");
 }
 
 #[test]
@@ -159,5 +200,6 @@ fn malformed_messages_are_errors() {
     proptest::proptest!(|(bytes: Vec<u8>)| {
         let _ = snapshots::Info::decode(&bytes[..]);
         let _ = snapshots::ListSnapshotsResponse::decode(&bytes[..]);
+        let _ = PullImageRequest::decode(&bytes[..]);
     });
 }

@@ -40,13 +40,37 @@ pub struct Config {
     pub mounts: MountsConfig,
     /// What `lazd` serves to containerd.
     pub snapshotter: SnapshotterConfig,
+    /// What `lazd` serves to kubelet; nothing without it.
+    pub cri: Option<CriConfig>,
 }
 
 /// What `lazd` serves to containerd.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotterConfig {
     /// Where it listens; without it, `snapshotter.sock` in the state directory.
+    pub socket: Option<PathBuf>,
+    /// Whether the rest of a layer comes in the background. On: a container that runs for
+    /// days should not need the registry all that time.
+    pub fill: bool,
+}
+
+impl Default for SnapshotterConfig {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            fill: true,
+        }
+    }
+}
+
+/// What `lazd` serves to kubelet: CRI's image service, passed on.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CriConfig {
+    /// Containerd's socket, which requests are passed on to.
+    pub containerd: PathBuf,
+    /// Where it listens; without it, `cri.sock` in the state directory.
     pub socket: Option<PathBuf>,
 }
 
@@ -127,6 +151,12 @@ impl Config {
         given.unwrap_or_else(|| self.state().join("snapshotter.sock"))
     }
 
+    /// Where `lazd` listens for kubelet, if it is to.
+    pub fn cri_socket(&self) -> Option<PathBuf> {
+        let given = self.cri.as_ref()?.socket.clone();
+        Some(given.unwrap_or_else(|| self.state().join("cri.sock")))
+    }
+
     /// The state directory.
     pub fn state(&self) -> PathBuf {
         self.state
@@ -189,6 +219,28 @@ mod tests {
             assert_eq!(read(text).unwrap(), Path::new(socket));
         }
         assert!(read("[snapshotter]\nsock = \"/x\"").is_err());
+        let fills = |text: &str| toml::from_str::<Config>(text).unwrap().snapshotter.fill;
+        assert!(fills("") && fills("[snapshotter]\n"));
+        assert!(!fills("[snapshotter]\nfill = false\n"));
+    }
+
+    #[test]
+    fn kubelet_is_served_where_containerd_is_named() {
+        let read = |text: &str| toml::from_str::<Config>(text).map(|c| c.cri_socket());
+        let socket = "[cri]\ncontainerd = \"/c.sock\"\nsocket = \"/x.sock\"\n";
+        let table = [
+            ("", None),
+            (
+                "[cri]\ncontainerd = \"/c.sock\"\n",
+                Some("/run/lazarette/cri.sock"),
+            ),
+            (socket, Some("/x.sock")),
+        ];
+        for (text, socket) in table {
+            assert_eq!(read(text).unwrap(), socket.map(PathBuf::from));
+        }
+        assert!(read("[cri]\nsocket = \"/x.sock\"\n").is_err());
+        assert!(read("[cri]\ncontainerd = \"/c\"\nimages = true\n").is_err());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The `lazd` daemon: the engine as a service. Its one role so far is containerd's snapshotter.
+//! The `lazd` daemon: the engine as a service. Its roles are containerd's snapshotter and, if
+//! it is told where containerd is, kubelet's image service in front of containerd's.
 //!
 //! Invariant: one daemon per state directory, and it has the database to itself as long as
 //! it runs: containerd's snapshots must not change under it, and no request waits for the
@@ -14,7 +15,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use futures_util::FutureExt;
 use lazarette_fetcher::source::install_tls_provider;
+use lazarette_snapshotter::grpc::images::Images;
 use lazarette_snapshotter::grpc::{self, Service};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -88,11 +91,13 @@ async fn run(args: Args) -> Result<()> {
     if let Err(error) = crate::sys::process::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    let place = config.snapshotter_socket();
-    let bound = socket::bind(&config.state(), &place)?;
+    let sockets = std::iter::once(config.snapshotter_socket()).chain(config.cri_socket());
+    let bound = socket::bind(&config.state(), sockets.collect())?;
+    let containerd = config.cri.as_ref().map(|cri| cri.containerd.clone());
     let engine = Engine::open(config)?;
+    let images = containerd.map(|socket| Images::new(socket, engine.registry().keyring().clone()));
     let layers = NodeLayers::open(&engine, &mount_server()).await?;
-    let served = serve(&layers, bound, &mut stop).await;
+    let served = serve((&layers, images), bound, &mut stop).await;
     let closed = layers.close().await;
     tracing::info!("stopped");
     served.and(closed)
@@ -105,7 +110,7 @@ fn mount_server() -> PathBuf {
 }
 
 async fn serve(
-    layers: &std::sync::Arc<NodeLayers>,
+    (layers, images): (&std::sync::Arc<NodeLayers>, Option<Images>),
     bound: socket::Bound,
     stop: &mut Stop,
 ) -> Result<()> {
@@ -114,10 +119,26 @@ async fn serve(
         () = stop.asked() => return Ok(()),
     };
     let service = Service::new(layers.snapshots(), std::sync::Arc::clone(layers) as _);
-    let listener = bound.listen()?;
-    tracing::info!(socket = %bound.path().display(), restored, "snapshotter is ready");
+    let mut listeners = bound.listen()?.into_iter();
+    tracing::info!(
+        restored,
+        serves_images = images.is_some(),
+        "snapshotter is ready"
+    );
     socket::tell_ready();
-    grpc::serve(listener, service, stop.asked()).await;
+    let asked = stop.asked().shared();
+    let (for_snapshots, for_images) = (listeners.next(), listeners.next());
+    let snapshots = async {
+        if let Some(listener) = for_snapshots {
+            grpc::serve(listener, service, asked.clone()).await;
+        }
+    };
+    let images = async {
+        if let (Some(listener), Some(images)) = (for_images, images) {
+            grpc::serve_images(listener, images, asked.clone()).await;
+        }
+    };
+    tokio::join!(snapshots, images);
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! engines may be open on one root at once (the database is held only while facts are
 //! read or written). Never prints; never reads the environment.
 
+mod companions;
 mod follow;
 mod hot;
 mod index;
@@ -70,6 +71,8 @@ pub struct Engine {
     fetching: Arc<FetchEngine>,
     formats: FormatsConfig,
     mounting: FuseOptions,
+    /// Whether what is served to containerd comes whole, in the background.
+    fills_layers: bool,
 }
 
 impl Engine {
@@ -105,6 +108,7 @@ impl Engine {
             keys,
             fetching: FetchEngine::new(EngineConfig::default()),
             formats: config.formats,
+            fills_layers: config.snapshotter.fill,
             mounting: FuseOptions {
                 backend: config.mounts.backend,
                 ..FuseOptions::default()

@@ -10,6 +10,8 @@
 //! been named. Nothing else is locked inside.
 
 mod convert;
+pub mod images;
+mod relay;
 mod serve;
 mod status;
 #[cfg(test)]
@@ -32,7 +34,7 @@ use lazarette_proto::types::Empty;
 use lazarette_proto::{Status, Streamed};
 use tokio::sync::RwLock;
 
-pub use serve::serve;
+pub use serve::{serve, serve_images};
 
 use crate::metastore::filter::Filters;
 use crate::metastore::{Content, Kind, Labels, Usage};

@@ -140,7 +140,7 @@ pub trait LazyLayers: Send + Sync + 'static {
     /// mounts it first where it is not.
     async fn mountpoint(&self, blob_digest: &Digest) -> Result<PathBuf>;
 
-    /// What the store holds of it.
+    /// What the store holds of it: bytes that are allocated, and files with their directory.
     async fn usage(&self, blob_digest: &Digest) -> Result<Usage>;
 
     /// Nothing names the layer any more: unmounts it and removes what the store holds,

@@ -10,6 +10,7 @@
 mod build;
 mod check;
 mod freeze;
+pub mod merged;
 mod name;
 #[cfg(test)]
 mod tests;

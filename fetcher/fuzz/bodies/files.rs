@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use lazarette_fetcher::codec::Packer;
+use lazarette_fetcher::elf::Program;
 use lazarette_fetcher::index::seams::{Seam, Seams};
 use lazarette_fetcher::index::wire;
 use lazarette_fetcher::layer::open::{core_bytes, core_digest};
@@ -154,5 +155,21 @@ fn check_seams(bytes: &[u8]) {
             |pair: &[Seam]| pair[0].start < pair[1].start && pair[0].decoded < pair[1].decoded;
         assert!(seams.seams.windows(2).all(ascend));
         let _ = seams.frame(0);
+    }
+}
+
+/// The head of a program, and the table of what it needs: [`Program`].
+pub(crate) fn fuzz_program(data: &[u8]) {
+    let (head, dynamic) = data.split_at(data.len().min(4096));
+    if let Some(program) = Program::parse(head) {
+        assert!(program.linked().iter().all(|part| !part.is_empty()));
+        assert!(program.names(dynamic).len() <= dynamic.len() / 8);
+        assert!(
+            program
+                .dynamic()
+                .is_none_or(|table| table.len() <= 64 << 10)
+        );
+        let inside = |path: &Vec<u8>| !path.is_empty() && path.len() <= head.len();
+        assert!(program.interpreter(head).as_ref().is_none_or(inside));
     }
 }

@@ -3,6 +3,7 @@
 mod along;
 mod copies;
 mod faults;
+mod foresight;
 mod late;
 mod memory;
 mod order;

@@ -1,11 +1,15 @@
 //! Authorization of requests to registries: anonymous, Basic, Bearer tokens.
 //!
+//! What a pull of the repository came with goes before docker's config, and that is asked
+//! where the registry refuses what the pull came with.
+//!
 //! Invariant: one token request per repository however many readers wait; a token is
 //! replaced before it expires, and once when the registry says 401 all the same. What
 //! this module hands out is only ever put on requests to the registry's own origin.
 
 pub(crate) mod challenge;
 pub(crate) mod credentials;
+pub(crate) mod keyring;
 mod token;
 
 use std::sync::Arc;
@@ -18,8 +22,8 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::Full;
 use tokio::time::Instant;
 
-use self::challenge::Challenge;
-use self::credentials::{Credential, Credentials, Found};
+use self::challenge::{Bearer, Challenge};
+use self::credentials::{Credential, Credentials, Found, Origin};
 use self::token::Token;
 use super::endpoint::Endpoint;
 use super::http::Transport;
@@ -32,6 +36,8 @@ use crate::{Error, Result};
 /// Registries whose challenge is remembered, and repositories whose token is.
 const HOSTS_MAX: usize = 256;
 const TOKENS_MAX: usize = 1024;
+/// Credentials tried for one token: what a few pulls came with, and the config's.
+const CREDENTIALS_TRIED_MAX: u32 = 5;
 /// Credentials are looked up again after this long: helpers hand out ones that expire.
 const CREDENTIALS_FRESH: Duration = Duration::from_secs(300);
 
@@ -118,32 +124,79 @@ impl Auth {
         match self.challenges.peek(&access.endpoint.origin()) {
             None => Ok(None),
             Some(Challenge::Basic) => {
-                let found = self.found(&access.host).await;
+                let found = self.found(access).await;
                 match &found.credential {
                     Credential::Basic { user, password } => Ok(Some(basic(user, password)?)),
-                    Credential::Anonymous | Credential::Identity(_) => {
+                    Credential::Anonymous | Credential::Identity(_) | Credential::Registry(_) => {
                         Err(denied(subject, &found, None).into())
                     }
                 }
             }
             Some(Challenge::Bearer(bearer)) => {
+                let fetch = || self.new_token(access, subject, &bearer);
                 let token = self
                     .tokens
-                    .get(access.key(), Token::is_fresh, || async {
-                        let found = self.found(&access.host).await;
-                        token::Order {
-                            access,
-                            subject,
-                            bearer: &bearer,
-                            found: &found,
-                        }
-                        .fetch(&self.transport, &self.counters)
-                        .await
-                    })
+                    .get(access.key(), Token::is_fresh, fetch)
                     .await?;
                 Ok(Some(token.header))
             }
         }
+    }
+
+    /// A token, by the first credential for which there is one.
+    async fn new_token(
+        &self,
+        access: &Access,
+        subject: &Subject,
+        bearer: &Bearer,
+    ) -> Result<Token, Fault> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let found = self.found(access).await;
+            let order = token::Order {
+                access,
+                subject,
+                bearer,
+                found: &found,
+            };
+            match order.fetch(&self.transport, &self.counters).await {
+                Err(Fault::Fatal(Error::Denied { .. }))
+                    if tries < CREDENTIALS_TRIED_MAX
+                        && self.has_another(access, &found.credential).await => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Notes that `refused` was; whether there is another to try.
+    async fn has_another(&self, access: &Access, refused: &Credential) -> bool {
+        let keyring = self.credentials.keyring();
+        keyring.refused(&access.host, &access.repository, refused)
+            && self.found(access).await.credential != *refused
+    }
+
+    /// Gives up on what is behind `used`, which was refused although it is as new as can be.
+    /// Whether there is something else to try.
+    pub(crate) async fn disown(&self, access: &Access, used: Option<&HeaderValue>) -> bool {
+        let token = self.tokens.peek(&access.key());
+        let spent = match token.filter(|token| Some(&token.header) == used) {
+            Some(token) => Some(token.of),
+            None => {
+                let credential = self.found(access).await.credential.clone();
+                (used.is_some() && basic_of(&credential).as_ref() == used).then_some(credential)
+            }
+        };
+        let has_another = match spent {
+            Some(credential) => self.has_another(access, &credential).await,
+            // Somebody else has given up on it meanwhile.
+            None => used.is_some(),
+        };
+        if has_another {
+            self.tokens
+                .forget(&access.key(), |token| Some(&token.header) == used);
+        }
+        has_another
     }
 
     /// The token that requests of somebody else's client need, without the word before it;
@@ -205,11 +258,28 @@ impl Auth {
         subject: &Subject,
         said: Option<&str>,
     ) -> Error {
-        let found = self.found(&access.host).await;
+        let found = self.found(access).await;
         denied(subject, &found, said)
     }
 
-    async fn found(&self, host: &str) -> Arc<Found> {
+    /// What to use for `access`: what a pull came with, unless it was refused and the config
+    /// has something.
+    async fn found(&self, access: &Access) -> Arc<Found> {
+        let (keyring, host) = (self.credentials.keyring(), access.host.as_str());
+        if let Some(given) = keyring.find(host, &access.repository) {
+            return Arc::new(Found::given(given));
+        }
+        let found = self.configured(host).await;
+        if found.credential != Credential::Anonymous {
+            return found;
+        }
+        match keyring.find_refused(host, &access.repository) {
+            Some(given) => Arc::new(Found::given(given)),
+            None => found,
+        }
+    }
+
+    async fn configured(&self, host: &str) -> Arc<Found> {
         let fresh = |(at, _): &(Instant, Arc<Found>)| at.elapsed() < CREDENTIALS_FRESH;
         let lookup = || async {
             let found = self.credentials.find(host).await;
@@ -232,7 +302,11 @@ fn denied(subject: &Subject, found: &Found, said: Option<&str>) -> Error {
         (Credential::Anonymous, None) => {
             format!("no credentials for it; if it exists and is private, run `docker login {host}`")
         }
-        (Credential::Basic { .. } | Credential::Identity(_), _) => format!(
+        _ if found.origin == Origin::Pull => {
+            "the credentials that its last pull came with are not accepted; pull it again"
+                .to_owned()
+        }
+        _ => format!(
             "the credentials found for it are not accepted; run `docker login {host}` again"
         ),
     };
@@ -248,6 +322,14 @@ fn basic(user: &str, password: &str) -> Result<HeaderValue> {
         "Basic {}",
         STANDARD.encode(format!("{user}:{password}"))
     ))
+}
+
+/// What a credential looks like where it is sent as it is.
+fn basic_of(credential: &Credential) -> Option<HeaderValue> {
+    match credential {
+        Credential::Basic { user, password } => basic(user, password).ok(),
+        Credential::Anonymous | Credential::Identity(_) | Credential::Registry(_) => None,
+    }
 }
 
 /// A header value that is never logged.

@@ -27,6 +27,7 @@ use self::plan::{Candidate, Plan, look};
 use self::relay::Relay;
 use self::standing::Standing;
 use self::tried::Tried;
+use super::auth::keyring::Keyring;
 use super::exact::{check_parts, check_range};
 use super::hosts::Capability;
 use super::registry::{RegistrySource, Want};
@@ -92,6 +93,11 @@ impl Mirrors {
                 first.source.connect_ahead(&repository);
             }
         });
+    }
+
+    /// Credentials that came with pulls; a mirror gets none of its registry's.
+    pub fn keyring(&self) -> &Arc<Keyring> {
+        self.shared.registry.keyring()
     }
 
     /// What has been done so far, at all hosts together.

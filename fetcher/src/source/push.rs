@@ -205,6 +205,7 @@ impl Pusher {
         let auth = match found.credential {
             Credential::Anonymous => RegistryAuth::Anonymous,
             Credential::Basic { user, password } => RegistryAuth::Basic(user, password),
+            Credential::Registry(token) => RegistryAuth::Bearer(token),
             Credential::Identity(_) => {
                 let new = async || Login::new(&self.config, Arc::clone(&self.credentials));
                 let login = self.login.get_or_try_init(new).await?;

@@ -31,6 +31,7 @@ use rand::rngs::StdRng;
 
 pub(crate) use self::blob::{Want, take_off};
 use super::auth::credentials::Credentials;
+use super::auth::keyring::Keyring;
 use super::auth::{Access, Action, Auth};
 use super::endpoint::Endpoint;
 use super::exact::{check_parts, check_range};
@@ -192,6 +193,11 @@ impl RegistrySource {
         if let Ok(uri) = endpoint.uri("/v2/") {
             self.core.transport.connect_ahead(uri);
         }
+    }
+
+    /// Credentials that came with pulls, which go before those of the config.
+    pub fn keyring(&self) -> &Arc<Keyring> {
+        self.core.credentials.keyring()
     }
 
     /// What this source has done so far.

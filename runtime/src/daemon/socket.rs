@@ -1,8 +1,8 @@
-//! The daemon's socket: who may have it, and who may connect.
+//! The daemon's sockets: who may have them, and who may connect.
 //!
 //! Invariant: the lock file in the state directory is held as long as the daemon lives, and
 //! a socket file is removed only by who holds that lock. Only root may connect: a snapshotter
-//! mounts what it is told to.
+//! mounts what it is told to, and kubelet tells secrets.
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::os::linux::net::SocketAddrExt;
@@ -16,14 +16,14 @@ use crate::{Error, Result};
 
 /// The right to listen.
 pub(super) struct Bound {
-    path: PathBuf,
+    paths: Vec<PathBuf>,
     _lock: File,
 }
 
-/// Takes the right to listen at `socket` for the one daemon of `state`.
-pub(super) fn bind(state: &Path, socket: &Path) -> Result<Bound> {
-    let parent = socket.parent().unwrap_or(Path::new("/"));
-    for dir in [state, parent] {
+/// Takes the right to listen at `paths` for the one daemon of `state`.
+pub(super) fn bind(state: &Path, paths: Vec<PathBuf>) -> Result<Bound> {
+    let parents = paths.iter().filter_map(|path| path.parent());
+    for dir in parents.chain([state]) {
         DirBuilder::new()
             .recursive(true)
             .mode(0o711)
@@ -38,10 +38,7 @@ pub(super) fn bind(state: &Path, socket: &Path) -> Result<Bound> {
         .open(&path)
         .map_err(|e| Error::io("open", &path, e))?;
     match lock.try_lock() {
-        Ok(()) => Ok(Bound {
-            path: socket.to_path_buf(),
-            _lock: lock,
-        }),
+        Ok(()) => Ok(Bound { paths, _lock: lock }),
         Err(TryLockError::WouldBlock) => Err(Error::Refused {
             what: format!("another lazd runs with state directory {}", state.display()),
             todo: "stop it first, or use another --state".to_owned(),
@@ -51,29 +48,31 @@ pub(super) fn bind(state: &Path, socket: &Path) -> Result<Bound> {
 }
 
 impl Bound {
-    /// Where it listens.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Listens at all of them, in their order.
+    pub(super) fn listen(&self) -> Result<Vec<UnixListener>> {
+        self.paths.iter().map(|path| listen(path)).collect()
     }
+}
 
-    /// Listens. A socket that is there is a dead daemon's.
-    pub(super) fn listen(&self) -> Result<UnixListener> {
-        match fs::remove_file(&self.path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io("remove", &self.path, error)),
-        }
-        let fail = |error| Error::io("listen at", &self.path, error);
-        let listener = UnixListener::bind(&self.path).map_err(fail)?;
-        fs::set_permissions(&self.path, Permissions::from_mode(0o600)).map_err(fail)?;
-        Ok(listener)
+/// Listens. A socket that is there is a dead daemon's.
+fn listen(path: &Path) -> Result<UnixListener> {
+    match fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io("remove", path, error)),
     }
+    let fail = |error| Error::io("listen at", path, error);
+    let listener = UnixListener::bind(path).map_err(fail)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(fail)?;
+    Ok(listener)
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        // Not there if it never listened.
-        let _ = fs::remove_file(&self.path);
+        for path in &self.paths {
+            // Not there if it never listened.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -103,20 +102,24 @@ mod tests {
     async fn one_daemon_has_the_socket_and_a_dead_ones_is_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let (state, socket) = (dir.path().join("state"), dir.path().join("sub/s.sock"));
-        let first = bind(&state, &socket).unwrap();
-        let listener = first.listen().unwrap();
-        let error = bind(&state, &socket).err().unwrap().to_string();
+        let other = dir.path().join("other.sock");
+        let both = || vec![socket.clone(), other.clone()];
+        let first = bind(&state, both()).unwrap();
+        let listeners = first.listen().unwrap();
+        let error = bind(&state, both()).err().unwrap().to_string();
         assert!(error.contains("another lazd"), "{error}");
         assert_eq!(
             fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        drop((first, listener));
-        assert!(!socket.exists());
+        assert_eq!(listeners.len(), 2);
+        drop((first, listeners));
+        assert!(!socket.exists() && !other.exists());
         // As a daemon leaves it that was killed.
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-        let second = bind(&state, &socket).unwrap();
-        let _listener = second.listen().unwrap();
+        let second = bind(&state, both()).unwrap();
+        let _listeners = second.listen().unwrap();
         tokio::net::UnixStream::connect(&socket).await.unwrap();
+        tokio::net::UnixStream::connect(&other).await.unwrap();
     }
 }

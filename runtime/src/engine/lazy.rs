@@ -3,8 +3,9 @@
 //! Invariant: a layer that was claimed has a record that says how to open it again, written
 //! before any snapshot names it; so after a restart it is mounted from what is on disk, and
 //! a registry is asked only for what is not. Its mount is held until it is released, by the
-//! mount server where there is one: then it outlives this process. Whether a layer is the one that is wanted is decided by the image's config, whose digest leads
-//! back to the manifest's: labels are only hints.
+//! mount server where there is one: then it outlives this process. Whether a layer is the one
+//! that is wanted is decided by the image's config, whose digest leads back to the manifest's:
+//! labels are only hints.
 //!
 //! Work that was begun goes on when the one who asked goes away, and others who ask for the
 //! same join it. Locks: the turn of a layer, while it is mounted or released; within it those
@@ -44,9 +45,6 @@ use crate::image::Image;
 use crate::image::pull::{LAYERS_AT_ONCE, PullMode};
 use crate::trace::Trace;
 use crate::{Error, Result};
-
-/// What a layer has on disk besides its files: directory, data, index, bitmap.
-const INODES: u64 = 4;
 
 /// The layers that this node serves to containerd.
 pub struct NodeLayers {
@@ -220,8 +218,10 @@ impl NodeLayers {
                 self.hold_here(&layer).await?
             }
         };
-        // At idle priority: readers go first.
-        layer.fetch_rest(false);
+        if self.engine.fills_layers {
+            // At idle priority: readers go first, and what a profile names.
+            layer.fetch_rest(false);
+        }
         Ok(path)
     }
 
@@ -304,26 +304,12 @@ impl LazyLayers for NodeLayers {
     }
 
     async fn usage(&self, blob_digest: &Digest) -> lazarette_snapshotter::Result<Usage> {
-        let held = self
-            .held
-            .lock()
-            .get(blob_digest)
-            .map(|held| Arc::clone(held.layer.file()));
         let (store, digest) = (Arc::clone(&self.engine.store), *blob_digest);
-        blocking(move || {
-            let file = match held {
-                Some(file) => Some(file),
-                None => store.open_layer(&digest)?,
-            };
-            let Some(file) = file else {
-                return Ok(Usage::default());
-            };
-            Ok(Usage {
-                bytes: file.usage()?.allocated,
-                inodes: INODES,
-            })
+        let taken = blocking(move || store.taken(&digest)).await?;
+        Ok(Usage {
+            bytes: taken.bytes,
+            inodes: taken.inodes,
         })
-        .await
     }
 
     async fn release(&self, blob_digest: &Digest) -> lazarette_snapshotter::Result<()> {

@@ -8,6 +8,7 @@
 //! ends and nothing is remembered. A container that goes on is remembered as soon as it is
 //! ready, one that ends when it has ended, each once.
 
+mod claimed;
 mod early;
 mod registry;
 mod shape;
@@ -115,6 +116,11 @@ impl Session {
             true => Landmarks::Ignore,
             false => Landmarks::Honour,
         }
+    }
+
+    /// Whether what this command reads is known already.
+    pub(super) fn knows_reads(&self) -> bool {
+        self.active.as_ref().is_some_and(|a| a.reads.is_some())
     }
 
     /// Whether there is one to prefetch by, by now.

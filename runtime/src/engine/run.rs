@@ -12,19 +12,20 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Reference;
-use lazarette_snapshotter::fuse::{LayerMount, LayerMounts, ReadAhead};
+use lazarette_snapshotter::fuse::{LayerMount, LayerMounts};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::Engine;
+use super::companions::Companions;
 use super::follow::{self, Ended};
 use super::profiles::{Report, Session};
-use super::stage::{Stage, mount_layer};
+use super::stage::{Stage, mount_tree, tree_of};
 use crate::executor::{Embedded, Executor, External, LaunchPlan};
 use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
 use crate::image::{Image, ImageLayer};
 use crate::spec::bundle::AccountFiles;
-use crate::spec::{ContainerOptions, HostFacts, bundle};
+use crate::spec::{self, ContainerOptions, HostFacts, bundle};
 use crate::trace::{SourceUse, StartRecord, Trace};
 use crate::{Error, Result};
 
@@ -130,6 +131,10 @@ impl Engine {
         let session = Session::begin(self, &image, request, new).await;
         let known = self.accounts(image.manifest.digest).await;
         let claim = stage.claim(self, &image);
+        let companions = (!session.knows_reads()).then(|| {
+            let programs = spec::program_paths(&request.options, &image.config.config);
+            Companions::new(image.layers.len(), programs)
+        });
         let (chain, mounted) = tokio::join!(
             async {
                 let chain = claim.await;
@@ -139,11 +144,13 @@ impl Engine {
             },
             async {
                 self.look_for_indexes(&image, puller).await;
-                self.mount_layers(&image, puller, &stage.mounter(), &session)
+                let with = (&session, companions.as_ref());
+                self.mount_layers(&image, puller, &stage.mounter(), with)
                     .await
             },
         );
         stage.hold(mounted?);
+        stage.keep(companions);
         let span = puller.trace.start("snapshot", None);
         request.options.rootfs = stage.set(self, chain?).await?;
         request.options.id = stage.id().to_owned();
@@ -170,15 +177,20 @@ impl Engine {
         image: &Image,
         puller: &Puller,
         mounter: &LayerMounts,
-        session: &Session,
+        (session, companions): (&Session, Option<&Companions>),
     ) -> Result<Vec<(Arc<Layer>, Arc<LayerMount>)>> {
         let one = async |number: usize, layer: &ImageLayer| {
             let layer = puller
                 .layer(image, number, layer, session.landmarks())
                 .await?;
             let data = session.opened(number, &layer, &puller.trace);
+            layer.set_foresight(companions.is_some());
             let span = puller.trace.start("mount", Some(number));
-            let mount = mount_layer(mounter.clone(), Arc::clone(&layer), data).await?;
+            let tree = tree_of(&layer).await?;
+            if let Some(companions) = companions {
+                companions.opened(number, &layer, &tree);
+            }
+            let mount = mount_tree(mounter.clone(), &layer, tree, data).await?;
             mount.read_ahead(session.read_ahead(&layer));
             span.end();
             Ok::<_, Error>((layer, mount))
@@ -280,7 +292,7 @@ impl Play<'_> {
             .beside(
                 (self.engine, self.image),
                 (pid, &output),
-                || stage.read_ahead(ReadAhead::Wide),
+                || stage.settle(),
                 following,
             )
             .await;

@@ -20,6 +20,7 @@ use lazarette_snapshotter::tree::Tree;
 use tokio_util::task::TaskTracker;
 
 use super::Engine;
+use super::companions::Companions;
 use crate::image::Image;
 use crate::{Error, Result};
 
@@ -32,6 +33,7 @@ pub(super) struct Stage {
     mounts: LayerMounts,
     held: Vec<Arc<LayerMount>>,
     layers: Vec<Arc<Layer>>,
+    companions: Option<Companions>,
     snapshot: Option<String>,
     rootfs: Option<PathBuf>,
     /// Things being made.
@@ -53,6 +55,7 @@ impl Stage {
                 mounts,
                 held: Vec::new(),
                 layers: Vec::new(),
+                companions: None,
                 snapshot: None,
                 rootfs: None,
                 making: TaskTracker::new(),
@@ -87,14 +90,24 @@ impl Stage {
         (self.layers, self.held) = mounted.into_iter().unzip();
     }
 
-    /// Changes how far the kernel reads ahead in all layers.
-    pub(super) fn read_ahead(&self, window: ReadAhead) {
-        self.held.iter().for_each(|mount| mount.read_ahead(window));
+    /// The container is ready: nothing of it is guessed any more, and the kernel may read
+    /// far ahead.
+    pub(super) fn settle(&self) {
+        if let Some(companions) = &self.companions {
+            companions.close();
+        }
+        let wide = |mount: &Arc<LayerMount>| mount.read_ahead(ReadAhead::Wide);
+        self.held.iter().for_each(wide);
     }
 
     /// Reads that had to wait for data so far.
     pub(super) fn misses(&self) -> u64 {
         self.held.iter().map(|mount| mount.stats().misses).sum()
+    }
+
+    /// Keeps what foresees reads of these layers until the container is ready.
+    pub(super) fn keep(&mut self, companions: Option<Companions>) {
+        self.companions = companions;
     }
 
     /// Makes a snapshot on the image's layers, which need not be here yet. Given to
@@ -239,10 +252,23 @@ pub(super) async fn mount_layer(
     layer: Arc<Layer>,
     data: Arc<dyn LayerData>,
 ) -> Result<Arc<LayerMount>> {
-    blocking(move || {
-        let tree = Arc::new(Tree::build(layer.index())?);
-        let digest = layer.index().blob_digest;
-        Ok(mounts.mount(digest, tree, data)?)
-    })
-    .await
+    let tree = tree_of(&layer).await?;
+    mount_tree(mounts, &layer, tree, data).await
+}
+
+/// Builds a layer's tree.
+pub(super) async fn tree_of(layer: &Arc<Layer>) -> Result<Arc<Tree>> {
+    let layer = Arc::clone(layer);
+    blocking(move || Ok(Arc::new(Tree::build(layer.index())?))).await
+}
+
+/// Mounts a layer whose tree is built, to be read through `data`.
+pub(super) async fn mount_tree(
+    mounts: LayerMounts,
+    layer: &Layer,
+    tree: Arc<Tree>,
+    data: Arc<dyn LayerData>,
+) -> Result<Arc<LayerMount>> {
+    let digest = layer.index().blob_digest;
+    blocking(move || Ok(mounts.mount(digest, tree, data)?)).await
 }

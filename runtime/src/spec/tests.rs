@@ -164,3 +164,27 @@ fn own_oom_score_is_the_floor() {
         );
     }
 }
+
+#[test]
+fn programs_are_looked_for_where_the_container_will() {
+    let with = |entry: &[&str], args: &[&str], env: &[&str], cwd: Option<&str>| {
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let image = ImageConfig {
+            entrypoint: owned(entry),
+            ..image()
+        };
+        let options = ContainerOptions {
+            args: owned(args),
+            env: owned(env),
+            cwd: cwd.map(PathBuf::from),
+            ..options()
+        };
+        program_paths(&options, &image)
+    };
+    assert_eq!(with(&["/entry"], &["x"], &[], None), ["/entry"]);
+    assert_eq!(with(&[], &["sh"], &[], None), ["/opt/bin/sh", "/bin/sh"]);
+    assert_eq!(with(&[], &["sh"], &["PATH=/a"], None), ["/a/sh"]);
+    assert_eq!(with(&[], &["./run"], &[], None), ["/srv/./run"]);
+    assert_eq!(with(&[], &["b/run"], &[], Some("/d")), ["/d/b/run"]);
+    assert_eq!(with(&[], &[""], &[], None), [""; 0]);
+}

@@ -5,8 +5,10 @@
 
 mod bed;
 mod crash;
+mod early;
 mod many;
 mod restarts;
+mod served;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -48,18 +50,22 @@ struct Node {
 impl Node {
     /// One that mounts layers itself.
     async fn open(dir: &Path) -> (Self, usize) {
-        Self::open_as(dir, Path::new("/none"), "900ms").await
+        Self::open_with(dir, "").await
+    }
+
+    /// The same with more lines of config.
+    async fn open_with(dir: &Path, more: &str) -> (Self, usize) {
+        Self::open_as(Path::new("/none"), config(dir, "900ms", more)).await
     }
 
     /// One whose layers the mount server `program` shows.
-    async fn open_with(dir: &Path, program: &Path) -> (Self, usize) {
-        Self::open_as(dir, program, "20s").await
+    async fn open_served(dir: &Path, program: &Path) -> (Self, usize) {
+        Self::open_as(program, config(dir, "20s", "")).await
     }
 
-    async fn open_as(dir: &Path, program: &Path, deadline: &str) -> (Self, usize) {
+    async fn open_as(program: &Path, file: PathBuf) -> (Self, usize) {
         // Another test may have done it.
         install_tls_provider();
-        let file = config(dir, deadline);
         let engine = Engine::open(Config::load(Some(&file)).unwrap()).unwrap();
         let layers = NodeLayers::open(&engine, program).await.unwrap();
         let restored = layers.restore().await.unwrap();
@@ -129,9 +135,9 @@ impl Node {
 
 /// Writes a config with everything below `dir`; what a registry has not answered by
 /// `deadline` fails.
-fn config(dir: &Path, deadline: &str) -> PathBuf {
+fn config(dir: &Path, deadline: &str, more: &str) -> PathBuf {
     let text = format!(
-        "root = {:?}\nstate = {:?}\n[source]\ndeadline = {deadline:?}\nstall_timeout = \"300ms\"\n",
+        "root = {:?}\nstate = {:?}\n[source]\ndeadline = {deadline:?}\nstall_timeout = \"300ms\"\n{more}",
         dir.join("root"),
         dir.join("state")
     );

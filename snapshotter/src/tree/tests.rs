@@ -23,7 +23,7 @@ fn index(files: Vec<FileEntry>) -> LayerIndex {
     }
 }
 
-fn entry(path: &str, kind: FileKind) -> FileEntry {
+pub(super) fn entry(path: &str, kind: FileKind) -> FileEntry {
     FileEntry {
         path: path.as_bytes().to_vec(),
         kind,
@@ -35,7 +35,7 @@ fn entry(path: &str, kind: FileKind) -> FileEntry {
     }
 }
 
-fn file(path: &str, size: u64) -> FileEntry {
+pub(super) fn file(path: &str, size: u64) -> FileEntry {
     let data_offset = 0;
     entry(path, FileKind::Regular { size, data_offset })
 }
@@ -49,7 +49,7 @@ fn link(path: &str, target: &str) -> FileEntry {
     entry(path, FileKind::Hardlink { target })
 }
 
-fn build(files: Vec<FileEntry>) -> Tree {
+pub(super) fn build(files: Vec<FileEntry>) -> Tree {
     Tree::build(&index(files)).unwrap()
 }
 

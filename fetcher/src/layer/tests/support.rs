@@ -305,7 +305,10 @@ pub(super) fn join_with(
         size: sample.index.blob_size,
     };
     let source = Arc::clone(source) as Arc<dyn BlobSource>;
-    Layer::with_engine(file, source, blob, config, engine)
+    let layer = Layer::with_engine(file, source, blob, config, engine);
+    // Tests count requests; those of what is foreseen turn it on.
+    layer.set_foresight(false);
+    layer
 }
 
 /// One request per member, to count by.

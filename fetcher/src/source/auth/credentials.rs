@@ -4,21 +4,25 @@
 //! anonymous too, with the reason kept for the moment the registry refuses. Secrets are
 //! never printed.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential_from_reader};
+
+use super::keyring::Keyring;
 
 /// Longest time a credential helper may take; one that asks a cloud's API needs seconds.
 const HELPER_MAX: Duration = Duration::from_secs(20);
 /// Largest config file that is read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
-/// How to authenticate to one host.
+/// How to authenticate to one host. Printed without what it holds.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Credential {
+pub enum Credential {
     /// Not at all.
     Anonymous,
     /// With user and password.
@@ -30,6 +34,28 @@ pub(crate) enum Credential {
     },
     /// With an OAuth2 refresh token.
     Identity(String),
+    /// With a token that the registry takes as it is.
+    Registry(String),
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Anonymous => "Anonymous",
+            Self::Basic { .. } => "Basic(..)",
+            Self::Identity(_) => "Identity(..)",
+            Self::Registry(_) => "Registry(..)",
+        })
+    }
+}
+
+/// Where a credential comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Docker's config file or one of its helpers.
+    Config,
+    /// A pull that came with it.
+    Pull,
 }
 
 /// The outcome of a look-up.
@@ -39,20 +65,42 @@ pub(crate) struct Found {
     pub(crate) credential: Credential,
     /// Why it is anonymous although the config has something to say about the host.
     pub(crate) trouble: Option<String>,
+    /// Where that is from.
+    pub(crate) origin: Origin,
+}
+
+impl Found {
+    /// What a pull came with.
+    pub(crate) fn given(credential: Credential) -> Self {
+        Self {
+            credential,
+            trouble: None,
+            origin: Origin::Pull,
+        }
+    }
 }
 
 /// Looks up credentials by host.
 pub(crate) struct Credentials {
     path: Option<PathBuf>,
+    keyring: Arc<Keyring>,
 }
 
 impl Credentials {
     /// From `path`, or none at all.
     pub(crate) fn new(path: Option<PathBuf>) -> Self {
-        Self { path }
+        Self {
+            path,
+            keyring: Arc::default(),
+        }
     }
 
-    /// Credentials for `host` as it stands in a reference. Helpers are other programs:
+    /// What pulls came with.
+    pub(crate) fn keyring(&self) -> &Arc<Keyring> {
+        &self.keyring
+    }
+
+    /// The config's credentials for `host` as it stands in a reference. Helpers are other programs:
     /// they run on a blocking thread, and one that takes too long is given up on.
     pub(crate) async fn find(&self, host: &str) -> Found {
         let Some(path) = self.path.clone() else {
@@ -75,6 +123,7 @@ fn anonymous(trouble: Option<String>) -> Found {
     Found {
         credential: Credential::Anonymous,
         trouble,
+        origin: Origin::Config,
     }
 }
 
@@ -91,6 +140,7 @@ fn find_blocking(path: &Path, host: &str) -> Found {
                 return Found {
                     credential: convert(credential),
                     trouble: None,
+                    origin: Origin::Config,
                 };
             }
             Err(CredentialRetrievalError::NoCredentialConfigured) => {}

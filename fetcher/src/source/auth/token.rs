@@ -36,6 +36,8 @@ pub(super) struct Token {
     /// `Bearer …`.
     pub(super) header: HeaderValue,
     refresh_at: Instant,
+    /// What it was granted for.
+    pub(super) of: Credential,
 }
 
 impl Token {
@@ -61,12 +63,19 @@ struct Grant {
 }
 
 impl Order<'_> {
-    /// Asks the realm.
+    /// Asks the realm, unless the token is known already.
     pub(super) async fn fetch(
         &self,
         transport: &Transport,
         counters: &Arc<Counters>,
     ) -> Result<Token, Fault> {
+        if let Credential::Registry(token) = &self.found.credential {
+            return Ok(Token {
+                header: sensitive(&format!("Bearer {token}"))?,
+                refresh_at: Instant::now() + life(None),
+                of: self.found.credential.clone(),
+            });
+        }
         let request = self.request()?;
         counters.add(Count::Tokens, 1);
         let asked_at = Instant::now();
@@ -97,6 +106,7 @@ impl Order<'_> {
         Ok(Token {
             header: sensitive(&format!("Bearer {text}"))?,
             refresh_at: asked_at + life(grant.expires_in),
+            of: self.found.credential.clone(),
         })
     }
 
@@ -177,6 +187,7 @@ mod tests {
     use super::*;
     use crate::source::SourceConfig;
     use crate::source::auth::Action;
+    use crate::source::auth::credentials::Origin;
     use crate::source::endpoint::Endpoint;
 
     fn order(host: &str, realm: &str, credential: Credential) -> Result<Request<Full<Bytes>>> {
@@ -206,6 +217,7 @@ mod tests {
         let found = Found {
             credential,
             trouble: None,
+            origin: Origin::Config,
         };
         Order {
             access: &access,

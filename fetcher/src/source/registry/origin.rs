@@ -1,7 +1,8 @@
 //! One question to a registry: with authorization, and through redirects.
 //!
 //! Invariant: `Authorization` and a site's own headers are only on requests that
-//! [`Endpoint::owns`] covers; a 401 leads to at most one more try.
+//! [`Endpoint::owns`] covers; a 401 leads to at most two more tries: with a
+//! new token, and with another credential if there is one.
 //!
 //! [`Endpoint::owns`]: crate::source::endpoint::Endpoint::owns
 
@@ -128,11 +129,20 @@ impl Asker<'_> {
         request
     }
 
+    async fn send(
+        &self,
+        uri: &Uri,
+        question: &Question,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Answer, Fault> {
+        let request = self.own_request(question, uri.clone(), authorization);
+        self.core.transport.send(request).await
+    }
+
     async fn authorized(&self, uri: Uri, question: &Question) -> Result<Answer, Fault> {
         let auth = &self.core.auth;
-        let used = auth.header(self.access, self.subject).await?;
-        let request = self.own_request(question, uri.clone(), used.as_ref());
-        let mut answer = self.core.transport.send(request).await?;
+        let mut used = auth.header(self.access, self.subject).await?;
+        let mut answer = self.send(&uri, question, used.as_ref()).await?;
         if answer.status != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
@@ -140,13 +150,18 @@ impl Asker<'_> {
             .await?;
         let words = answer::registry_words(&mut answer).await;
         drop(answer);
-        let renewed = auth.header(self.access, self.subject).await?;
-        if renewed != used {
-            let request = self.own_request(question, uri, renewed.as_ref());
-            let answer = self.core.transport.send(request).await?;
-            if answer.status != StatusCode::UNAUTHORIZED {
-                return Ok(answer);
+        for try_other in [false, true] {
+            if try_other && !auth.disown(self.access, used.as_ref()).await {
+                break;
             }
+            let renewed = auth.header(self.access, self.subject).await?;
+            if renewed != used {
+                let answer = self.send(&uri, question, renewed.as_ref()).await?;
+                if answer.status != StatusCode::UNAUTHORIZED {
+                    return Ok(answer);
+                }
+            }
+            used = renewed;
         }
         Err(auth
             .denied(self.access, self.subject, words.as_deref())

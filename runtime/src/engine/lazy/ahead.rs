@@ -4,9 +4,9 @@
 //! begins the work for all layers of the image, and the next ones find it done.
 //!
 //! Invariant: one piece of work per image and per layer, in a task of its own that ends by
-//! itself. Results that nobody fetches are dropped with the first question after [`KEEP`],
-//! failures after [`KEEP_FAILED`]; until then they stand, so that the layers of an image that cannot be had do not
-//! wait for the network one after the other.
+//! itself. Results that nobody fetches are dropped after [`KEEP`], failures after
+//! [`KEEP_FAILED`], whether or not anybody asks again; until then they stand, so that the
+//! layers of an image that cannot be had do not wait for the network one after the other.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::prefetch::Prefetch;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::remote::Wanted;
 use parking_lot::Mutex;
@@ -35,6 +36,8 @@ const KEEP_FAILED: Duration = Duration::from_secs(10);
 pub(super) struct Resolved {
     pub(super) image: Image,
     puller: Puller,
+    /// What its starts read; goes on until this is dropped.
+    early: Prefetch,
 }
 
 /// Something under way or done. The error is shared, so it is a text.
@@ -45,7 +48,7 @@ struct Entry<T> {
     work: Work<T>,
 }
 
-type Entries<K, T> = Mutex<HashMap<K, Entry<T>>>;
+type Entries<K, T> = Arc<Mutex<HashMap<K, Entry<T>>>>;
 
 /// The image as it was named, and its manifest if that is known.
 type ImageKey = (String, Option<Digest>);
@@ -61,8 +64,8 @@ impl Ahead {
     pub(super) fn new(engine: Arc<Engine>) -> Arc<Self> {
         Arc::new(Self {
             engine,
-            images: Mutex::default(),
-            layers: Mutex::default(),
+            images: Arc::default(),
+            layers: Arc::default(),
             permits: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
         })
     }
@@ -116,10 +119,11 @@ impl Ahead {
             let Some(layer) = image.layers.get(number) else {
                 return Err(missing(number));
             };
-            puller
+            let layer = puller
                 .layer(image, number, layer, Landmarks::Honour)
-                .await
-                .map_err(Error::from)
+                .await?;
+            resolved.early.opened(number, &layer);
+            Ok(layer)
         }))
     }
 }
@@ -149,31 +153,85 @@ async fn resolve(
     let image = engine.resolver.image(&reference, manifest).await?;
     let puller = engine.puller(PullMode::Lazy, Trace::new(Instant::now()));
     engine.look_for_indexes(&image, &puller).await;
-    Ok(Arc::new(Resolved { image, puller }))
+    Ok(Arc::new(Resolved {
+        early: engine.fetch_early(&image),
+        image,
+        puller,
+    }))
 }
+
+/// How long results stand from when their work was begun.
+#[derive(Clone, Copy)]
+struct Keep {
+    done: Duration,
+    failed: Duration,
+}
+
+const USUAL: Keep = Keep {
+    done: KEEP,
+    failed: KEEP_FAILED,
+};
 
 /// Joins the work for `key`, or begins it.
 fn join<K, T, F>(entries: &Entries<K, T>, key: K, begin: impl FnOnce() -> F) -> Work<T>
 where
-    K: std::hash::Hash + Eq,
+    K: std::hash::Hash + Eq + Send + 'static,
     T: Send + Sync + 'static,
     F: Future<Output = Result<Arc<T>>> + Send + 'static,
 {
-    let mut entries = entries.lock();
-    entries.retain(|_, entry| is_fresh(entry));
-    let entry = entries.entry(key).or_insert_with(|| Entry {
-        since: Instant::now(),
-        work: spawn(begin()),
+    join_for(USUAL, entries, key, begin)
+}
+
+fn join_for<K, T, F>(
+    keep: Keep,
+    entries: &Entries<K, T>,
+    key: K,
+    begin: impl FnOnce() -> F,
+) -> Work<T>
+where
+    K: std::hash::Hash + Eq + Send + 'static,
+    T: Send + Sync + 'static,
+    F: Future<Output = Result<Arc<T>>> + Send + 'static,
+{
+    let mut all = entries.lock();
+    all.retain(|_, entry| is_fresh(entry, keep));
+    let entry = all.entry(key).or_insert_with(|| {
+        let work = spawn(begin());
+        drop_later(keep, entries, work.clone());
+        Entry {
+            since: Instant::now(),
+            work,
+        }
     });
     entry.work.clone()
 }
 
-fn is_fresh<T>(entry: &Entry<T>) -> bool {
+/// Drops the result of `work` when it has stood long enough.
+fn drop_later<K, T>(keep: Keep, entries: &Entries<K, T>, work: Work<T>)
+where
+    K: std::hash::Hash + Eq + Send + 'static,
+    T: Send + Sync + 'static,
+{
+    let entries = Arc::downgrade(entries);
+    // Ends by itself: the work is bounded by deadlines, and what comes after by `keep`.
+    tokio::spawn(async move {
+        let wait = match work.await {
+            Ok(_) => keep.done,
+            Err(_) => keep.failed,
+        };
+        tokio::time::sleep(wait).await;
+        if let Some(entries) = entries.upgrade() {
+            entries.lock().retain(|_, entry| is_fresh(entry, keep));
+        }
+    });
+}
+
+fn is_fresh<T>(entry: &Entry<T>, keep: Keep) -> bool {
     let age = entry.since.elapsed();
     match entry.work.peek() {
         None => true,
-        Some(Ok(_)) => age < KEEP,
-        Some(Err(_)) => age < KEEP_FAILED,
+        Some(Ok(_)) => age < keep.done,
+        Some(Err(_)) => age < keep.failed,
     }
 }
 
@@ -199,4 +257,48 @@ fn unavailable(what: &str, reference: &Reference, detail: &str) -> Error {
         detail: detail.to_owned(),
     }
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Keep = Keep {
+        done: Duration::from_millis(1),
+        failed: Duration::from_millis(1),
+    };
+
+    async fn until_empty(entries: &Entries<u8, u8>) {
+        let emptied = async {
+            while !entries.lock().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let bound = Duration::from_secs(20);
+        tokio::time::timeout(bound, emptied).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn results_go_though_nobody_asks_again() {
+        let entries = Entries::<u8, u8>::default();
+        let work = join_for(SHORT, &entries, 1, || async { Ok(Arc::new(7)) });
+        let value = work.await.unwrap();
+        until_empty(&entries).await;
+        assert_eq!(Arc::strong_count(&value), 1, "nobody else has it any more");
+        let failed = join_for(SHORT, &entries, 2, || async { Err(missing(2)) });
+        failed.await.unwrap_err();
+        until_empty(&entries).await;
+    }
+
+    #[tokio::test]
+    async fn those_who_ask_meanwhile_share_the_work() {
+        let entries = Entries::<u8, u8>::default();
+        let ask = |value| join(&entries, 1, move || async move { Ok(Arc::new(value)) });
+        let (first, second) = tokio::join!(ask(7), ask(8));
+        assert!(Arc::ptr_eq(&first.unwrap(), &second.unwrap()));
+        let failed = join(&entries, 2, || async { Err(missing(2)) });
+        failed.await.unwrap_err();
+        let again = join(&entries, 2, || async { Ok(Arc::new(9)) });
+        again.await.unwrap_err();
+    }
 }

@@ -91,7 +91,7 @@ impl Bed {
         let mounts = bed.bring(&node).await;
         bed.mount(&mounts);
         node.close().await;
-        config(bed.path(), deadline);
+        config(bed.path(), deadline, "");
         bed
     }
 
@@ -101,7 +101,9 @@ impl Bed {
 
     /// The daemon without its socket, in this process.
     pub(super) async fn node(&self) -> Node {
-        Node::open_with(self.path(), &program("laz-mountd")).await.0
+        Node::open_served(self.path(), &program("laz-mountd"))
+            .await
+            .0
     }
 
     /// Has `node` bring both layers and make the container; its mounts.

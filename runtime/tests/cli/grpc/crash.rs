@@ -44,7 +44,7 @@ fn content(number: usize) -> Vec<u8> {
 }
 
 async fn open(dir: &Path) -> Node {
-    Node::open_with(dir, &program("laz-mountd")).await.0
+    Node::open_served(dir, &program("laz-mountd")).await.0
 }
 
 #[tokio::test(flavor = "multi_thread")]

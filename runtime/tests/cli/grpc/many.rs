@@ -38,7 +38,7 @@ async fn privileged_five_hundred_layers_are_mounted_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let _clean = Clean(dir.path());
     let registry = FakeRegistry::start().await;
-    let (node, _) = Node::open_with(dir.path(), &program("laz-mountd")).await;
+    let (node, _) = Node::open_served(dir.path(), &program("laz-mountd")).await;
     let mut names = Vec::new();
     for number in 0..LAYERS {
         let text = format!("layer {number}");
@@ -71,7 +71,7 @@ async fn privileged_five_hundred_layers_are_mounted_at_once() {
     node.close().await;
 
     drop(registry);
-    let (node, restored) = Node::open_with(dir.path(), &program("laz-mountd")).await;
+    let (node, restored) = Node::open_served(dir.path(), &program("laz-mountd")).await;
     assert_eq!(restored, LAYERS);
     assert_eq!(mounts(dir.path()).len(), 2 * LAYERS);
     for (number, name) in names.iter().enumerate() {

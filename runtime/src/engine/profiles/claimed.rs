@@ -1,0 +1,80 @@
+//! Fetching early for containerd, whose starts this node does not see.
+//!
+//! Invariant: a profile is a guess here, as nobody says what will be run: the image's own
+//! command, else what was started last. So it is fetched behind readers, before the rest of
+//! the layers, and nothing ever waits for it. Ends when it is dropped.
+
+use std::sync::Arc;
+
+use lazarette_fetcher::prefetch::{Prefetch, PrefetchOptions};
+
+use super::places_of;
+use crate::engine::Engine;
+use crate::image::Image;
+use crate::profile::{Command, CommandProfile, ImageProfiles};
+use crate::spec::{self, ContainerOptions};
+
+impl Engine {
+    /// Begins to fetch what starts of `image` read, of those layers that it is told of. A
+    /// node that knows no profile of it asks the registry.
+    pub(in crate::engine) fn fetch_early(self: &Arc<Self>, image: &Image) -> Prefetch {
+        let (engine, image) = (Arc::clone(self), image.clone());
+        Prefetch::start(async move {
+            let known = match engine.known(image.manifest.digest).await {
+                Some(known) => known,
+                None => engine.ask_for_profiles(&image).await?,
+            };
+            let words = spec::command_line(&ContainerOptions::default(), &image.config.config);
+            let command = words.ok().map(|words| Command::new(&words));
+            let profile = likely(&known, command.as_ref())?;
+            tracing::info!(image = %image.reference, blocks = profile.blocks.len(), "fetching what starts read");
+            Some((places_of(profile), PrefetchOptions::default()))
+        })
+    }
+}
+
+/// What most likely is started: `command`, the same program with other arguments, or what
+/// was started last.
+fn likely<'a>(known: &'a ImageProfiles, command: Option<&Command>) -> Option<&'a CommandProfile> {
+    let chosen = command.and_then(|command| known.choose(command));
+    let last = || known.commands.iter().max_by_key(|one| one.updated_at);
+    chosen.map(|(profile, _)| profile).or_else(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use lazarette_fetcher::types::Digest;
+
+    use super::*;
+
+    fn command(words: &[&str]) -> Command {
+        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        Command::new(&words)
+    }
+
+    #[test]
+    fn the_images_command_goes_before_its_program_and_that_before_the_last() {
+        let profile = |words: &[&str], updated_at| CommandProfile {
+            updated_at,
+            ..CommandProfile::empty(&command(words))
+        };
+        let mut known = ImageProfiles::empty(Digest::sha256(b"m"), Vec::new());
+        let at = |known: &ImageProfiles, words: Option<&[&str]>| {
+            let wanted = words.map(command);
+            likely(known, wanted.as_ref()).map(|profile| profile.updated_at)
+        };
+        assert_eq!(at(&known, None), None);
+        known.put(profile(&["java", "-jar", "a"], 1));
+        known.put(profile(&["java", "-version"], 2));
+        known.put(profile(&["sh"], 3));
+        let table: [(Option<&[&str]>, u64); 4] = [
+            (Some(&["java", "-jar", "a"]), 1),
+            (Some(&["java", "-jar", "b"]), 2),
+            (Some(&["python3"]), 3),
+            (None, 3),
+        ];
+        for (words, expected) in table {
+            assert_eq!(at(&known, words), Some(expected), "{words:?}");
+        }
+    }
+}

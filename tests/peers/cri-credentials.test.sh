@@ -1,0 +1,217 @@
+#!/usr/bin/env bash
+# cri-credentials.test.sh - kubelet's image service through lazd: an unmodified containerd, a registry
+# that wants user and password, and crictl, which hands them over as kubelet does. Docker's config has
+# none. Layers come lazily by what came with the pull; wrong ones fail as containerd says; nothing secret
+# is written anywhere. Needs root. Ends with "N passed, M failed".
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+. "$here/../lib/common.sh"
+. "$here/../lib/registry.sh"
+. "$here/../lib/laz.sh"
+
+passed=0 failed=0
+ok() { passed=$((passed + 1)); say "ok      $GENERATION: $1"; }
+bad() { failed=$((failed + 1)); say "FAILED  $GENERATION: $1"; [ -z "${2:-}" ] || say "        $2"; }
+# equal WHAT FOUND EXPECTED
+equal() { if [ "$2" = "$3" ]; then ok "$1"; else bad "$1" "found '$2', expected '$3'"; fi; }
+# works WHAT COMMAND...: and shows the end of what it said if it does not.
+works() {
+  local what=$1; shift
+  if "$@" >"$SCRATCH/out" 2>&1; then ok "$what"; else bad "$what" "$(tail -n 3 "$SCRATCH/out")"; fi
+}
+# refused WHAT COMMAND...: it fails, and says that the registry refused.
+refused() {
+  local what=$1 code=0; shift
+  "$@" >"$SCRATCH/out" 2>&1 || code=$?
+  if [ "$code" != 0 ] && grep -qiE 'unauthorized|authorization failed|no basic auth' "$SCRATCH/out"; then ok "$what"
+  else bad "$what" "exit $code: $(tail -n 3 "$SCRATCH/out")"; fi
+}
+
+# set_password PASSWORD: of the user "tenant". docker-registry takes bcrypt only, and reads the file
+# again when it changes.
+set_password() {
+  # shellcheck disable=SC2016  # it is Perl's
+  perl -e 'print "tenant:", crypt($ARGV[0], q($2b$05$) . "lazarettelazarettelaze"), "\n"' "$1" >"$SCRATCH/htpasswd.new"
+  mv "$SCRATCH/htpasswd.new" "$SCRATCH/htpasswd"
+}
+
+# start_private_registry DIR: serves DIR/data to who knows the password; sets PRIVATE and PRIVATE_PID.
+start_private_registry() {
+  local dir=$1 try
+  for try in 1 2 3; do
+    PRIVATE=127.0.0.1:$(free_port)
+    cat >"$dir/private.yml" <<CONFIG
+version: 0.1
+log: {level: warn, accesslog: {disabled: true}}
+storage:
+  filesystem: {rootdirectory: $dir/data, maxthreads: 100}
+  cache: {blobdescriptor: inmemory}
+http: {addr: "$PRIVATE"}
+auth: {htpasswd: {realm: lazarette, path: $SCRATCH/htpasswd}}
+CONFIG
+    docker-registry serve "$dir/private.yml" >"$dir/private.log" 2>&1 &
+    PRIVATE_PID=$!
+    if wait_for 10 "docker-registry on $PRIVATE" private_refuses; then at_exit stop_pid "$PRIVATE_PID"; return; fi
+    stop_pid "$PRIVATE_PID"
+    say "docker-registry did not start on $PRIVATE (try $try):"; tail -n 3 "$dir/private.log" >&2
+  done
+  die "docker-registry with passwords does not start; its log is above"
+}
+# It is up when it refuses whom it does not know.
+private_refuses() {
+  kill -0 "$PRIVATE_PID" || return 1
+  [ "$(curl -s --noproxy '*' -o /dev/null -w '%{http_code}' "http://$PRIVATE/v2/")" = 401 ]
+}
+
+start_lazd() {
+  # Nothing comes that nobody asked for: what is not on disk has to be fetched with a password.
+  printf '[source]\ndocker_config = "/nonexistent"\n[snapshotter]\nfill = false\n[cri]\ncontainerd = "%s"\n' \
+    "$DIR/c/containerd.sock" >"$DIR/lazd.toml"
+  "$LAZD" --config "$DIR/lazd.toml" --root "$DIR/root" --state "$DIR/run" --debug >>"$DIR/lazd.log" 2>&1 &
+  LAZD_PID=$!
+  at_exit stop_pid "$LAZD_PID"
+  wait_for 30 lazd test -S "$DIR/run/cri.sock" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
+}
+
+# start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS
+start_containerd() {
+  local dir=$DIR/c; mkdir -p "$dir"
+  cat >"$dir/config.toml" <<CONFIG
+version = $1
+root = "$dir/root"
+state = "$dir/state"
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+[grpc]
+address = "$dir/containerd.sock"
+[ttrpc]
+address = "$dir/containerd.sock.ttrpc"
+CONFIG
+  sed -e "s,/run/lazarette/snapshotter.sock,$DIR/run/snapshotter.sock," -e "s,/var/lib/lazarette,$DIR/root," \
+    "$REPO/deploy/containerd-v$1.toml" >>"$dir/config.toml"
+  PATH=$2:$PATH "$2/containerd" --config "$dir/config.toml" >"$dir/log" 2>&1 &
+  CONTAINERD_PID=$!
+  at_exit stop_pid "$CONTAINERD_PID"
+  wait_for 30 containerd "$2/ctr" --address "$dir/containerd.sock" version || { tail -n 5 "$dir/log" >&2; die "containerd does not start"; }
+  CTR=("$2/ctr" --address "$dir/containerd.sock" --namespace k8s.io)
+}
+
+# crictl_at SOCKET ARGUMENT...
+crictl_at() {
+  local socket=$1; shift
+  "$CRICTL" --config "$SCRATCH/crictl.yaml" --timeout 120s --runtime-endpoint "unix://$DIR/c/containerd.sock" --image-endpoint "unix://$socket" "$@"
+}
+crictl() { crictl_at "$DIR/run/cri.sock" "$@"; }
+# As containerd itself tells it, without a detour.
+direct() { crictl_at "$DIR/c/containerd.sock" "$@"; }
+
+# A layer may be two file systems on one mountpoint.
+lazy_mounts() { awk -v d="$DIR/run/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -u | wc -l; }
+remote_snapshots() {
+  local key
+  for key in $("${CTR[@]}" snapshots --snapshotter lazarette ls | sed 1d | awk '{print $1}'); do
+    "${CTR[@]}" snapshots --snapshotter lazarette info "$key" | grep -c '"containerd.io/snapshot/remote"' || true
+  done | awk '{n += $1} END {print n + 0}'
+}
+no_snapshots() { [ -z "$("${CTR[@]}" snapshots --snapshotter lazarette ls | sed 1d)" ]; }
+reconnected() { wait_for 30 'containerd to connect again' "${CTR[@]}" snapshots --snapshotter lazarette ls || true; }
+
+# looks_at IMAGE: a container reads something of it.
+looks_at() { "${CTR[@]}" run --rm --snapshotter lazarette "$1" "test-$RANDOM" sha256sum /bin/bash; }
+# looks WHAT IMAGE: and what it should.
+looks() {
+  local out code=0
+  out=$(looks_at "$2" 2>&1) || code=$?
+  equal "$1" "$code $out" "0 $EXPECTED"
+}
+
+# gone IMAGE: kubelet removes it, too.
+gone() {
+  works "removes $1" crictl rmi "$1"
+  wait_for 30 'snapshots to go' no_snapshots || true
+  equal 'nothing of it is left mounted' "$(lazy_mounts)" 0
+}
+
+# written WORD: whether it is in a log or on disk.
+written() { grep -rlF -e "$1" "$DIR/lazd.log" "$DIR/root" "$DIR/run" 2>/dev/null | head -n 1; }
+
+# generation NAME CONFIG PROGRAMS
+generation() {
+  GENERATION=$1 DIR=$SCRATCH/$1
+  mkdir -p "$DIR"
+  local image=$PRIVATE/debian:esgz old=Secret-Of-$1 new=Rotated-Of-$1 layers=$LAYERS
+  set_password "$old"
+  start_lazd
+  start_containerd "$2" "$3"
+  reconnected
+  refused 'without a password' crictl pull "$image"
+  refused 'with a wrong one' crictl pull --creds tenant:Wrong-Of-All "$image"
+  equal 'and nothing is mounted' "$(lazy_mounts)" 0
+  works 'with the right one' crictl pull --creds "tenant:$old" "$image"
+  equal 'every layer is mounted' "$(lazy_mounts)" "$layers"
+  equal 'every layer is a remote snapshot' "$(remote_snapshots)" "$layers"
+  looks 'it runs' "$image"
+  equal 'lists what containerd lists' "$(crictl images -o json)" "$(direct images -o json)"
+  equal 'finds what containerd finds' "$(crictl inspecti "$image" | jq -S .status)" "$(direct inspecti "$image" | jq -S .status)"
+  works 'tells of its file system' crictl imagefsinfo
+  # Another tenant does not know it, and what the first one said stays.
+  refused 'with a wrong one again' crictl pull --creds tenant:Wrong-Of-All "$image"
+  gone "$image"
+  set_password "$new"
+  refused 'with the old one after a rotation' crictl pull --creds "tenant:$old" "$image"
+  works 'with the new one' crictl pull --creds "tenant:$new" "$image"
+  equal 'every layer is mounted after a rotation' "$(lazy_mounts)" "$layers"
+  stop_pid "$LAZD_PID"
+  refused_connection
+  start_lazd
+  reconnected
+  equal 'every layer is mounted after a restart' "$(lazy_mounts)" "$layers"
+  # Nothing of them was read before, and passwords do not outlast the process.
+  if looks_at "$image" >/dev/null 2>&1; then bad 'what is not here cannot be read after a restart'
+  else ok 'what is not here cannot be read after a restart'; fi
+  works 'and the log says why' grep -q "denied by $PRIVATE" "$DIR/lazd.log"
+  works 'a pull brings the password again' crictl pull --creds "tenant:$new" "$image"
+  looks 'and what is mounted can be read' "$image"
+  stop_pid "$LAZD_PID"
+  start_lazd
+  reconnected
+  looks 'runs after a restart, from what is on disk' "$image"
+  gone "$image"
+  equal 'the log is of all of ours' "$(grep -c 'a pull came with credentials' "$DIR/lazd.log" | sed 's/^[1-9][0-9]*$/some/')" some
+  for word in "$old" "$new" Wrong-Of-All "$(printf 'tenant:%s' "$new" | base64)"; do
+    equal 'no password is written anywhere' "$(written "$word")" ''
+  done
+  stop_pid "$CONTAINERD_PID"
+  stop_pid "$LAZD_PID"
+  equal 'nothing is left mounted' "$(grep -c " $DIR/" /proc/self/mountinfo || true)" 0
+  remove_tree "$DIR"
+}
+refused_connection() { if crictl images >"$SCRATCH/out" 2>&1; then bad 'a stopped lazd does not listen'; else ok 'a stopped lazd does not listen'; fi; }
+
+is_root || { say "SKIPPED (needs root): cri-credentials.test.sh"; echo "0 passed, 1 failed"; exit 1; }
+command -v go >/dev/null || { say "SKIPPED (needs Go 1.21 or later, which Debian 12 has not): cri-credentials.test.sh"; echo "0 passed, 0 failed"; exit 0; }
+CRICTL=$("$here/crictl.sh")/crictl
+SID=$("$here/containerd.sh")
+TRIXIE=$("$here/containerd.sh" trixie)
+make_scratch cri
+: >"$SCRATCH/crictl.yaml"
+build_laz
+LAZD=${LAZD:-$(dirname "$LAZ")/lazd}
+[ -x "$LAZD" ] || { (cd "$REPO" && cargo build --workspace --locked --bin lazd -q >&2); }
+start_registry "$SCRATCH/registry"
+read -r _ layout < <("$here/../images/build.sh" debian)
+push_layout "$layout" debian debian:gzip
+use_fresh_store "$SCRATCH/laz"
+laz image convert --to estargz "$REGISTRY/debian:gzip" "$REGISTRY/debian:esgz" >/dev/null 2>&1
+EXPECTED=$(laz run "$REGISTRY/debian:gzip" sha256sum /bin/bash)
+LAYERS=$(skopeo inspect --raw --tls-verify=false "docker://$REGISTRY/debian:esgz" | jq '.layers | length')
+remove_tree "$SCRATCH/laz"
+stop_pid "$REGISTRY_PID"
+set_password none
+start_private_registry "$SCRATCH/registry"
+
+generation 1.6 2 /usr/bin
+generation 1.7 2 "$TRIXIE"
+generation 2.1 3 "$SID"
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
