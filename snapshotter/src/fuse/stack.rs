@@ -101,7 +101,7 @@ pub(crate) fn mount_image(files: &[PathBuf; 2], path: &Path) -> Result<Option<Kn
 }
 
 /// Makes the file system of an image and its data file that will be mounted at `path`.
-fn create([metadata, data]: &[PathBuf; 2], path: &Path) -> Result<OwnedFd> {
+pub(crate) fn create([metadata, data]: &[PathBuf; 2], path: &Path) -> Result<OwnedFd> {
     let fail = |detail: String| {
         move |source| Error::Mount {
             op: "make an erofs for",

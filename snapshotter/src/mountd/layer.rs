@@ -1,23 +1,30 @@
-//! A whole layer on top of the data file that the server shows.
+//! A whole layer on top of the data that the server stands for.
 //!
 //! ```text
-//! <path>      EROFS: what everybody sees; names and attributes never leave the kernel
-//!   below it  the server's FUSE: `data`, reached by EROFS alone
-//! <metadata>  the image, a file on a local disk
+//! through fuse:      <path>      EROFS: what everybody sees; names and attributes never leave
+//!                                the kernel
+//!                      below it  the server's FUSE: `data`, reached by EROFS alone
+//! through fanotify:  <path>      EROFS over the data file, opened through a mount that nobody
+//!                                else has; before it reads there the kernel asks the server
+//! <metadata>                     the image, a file on a local disk
 //! ```
 //!
-//! Invariant: an image that is mounted is never written to: a new one takes its name. Where
-//! mounting fails, nothing is left mounted. What a daemon that died left half way is
-//! finished by the next one that attaches.
+//! Invariant: an image that is mounted is never written to: a new one takes its name. An EROFS
+//! is made only after the server answers for what it will read. Where mounting fails, nothing
+//! is left mounted. What a daemon that died left half way is finished by the next one that
+//! attaches; an EROFS that no server answers for is nobody's, and goes before a new one comes.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use lazarette_fetcher::types::Digest;
+use lazarette_fetcher::types::{ByteRange, Digest};
+use lazarette_mountd::ranges::Span;
+use lazarette_mountd::wire::Message;
 
-use super::{DATA, LentData, MountServer, Mounted};
+use super::{DATA, LentData, MountServer, Mounted, Through, lost, outcome};
 use crate::erofs::Image;
 use crate::fuse::{ReadAhead, mount_image};
 use crate::tree::Tree;
@@ -30,6 +37,19 @@ pub struct Place<'a> {
     pub path: &'a Path,
     /// The file of the image, at most 255 bytes; on a disk, not in a tmpfs. Written here.
     pub metadata: &'a Path,
+}
+
+/// A layer, and how it is to be mounted.
+pub struct Shown<'a> {
+    /// Which.
+    pub blob_digest: Digest,
+    /// Its names and attributes.
+    pub tree: &'a Tree,
+    /// Its bytes.
+    pub data: Arc<dyn LentData>,
+    /// Through what the kernel gets them. [`Through::Fanotify`] keeps others from evicting any
+    /// of the layer while it is mounted; see [`choose`](super::choose).
+    pub through: Through,
 }
 
 impl MountServer {
@@ -46,16 +66,37 @@ impl MountServer {
         data: Arc<dyn LentData>,
         place: Place<'_>,
     ) -> Result<Mounted> {
-        write_image(tree, place.metadata)?;
-        let path = place.path.to_path_buf();
-        fs::create_dir_all(&path).map_err(|e| Error::io("create", &path, e))?;
-        let mount = self.mount(blob_digest, data, &path)?;
-        let mounted = Mounted {
-            mount,
-            blob_digest: Some(blob_digest),
-            path,
+        let through = Through::Fuse;
+        let shown = Shown {
+            blob_digest,
+            tree,
+            data,
+            through,
         };
-        match cover(&mounted.path, place.metadata) {
+        self.mount_shown(&shown, place)
+    }
+
+    /// The same, through FUSE or fanotify.
+    ///
+    /// # Errors
+    /// Those of [`Self::mount_layer`]. Through fanotify also `Mount` with `EBUSY` while
+    /// somebody evicts from the layer, and with whatever [`probe`](super::probe) would say.
+    pub fn mount_shown(&self, shown: &Shown<'_>, place: Place<'_>) -> Result<Mounted> {
+        let path = place.path.to_path_buf();
+        write_image(shown.tree, place.metadata)?;
+        fs::create_dir_all(&path).map_err(|e| Error::io("create", &path, e))?;
+        take_down_orphan(&path)?;
+        if shown.through == Through::Fanotify {
+            shown.data.pad()?;
+        }
+        let data = Arc::clone(&shown.data);
+        let mounted = Mounted {
+            mount: self.mount_through(shown.through, shown.blob_digest, data, &path)?,
+            blob_digest: Some(shown.blob_digest),
+            path,
+            through: shown.through,
+        };
+        match self.cover(&mounted, &shown.data, place.metadata) {
             Ok(()) => Ok(mounted),
             Err(error) => {
                 // The first error tells; a mount that is left is in the server's list.
@@ -77,12 +118,12 @@ impl MountServer {
         data: Arc<dyn LentData>,
         metadata: &Path,
     ) -> Result<()> {
-        self.attach(mounted, data)?;
+        self.attach(mounted, Arc::clone(&data))?;
         if is_covered(&mounted.path)? {
             return Ok(());
         }
         write_image(tree, metadata)?;
-        cover(&mounted.path, metadata)
+        self.cover(mounted, &data, metadata)
     }
 
     /// Unmounts a layer that nothing uses any more, and removes its mountpoint.
@@ -97,16 +138,75 @@ impl MountServer {
         self.unmount(mounted)?;
         fs::remove_dir(path).map_err(|e| Error::io("remove", path, e))
     }
+
+    /// Tells the server that all of a layer is present, `len` bytes of data; `false` where it is
+    /// not. Of a mount through fanotify nothing is asked any more then. Reads what this process
+    /// has not seen yet, and blocks for that.
+    pub fn tell_complete(&self, mounted: &Mounted, data: &dyn LentData, len: u64) -> Result<bool> {
+        let mut at = 0;
+        while at < len {
+            let first = ByteRange::new(at, at.saturating_add(1));
+            let Some(vouched) = first.map(|first| data.vouch(first)).transpose()?.flatten() else {
+                return Ok(false);
+            };
+            let Some(span) = Span::new(at, vouched.range.end()) else {
+                return Ok(false);
+            };
+            at = span.end();
+            let grant = Message::Grant {
+                want: 0,
+                mount: mounted.mount,
+                number: vouched.evictions,
+                span,
+            };
+            self.link.tell(&grant).map_err(|error| lost(&error))?;
+        }
+        Ok(true)
+    }
+
+    /// Mounts the image over what the server answers for.
+    fn cover(&self, mounted: &Mounted, data: &Arc<dyn LentData>, metadata: &Path) -> Result<()> {
+        let path = &mounted.path;
+        // Open until the EROFS has opened its data through it.
+        let own;
+        let device = match mounted.through {
+            Through::Fuse => path.join(DATA),
+            Through::Fanotify => {
+                own = self.mark(mounted, data.as_ref())?;
+                sys::path_of(own.as_fd())
+            }
+        };
+        if let Some(knob) = mount_image(&[metadata.to_path_buf(), device], path)? {
+            knob.set(ReadAhead::Wide);
+        }
+        Ok(())
+    }
+
+    /// Makes a mount of the data file alone, and has the kernel ask the server before anything
+    /// is read through it.
+    fn mark(&self, mounted: &Mounted, data: &dyn LentData) -> Result<OwnedFd> {
+        let (path, mount) = (&mounted.path, mounted.mount);
+        let lent = data.lend()?;
+        let own = sys::mount_of_its_own(&lent.data);
+        let own = own.map_err(|e| Error::mount("mount the data file for", path, e))?;
+        let message = |request| Message::Mark { request, mount };
+        let done = self.link.ask(message, &[own.as_fd()], None);
+        outcome(done, "be asked about the data of", path)?;
+        Ok(own)
+    }
 }
 
 fn is_covered(path: &Path) -> Result<bool> {
     sys::is_erofs(path).map_err(|e| Error::io("inspect", path, e))
 }
 
-fn cover(path: &Path, metadata: &Path) -> Result<()> {
-    let files = [metadata.to_path_buf(), path.join(DATA)];
-    if let Some(knob) = mount_image(&files, path)? {
-        knob.set(ReadAhead::Wide);
+/// Takes down an EROFS that is where a layer is to be mounted. If there was a server that
+/// answered for it, it is gone, and its guard too; so are whoever could have told whether what
+/// was read of it since was right.
+fn take_down_orphan(path: &Path) -> Result<()> {
+    if is_covered(path)? {
+        tracing::warn!(path = %path.display(), "taking down a mount that no server answers for");
+        sys::detach(path).map_err(|e| Error::mount("unmount", path, e))?;
     }
     Ok(())
 }
