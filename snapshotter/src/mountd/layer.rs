@@ -15,7 +15,7 @@
 //! attaches; an EROFS that no server answers for is nobody's, and goes before a new one comes.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, ErrorKind, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +29,10 @@ use crate::erofs::Image;
 use crate::fuse::{ReadAhead, mount_image};
 use crate::tree::Tree;
 use crate::{Error, Result, sys};
+
+/// Mounts that are taken down where one is to be: an EROFS, what is below it, and as much of
+/// an attempt before.
+const ORPHANS_MAX: usize = 4;
 
 /// Where a layer goes.
 #[derive(Debug, Clone, Copy)]
@@ -84,8 +88,8 @@ impl MountServer {
     pub fn mount_shown(&self, shown: &Shown<'_>, place: Place<'_>) -> Result<Mounted> {
         let path = place.path.to_path_buf();
         write_image(shown.tree, place.metadata)?;
-        fs::create_dir_all(&path).map_err(|e| Error::io("create", &path, e))?;
         take_down_orphan(&path)?;
+        fs::create_dir_all(&path).map_err(|e| Error::io("create", &path, e))?;
         if shown.through == Through::Fanotify {
             shown.data.pad()?;
         }
@@ -200,11 +204,19 @@ fn is_covered(path: &Path) -> Result<bool> {
     sys::is_erofs(path).map_err(|e| Error::io("inspect", path, e))
 }
 
-/// Takes down an EROFS that is where a layer is to be mounted. If there was a server that
-/// answered for it, it is gone, and its guard too; so are whoever could have told whether what
-/// was read of it since was right.
+/// Takes down what is where a layer is to be mounted. If there was a server that answered for
+/// it, it is gone, and its guard too; so are whoever could have told whether what was read of
+/// it since was right.
 fn take_down_orphan(path: &Path) -> Result<()> {
-    if is_covered(path)? {
+    for _ in 0..ORPHANS_MAX {
+        match sys::is_erofs(path) {
+            Ok(false) => break,
+            Err(error) if error.kind() == ErrorKind::NotFound => break,
+            Ok(true) => {}
+            // A FUSE whose server is gone, under an EROFS that is gone, too.
+            Err(error) if error.kind() == ErrorKind::NotConnected => {}
+            Err(error) => return Err(Error::io("inspect", path, error)),
+        }
         tracing::warn!(path = %path.display(), "taking down a mount that no server answers for");
         sys::detach(path).map_err(|e| Error::mount("unmount", path, e))?;
     }

@@ -154,7 +154,7 @@ pub(crate) fn end_servers(dir: &Path) {
     for (pid, _) in servers(dir) {
         sys::kill_by_id(pid);
     }
-    for name in ["merged", "mnt", "mnt"] {
+    for name in ["merged", "mnt", "mnt", "mnt", "mnt"] {
         sys::detach(&dir.join(name));
     }
 }

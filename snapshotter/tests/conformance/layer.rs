@@ -103,7 +103,7 @@ fn write_tree(tree: &Path) {
 
 /// The name of a file that nobody has read.
 pub(crate) fn fresh(number: usize) -> String {
-    format!("fresh/{number}")
+    format!("fresh/{number:02}")
 }
 
 /// What the tree has in a file.

@@ -68,6 +68,7 @@ struct Zone {
     through: Through,
     wait: u64,
     server: Child,
+    /// How many of the files that are alike were read.
     read: Cell<usize>,
 }
 
@@ -92,9 +93,11 @@ impl Zone {
         self.dir.path().join("mnt").join(name)
     }
 
-    /// Begins to read a file that nobody has read yet.
+    /// Begins to read a file of which nothing is on the disk: the last one that nobody has read
+    /// yet, as whatever fetches brings along what is behind.
     fn read_fresh(&self) -> Reading {
-        let name = layer::fresh(self.read.replace(self.read.get() + 1));
+        let read = self.read.replace(self.read.get() + 1);
+        let name = layer::fresh(layer::FRESH - 1 - read);
         let path = self.path(&name);
         Reading {
             thread: std::thread::spawn(move || fs::read(path)),
@@ -161,7 +164,7 @@ struct Reading {
 
 impl Reading {
     #[track_caller]
-    fn is_right(self) {
+    fn succeeds(self) {
         let read = self.thread.join().unwrap();
         assert_same(&read.unwrap(), &self.origin, &self.name);
     }
@@ -194,7 +197,7 @@ fn privileged_a_daemon_may_die_at_any_point_of_a_fill(through: Through) {
         let reads = [zone.read_fresh(), zone.read_fresh()];
         daemon.wait();
         let _daemon = zone.daemon(Does::Right);
-        reads.into_iter().for_each(Reading::is_right);
+        reads.into_iter().for_each(Reading::succeeds);
     }
     zone.check_all();
 }
@@ -228,7 +231,7 @@ fn privileged_a_server_that_dies_is_an_error_and_not_remembered(through: Through
         daemon.kill();
         let _daemon = zone.daemon(Does::Right);
         let reads = zone.read_some_fresh();
-        reads.into_iter().for_each(Reading::is_right);
+        reads.into_iter().for_each(Reading::succeeds);
     }
     zone.check_all();
 }
@@ -246,7 +249,7 @@ fn privileged_a_server_may_be_replaced_while_reads_wait(through: Through) {
     assert!(reads.iter().all(|read| !read.thread.is_finished()));
     daemon.kill();
     let _daemon = zone.daemon(Does::Right);
-    reads.into_iter().for_each(Reading::is_right);
+    reads.into_iter().for_each(Reading::succeeds);
     zone.compare_all();
 }
 
@@ -318,7 +321,7 @@ fn privileged_readers_that_are_killed_leave_nothing_wrong(through: Through) {
 fn privileged_after_the_death_of_all_a_new_mount_is_right(through: Through) {
     let mut zone = Zone::new(through, PATIENT);
     let mut daemon = zone.daemon(Does::Right);
-    zone.read_fresh().is_right();
+    zone.read_fresh().succeeds();
     daemon.kill();
     for (pid, _) in servers(zone.dir.path()) {
         sys::kill_by_id(pid);

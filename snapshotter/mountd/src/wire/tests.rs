@@ -17,12 +17,6 @@ fn listed(through: Through) -> Listed {
 
 fn every_message() -> Vec<Message> {
     let span = Span::new(4096, 8192).unwrap();
-    let handed = |through, basis| Handed {
-        listed: listed(through),
-        basis,
-        mark: u64::from(through == Through::Fanotify),
-        granted: vec![span, Span::new(1 << 40, 1 << 41).unwrap()],
-    };
     let Listed {
         through,
         size,
@@ -30,7 +24,8 @@ fn every_message() -> Vec<Message> {
         path,
         ..
     } = listed(Through::Fanotify);
-    vec![
+    let mut all = every_message_of_a_hand_over();
+    all.extend([
         Message::Hello(Role::Daemon),
         Message::Hello(Role::Successor),
         Message::Hello(Role::Guest),
@@ -75,6 +70,23 @@ fn every_message() -> Vec<Message> {
             mount: 2,
             span,
         },
+        Message::Mark {
+            request: 1,
+            mount: 2,
+        },
+    ]);
+    all
+}
+
+fn every_message_of_a_hand_over() -> Vec<Message> {
+    let span = Span::new(4096, 8192).unwrap();
+    let handed = |through, basis| Handed {
+        listed: listed(through),
+        basis,
+        mark: u64::from(through == Through::Fanotify),
+        granted: vec![span, Span::new(1 << 40, 1 << 41).unwrap()],
+    };
+    vec![
         Message::Handed(handed(Through::Fuse, Basis::Lock)),
         Message::Handed(handed(Through::Fuse, Basis::Number(7))),
         Message::Handed(handed(Through::Fanotify, Basis::Kept(7))),
@@ -88,10 +100,6 @@ fn every_message() -> Vec<Message> {
         },
         Message::Dropped { mount: 5 },
         Message::HandedByGuard { next_mount: 5 },
-        Message::Mark {
-            request: 1,
-            mount: 2,
-        },
         Message::HandedGroup,
         Message::HandedRead {
             mount: 1,
