@@ -30,8 +30,8 @@ pub use lazarette_mountd::wire::Through;
 use lazarette_mountd::wire::{FileId, Listed, Message};
 use tokio::runtime::Handle;
 
-pub use self::choose::{Choice, Evictions, Probed, choose};
-pub use self::layer::{Place, Shown};
+pub use self::choose::{Choice, Evictions, Probed, choose, select};
+pub use self::layer::{Place, Shown, take_down_orphans};
 use self::link::{Done, Link};
 pub use self::probe::probe;
 use crate::data::LayerData;

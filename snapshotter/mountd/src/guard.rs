@@ -30,6 +30,9 @@ pub(crate) use keeper::{Keeper, meet};
 /// How long the guard waits for the first server, and for each message of a hand-over.
 const SERVER_WAIT: Duration = Duration::from_secs(30);
 
+/// How long after the last of its mounts a guard without a server may end.
+const LOOK_PAUSE: Duration = Duration::from_secs(10);
+
 const EIO: i32 = 5;
 const ENODEV: i32 = 19;
 
@@ -68,7 +71,7 @@ pub fn run(socket: &Path) -> Result<()> {
 impl Guard {
     fn watch(&mut self, path: &Path) -> Result<()> {
         let mut buf = vec![0; REQUEST_BYTES.max(QUESTIONS_BYTES)];
-        while self.server.is_some() || !self.held.is_empty() {
+        while self.is_needed() {
             let (first, rest) = self.wait().map_err(|e| Error::io("wait at", path, e))?;
             let [newcomer, server] = first;
             if server {
@@ -87,6 +90,22 @@ impl Guard {
         remove(path)
     }
 
+    /// Whether there is a server, or a mount that has none. What is mounted through fanotify
+    /// ends without a word: the kernel takes its mark away.
+    fn is_needed(&mut self) -> bool {
+        if self.server.is_some() {
+            return true;
+        }
+        // Where that cannot be found out, all of it may be there.
+        let marks = self.group.as_ref().map(Group::marked);
+        let Some(Ok(marks)) = marks else {
+            return marks.is_some() || !self.held.is_empty();
+        };
+        self.held
+            .retain(|_, held| held.fuse.is_some() || marks.contains(&held.handed.mark));
+        !marks.is_empty() || !self.held.is_empty()
+    }
+
     /// Whether somebody connects, whether the server says something, and the mounts with
     /// requests, if there is no server; then questions of the kernel end it, too.
     fn wait(&self) -> io::Result<([bool; 2], Vec<u64>)> {
@@ -102,7 +121,8 @@ impl Guard {
         let mut fds = vec![listener];
         fds.extend(fuses.into_iter().map(|fuse| (fuse.as_fd(), false)));
         fds.extend(self.group.iter().map(|group| (group.as_fd(), false)));
-        let mut ready = sys::wait(&fds, None)?.into_iter();
+        let pause = self.group.as_ref().map(|_| LOOK_PAUSE);
+        let mut ready = sys::wait(&fds, pause)?.into_iter();
         let newcomer = ready.next().unwrap_or(false);
         let ready = mounts.into_iter().zip(ready);
         let ready = ready.filter(|(_, ready)| *ready);

@@ -1,9 +1,14 @@
 //! Which backend shows layers, and why.
 //!
-//! Invariant: pure; the same facts give the same choice. A wish is kept or refused, never
-//! replaced by something else.
+//! Invariant: [`choose`] is pure; the same facts give the same choice. A wish is kept or refused,
+//! never replaced by something else.
 
+use std::path::Path;
+
+use super::Through;
+use super::probe::probe;
 use crate::fuse::Backend;
+use crate::{Error, Result};
 
 /// Who may take parts of mounted layers off the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,9 +23,9 @@ pub enum Evictions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probed {
     /// It asks before an EROFS reads its data file, and keeps to the answer.
-    pub fanotify: Result<(), String>,
+    pub fanotify: std::result::Result<(), String>,
     /// It mounts an EROFS whose data file is served by FUSE.
-    pub erofs: Result<(), String>,
+    pub erofs: std::result::Result<(), String>,
 }
 
 /// What was chosen.
@@ -32,11 +37,43 @@ pub struct Choice {
     pub reason: String,
 }
 
+impl Choice {
+    /// Through what the mount server is to get the data; `None` where it has no part in it.
+    pub fn through(&self) -> Option<Through> {
+        match self.backend {
+            Backend::Fanotify => Some(Through::Fanotify),
+            Backend::Erofs => Some(Through::Fuse),
+            Backend::Fuse | Backend::Auto => None,
+        }
+    }
+}
+
+/// Probes in `dir`, on the file system that holds the store, chooses, and says so once in the
+/// log. Takes milliseconds and blocks for them.
+///
+/// # Errors
+/// `Environment` where the wish cannot be had.
+pub fn select(dir: &Path, wish: Backend, evictions: Evictions) -> Result<Choice> {
+    // Whether an EROFS can be had over FUSE is seen when the first one is mounted.
+    let chosen = choose(&probe(dir, Ok(())), wish, evictions);
+    let choice = chosen.map_err(|detail| Error::Environment {
+        op: "have the backend that was asked for",
+        detail: format!("{detail}; use the backend \"auto\""),
+    })?;
+    let (backend, reason) = (choice.backend, &choice.reason);
+    tracing::info!(?backend, reason, "layers are shown");
+    Ok(choice)
+}
+
 /// Chooses.
 ///
 /// # Errors
 /// Why the wish cannot be had.
-pub fn choose(probed: &Probed, wish: Backend, evictions: Evictions) -> Result<Choice, String> {
+pub fn choose(
+    probed: &Probed,
+    wish: Backend,
+    evictions: Evictions,
+) -> std::result::Result<Choice, String> {
     let chose = |backend, reason: String| Ok(Choice { backend, reason });
     let asked = || "it was asked for".to_owned();
     match (wish, &probed.fanotify, &probed.erofs, evictions) {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lazarette_snapshotter::mountd::{LentData as _, Place, Shown, Through};
+use lazarette_snapshotter::mountd::{LentData as _, Place, Shown, Through, take_down_orphans};
 use lazarette_snapshotter::tree::Tree;
 use rand::Rng as _;
 use tokio::runtime::Runtime;
@@ -59,6 +59,7 @@ through_both! {
     privileged_a_guard_that_dies_is_replaced
     privileged_readers_that_are_killed_leave_nothing_wrong
     privileged_after_the_death_of_all_a_new_mount_is_right
+    privileged_a_guard_with_nothing_to_guard_ends
 }
 
 /// A server, and the directories of it and of its daemons.
@@ -327,10 +328,36 @@ fn privileged_after_the_death_of_all_a_new_mount_is_right(through: Through) {
         sys::kill_by_id(pid);
     }
     zone.server.wait().unwrap();
-    // Whoever has something open of what was mounted may read anything now; the next daemon
-    // finds that nobody answers for it, and takes it down.
+    // Whoever has something open of what was mounted may read anything now: nobody answers for
+    // it, and it is taken down.
+    zone.start_server();
+    let mut daemon = zone.daemon(Does::Right);
+    zone.compare_all();
+    daemon.kill();
+    for (pid, _) in servers(zone.dir.path()) {
+        sys::kill_by_id(pid);
+    }
+    zone.server.wait().unwrap();
+    let orphans = take_down_orphans(zone.dir.path(), &[]).unwrap();
+    assert_eq!(orphans, [zone.dir.path().join("mnt")]);
+    let again = take_down_orphans(zone.dir.path(), &[]).unwrap();
+    assert!(again.is_empty(), "once is enough: {again:?}");
     zone.start_server();
     zone.check_all();
+}
+
+fn privileged_a_guard_with_nothing_to_guard_ends(through: Through) {
+    let mut zone = Zone::new(through, PATIENT);
+    zone.daemon(Does::Right).kill();
+    zone.kill_server();
+    assert!(zone.guard().is_some());
+    zone.read_fresh().fails();
+    for _ in 0..2 {
+        sys::detach(&zone.path(""));
+    }
+    while zone.guard().is_some() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
