@@ -5,11 +5,13 @@
 #     --systems A,B   all by default                            --rounds N   5 by default
 #     --quick         one round                                 --all        every image and link
 #     --reference S, --starts-only: see `lazarette-benches measure --help`
+#   run.sh --warm [OPTION...]: complete images instead of cold starts; see warm.sh
 #   LAZ=path          measures that laz instead of building it
 #   LAZ=none          measures the peers alone
 #   CONTAINERD_NEW=dir  measures the containerd, ctr and shim in dir instead of those of Debian's sid
 # Everything started here is ended, and everything made outside the cache is removed, also on failure.
 set -euo pipefail
+[ "${1:-}" != --warm ] || { shift; exec "$(dirname "${BASH_SOURCE[0]}")/warm.sh" "$@"; }
 here=$(dirname "${BASH_SOURCE[0]}")/../tests
 # shellcheck source=../tests/lib/common.sh
 . "$here/lib/common.sh"

@@ -1,6 +1,6 @@
-//! Cold starts measured beside the peers, in one run.
+//! Cold starts, and the warm path, measured beside the peers, each in one run.
 //!
-//! Invariant: every start is cold. Its daemon is new, its directory is empty but for what its
+//! Invariant: every start that `measure` takes is cold. Its daemon is new, its directory is empty but for what its
 //! system is said to know, the page cache is dropped, and bytes are counted on a proxy in front of
 //! the registry. It never installs, builds, pushes or shapes anything: `benches/run.sh` has done
 //! that before, and takes it away after.
@@ -14,7 +14,9 @@ mod process;
 mod proxy;
 mod pull;
 mod report;
+mod sys;
 mod system;
+mod warm;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,8 @@ struct Cli {
 enum Command {
     /// Measure and report
     Measure(Box<Measure>),
+    /// Measure complete images beside overlayfs on ext4 and report
+    Warm(Box<warm::Options>),
     /// End what names DIR or lives on it, unmount what is below it, and delete it
     CleanUp {
         /// A directory of an earlier `measure`
@@ -93,6 +97,7 @@ fn parse_registry(text: &str) -> Result<(Link, String), String> {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Measure(args) => measure(*args),
+        Command::Warm(options) => warm::measure(&options),
         Command::CleanUp { dir } => process::clean_up(&dir),
     }
 }

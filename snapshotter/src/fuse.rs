@@ -29,4 +29,4 @@ pub use mounts::{LayerMount, LayerMounts};
 pub use options::{Backend, FuseOptions};
 pub use read_ahead::ReadAhead;
 pub use reader::FuseStats;
-pub(crate) use stack::{mount_image, try_image};
+pub(crate) use stack::{create as create_image, mount_image};

@@ -9,9 +9,11 @@
 //! the connection lives. When it does not, everything that waits for the server fails, and
 //! whoever mounts connects anew and attaches its layers again.
 
+mod choose;
 mod image;
 mod layer;
 mod link;
+mod probe;
 mod stale;
 mod start;
 mod try_erofs;
@@ -27,11 +29,14 @@ use std::sync::Arc;
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::store::{Lent, Vouched};
 use lazarette_fetcher::types::{ByteRange, Digest};
+pub use lazarette_mountd::wire::Through;
 use lazarette_mountd::wire::{FileId, Listed, Message};
 use tokio::runtime::Handle;
 
-pub use self::layer::Place;
+pub use self::choose::{Choice, Evictions, Probed, choose, select};
+pub use self::layer::{Place, Shown, take_down_orphans};
 use self::link::{Done, Link};
+pub use self::probe::probe;
 pub use self::stale::clear;
 pub use self::try_erofs::try_erofs;
 use crate::data::LayerData;
@@ -49,6 +54,9 @@ pub trait LentData: LayerData {
 
     /// `range` and what is around it, if it is present and right. Local disk only.
     fn vouch(&self, range: ByteRange) -> lazarette_fetcher::Result<Option<Vouched>>;
+
+    /// Has the data file end with a block of 4096, where it is to be read by the kernel itself.
+    fn pad(&self) -> lazarette_fetcher::Result<()>;
 }
 
 impl LentData for Layer {
@@ -59,6 +67,10 @@ impl LentData for Layer {
     fn vouch(&self, range: ByteRange) -> lazarette_fetcher::Result<Option<Vouched>> {
         self.file().vouch(range)
     }
+
+    fn pad(&self) -> lazarette_fetcher::Result<()> {
+        self.file().pad()
+    }
 }
 
 /// A data file that the server shows.
@@ -68,8 +80,10 @@ pub struct Mounted {
     pub mount: u64,
     /// The layer; `None` for a name that is no digest, which nobody here mounted.
     pub blob_digest: Option<Digest>,
-    /// The directory that shows it, as [`DATA`].
+    /// The directory that shows it, as [`DATA`], or where its EROFS is.
     pub path: PathBuf,
+    /// Through what the kernel gets its data.
+    pub through: Through,
 }
 
 /// A connection to the mount server. Dropping it unmounts nothing.
@@ -91,6 +105,7 @@ impl MountServer {
                 .ok()
                 .and_then(|name| Digest::parse(name).ok()),
             path: PathBuf::from(std::ffi::OsString::from_vec(listed.path)),
+            through: listed.through,
         };
         let mounts = listed.into_iter().map(mounted).collect();
         Ok((Self { link }, mounts))
@@ -109,10 +124,21 @@ impl MountServer {
     /// Shows the layer's data file at the empty directory `path`; the mount's number. Takes
     /// milliseconds and blocks for them.
     pub fn mount(&self, blob_digest: Digest, data: Arc<dyn LentData>, path: &Path) -> Result<u64> {
+        self.mount_through(Through::Fuse, blob_digest, data, path)
+    }
+
+    fn mount_through(
+        &self,
+        through: Through,
+        blob_digest: Digest,
+        data: Arc<dyn LentData>,
+        path: &Path,
+    ) -> Result<u64> {
         let lent = data.lend()?;
         let len = len_of(&lent.data).map_err(|e| Error::io("inspect", path, e))?;
         let message = |request| Message::Mount {
             request,
+            through,
             size: len.next_multiple_of(BLOCK_BYTES),
             name: blob_digest.to_string().into_bytes(),
             path: path.as_os_str().as_bytes().to_vec(),

@@ -5,8 +5,8 @@
 //! paths, and decides nothing.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
@@ -86,6 +86,20 @@ pub(crate) fn open_path(path: &Path) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// A mount of the file alone, in nobody's tree; whatever is opened through it is told apart
+/// from what is opened by name.
+pub(crate) fn mount_of_its_own(file: &std::fs::File) -> io::Result<OwnedFd> {
+    use rustix::mount::OpenTreeFlags;
+    let path = path_of(file.as_fd());
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(rustix::mount::open_tree(rustix::fs::CWD, path, flags)?)
+}
+
+/// A name for a descriptor, in this process and while it is open.
+pub(crate) fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
 /// A file system that is being configured by the new mount API.

@@ -47,7 +47,7 @@ use super::details::Details;
 use super::disk::Disk;
 use super::evictions::Evictions;
 use super::learned::{self, Learned};
-use crate::index::{Chunk, ChunkId, LayerIndex};
+use crate::index::{Chunk, ChunkId, LayerIndex, align_up};
 use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
 
@@ -149,7 +149,7 @@ impl LayerFile {
             // Its length is promised only with the first bit; a crash may have come before.
             let disk = &store.disk;
             disk.set_len(&data, index.data_len).map_err(err("extend"))?;
-        } else if meta.len() != index.data_len {
+        } else if meta.len() != index.data_len && Some(meta.len()) != align_up(index.data_len) {
             let detail = format!(
                 "it has {} bytes where the index says {}; remove the layer and pull again",
                 meta.len(),

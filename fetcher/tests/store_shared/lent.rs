@@ -53,6 +53,29 @@ fn what_is_present_is_vouched_for_with_what_is_around_it() {
 }
 
 #[test]
+fn a_data_file_that_ends_with_a_block_is_the_same_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, last) = (index("layer"), CHUNKS - 1);
+    let (digest, len) = (index.blob_digest, index.data_len);
+    assert_ne!(len % BLOCK, 0);
+    let store = Store::open(dir.path()).unwrap();
+    let file = store.create_layer(index).unwrap();
+    put_chunk(&file, last).unwrap();
+    file.pad().unwrap();
+    file.pad().unwrap();
+    file.flush().unwrap();
+    drop((file, store));
+    let store = Store::open(dir.path()).unwrap();
+    let file = store.open_layer(&digest).unwrap().unwrap();
+    let data = file.lend().unwrap().data;
+    assert_eq!(data.metadata().unwrap().len(), len.next_multiple_of(BLOCK));
+    let vouched = file.vouch(range(last)).unwrap().unwrap().range;
+    assert_eq!(vouched.end(), len.next_multiple_of(BLOCK));
+    file.evict(&[last]).unwrap();
+    assert_eq!(file.vouch(range(last)).unwrap(), None);
+}
+
+#[test]
 fn bytes_that_rotted_are_not_vouched_for() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();

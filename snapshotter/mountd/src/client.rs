@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::wire::{DATAGRAM_BYTES_MAX, Message, decode, encode};
 use crate::{Error, Result, sys};
@@ -64,6 +65,17 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The next message, if it comes in time. If not, the connection has ended, for the other
+    /// side too: no message is lost that it believes to have sent.
+    pub(crate) fn receive_within(&self, time: Duration) -> Result<(Message, Vec<OwnedFd>)> {
+        let late = Error::Protocol("it says nothing");
+        let ready = sys::wait(&[(self.as_fd(), false)], Some(time));
+        if !ready.is_ok_and(|ready| ready == [true]) {
+            self.shut_down();
+        }
+        self.try_receive()?.ok_or(late)
     }
 
     /// The next message if there is one.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: while the guard lives, a session outlives its server, and nobody who reads from
 //! it hangs or sees a byte that was not granted: without a server every read is answered with
-//! `EIO`. It serves no data, ever. The next server gets all sessions back, still mounted.
+//! `EIO`, and so is what the server was asked and did not answer. It serves no data, ever. The next server gets all sessions back, still mounted.
 //!
 //! It learns of a server's death from the connection between them, which the kernel closes
 //! with the last process that has the server's end: so a server that is replaced by its
@@ -13,14 +13,15 @@ mod keeper;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use crate::client::Connection;
+use crate::fanotify::{Group, QUESTIONS_BYTES};
 use crate::fuse::answer::{self, Reaction, react};
 use crate::fuse::{self, REQUEST_BYTES};
-use crate::server::{guard_socket, listen};
+use crate::server::{Holding, guard_socket, listen};
 use crate::wire::{Handed, Message, Role};
 use crate::{Error, Result, log, sys};
 
@@ -29,21 +30,19 @@ pub(crate) use keeper::{Keeper, meet};
 /// How long the guard waits for the first server, and for each message of a hand-over.
 const SERVER_WAIT: Duration = Duration::from_secs(30);
 
+/// How long after the last of its mounts a guard without a server may end.
+const LOOK_PAUSE: Duration = Duration::from_secs(10);
+
 const EIO: i32 = 5;
 const ENODEV: i32 = 19;
-
-struct Held {
-    handed: Handed,
-    fuse: File,
-    data: File,
-    evictions: File,
-}
 
 struct Guard {
     listener: OwnedFd,
     /// Whom it guards.
     server: Option<Connection>,
-    held: BTreeMap<u64, Held>,
+    held: BTreeMap<u64, Holding>,
+    /// Through which the kernel asks about mounts that have no session.
+    group: Option<Group>,
     next_mount: u64,
 }
 
@@ -58,6 +57,7 @@ pub fn run(socket: &Path) -> Result<()> {
         listener: listen(&path)?,
         server: None,
         held: BTreeMap::new(),
+        group: None,
         next_mount: 1,
     };
     log::ready();
@@ -70,8 +70,8 @@ pub fn run(socket: &Path) -> Result<()> {
 
 impl Guard {
     fn watch(&mut self, path: &Path) -> Result<()> {
-        let mut buf = vec![0; REQUEST_BYTES];
-        while self.server.is_some() || !self.held.is_empty() {
+        let mut buf = vec![0; REQUEST_BYTES.max(QUESTIONS_BYTES)];
+        while self.is_needed() {
             let (first, rest) = self.wait().map_err(|e| Error::io("wait at", path, e))?;
             let [newcomer, server] = first;
             if server {
@@ -81,6 +81,7 @@ impl Guard {
                 self.accept();
             }
             if self.server.is_none() {
+                self.deny_questions(&mut buf);
                 rest.into_iter()
                     .for_each(|mount| self.deny(mount, &mut buf));
             }
@@ -89,21 +90,43 @@ impl Guard {
         remove(path)
     }
 
-    /// Whether somebody connects, whether the server says something, and the mounts with
-    /// requests, if there is no server.
-    fn wait(&self) -> io::Result<([bool; 2], Vec<u64>)> {
-        let mut fds: Vec<(BorrowedFd<'_>, bool)> = vec![(self.listener.as_fd(), false)];
-        match &self.server {
-            Some(server) => fds.push((server.as_fd(), false)),
-            None => fds.extend(self.held.values().map(|held| (held.fuse.as_fd(), false))),
-        }
-        let mut ready = sys::wait(&fds, None)?.into_iter();
-        let newcomer = ready.next().unwrap_or(false);
+    /// Whether there is a server, or a mount that has none. What is mounted through fanotify
+    /// ends without a word: the kernel takes its mark away.
+    fn is_needed(&mut self) -> bool {
         if self.server.is_some() {
-            return Ok(([newcomer, ready.next().unwrap_or(false)], Vec::new()));
+            return true;
         }
-        let mounts = self.held.keys().zip(ready).filter(|(_, ready)| *ready);
-        Ok(([newcomer, false], mounts.map(|(mount, _)| *mount).collect()))
+        // Where that cannot be found out, all of it may be there.
+        let marks = self.group.as_ref().map(Group::marked);
+        let Some(Ok(marks)) = marks else {
+            return marks.is_some() || !self.held.is_empty();
+        };
+        self.held
+            .retain(|_, held| held.fuse.is_some() || marks.contains(&held.handed.mark));
+        !marks.is_empty() || !self.held.is_empty()
+    }
+
+    /// Whether somebody connects, whether the server says something, and the mounts with
+    /// requests, if there is no server; then questions of the kernel end it, too.
+    fn wait(&self) -> io::Result<([bool; 2], Vec<u64>)> {
+        let listener = (self.listener.as_fd(), false);
+        if let Some(server) = &self.server {
+            let ready = sys::wait(&[listener, (server.as_fd(), false)], None)?;
+            let at = |index| ready.get(index).copied().unwrap_or(false);
+            return Ok(([at(0), at(1)], Vec::new()));
+        }
+        let sessions = self.held.iter();
+        let sessions = sessions.filter_map(|(mount, held)| Some((*mount, held.fuse.as_ref()?)));
+        let (mounts, fuses): (Vec<u64>, Vec<&File>) = sessions.unzip();
+        let mut fds = vec![listener];
+        fds.extend(fuses.into_iter().map(|fuse| (fuse.as_fd(), false)));
+        fds.extend(self.group.iter().map(|group| (group.as_fd(), false)));
+        let pause = self.group.as_ref().map(|_| LOOK_PAUSE);
+        let mut ready = sys::wait(&fds, pause)?.into_iter();
+        let newcomer = ready.next().unwrap_or(false);
+        let ready = mounts.into_iter().zip(ready);
+        let ready = ready.filter(|(_, ready)| *ready);
+        Ok(([newcomer, false], ready.map(|(mount, _)| mount).collect()))
     }
 
     fn listen_to_server(&mut self) {
@@ -111,6 +134,9 @@ impl Guard {
             match server.try_receive() {
                 Ok(None) => return,
                 Ok(Some((Message::Handed(handed), fds))) => self.hold(handed, fds),
+                Ok(Some((Message::HandedGroup, fds))) => {
+                    self.group = fds.into_iter().next().map(|fd| Group::of(fd.into()));
+                }
                 Ok(Some((Message::Dropped { mount }, _))) => drop(self.held.remove(&mount)),
                 Err(Error::Closed) => self.server_died(),
                 // A server of another age, which lives: it notices that its guard is gone,
@@ -126,15 +152,9 @@ impl Guard {
 
     fn hold(&mut self, handed: Handed, fds: Vec<OwnedFd>) {
         let mount = handed.listed.mount;
-        if let Ok([fuse, data, evictions]) = <[OwnedFd; 3]>::try_from(fds) {
+        if let Ok(holding) = Holding::new(handed, fds) {
             self.next_mount = self.next_mount.max(mount.saturating_add(1));
-            let held = Held {
-                handed,
-                fuse: fuse.into(),
-                data: data.into(),
-                evictions: evictions.into(),
-            };
-            self.held.insert(mount, held);
+            self.held.insert(mount, holding);
         }
     }
 
@@ -145,8 +165,11 @@ impl Guard {
         }
         // What it had read and not answered comes to us. An old kernel does not know that;
         // then those requests wait until the mount is gone.
-        for held in self.held.values() {
-            if let Err(error) = (&held.fuse).write(&answer::resend()) {
+        if let Some(group) = &self.group {
+            group.deny_all();
+        }
+        for mut fuse in self.held.values().filter_map(|held| held.fuse.as_ref()) {
+            if let Err(error) = fuse.write(&answer::resend()) {
                 log::say(&format!(
                     "requests that were under way may be lost: {error}"
                 ));
@@ -154,12 +177,25 @@ impl Guard {
         }
     }
 
-    /// Answers one request without data.
-    fn deny(&mut self, mount: u64, buf: &mut [u8]) {
-        let Some(held) = self.held.get(&mount) else {
+    /// Denies what the kernel asks about now.
+    fn deny_questions(&self, buf: &mut [u8]) {
+        let Some(group) = &self.group else {
             return;
         };
-        let len = match (&held.fuse).read(buf) {
+        // There may be none; and one that could not be read was denied by the kernel.
+        for question in group.next(buf).unwrap_or_default() {
+            group.deny(question.unique);
+        }
+    }
+
+    /// Answers one request without data.
+    fn deny(&mut self, mount: u64, buf: &mut [u8]) {
+        let held = self.held.get(&mount);
+        let fuse = held.and_then(|held| Some((held, held.fuse.as_ref()?)));
+        let Some((held, mut fuse)) = fuse else {
+            return;
+        };
+        let len = match fuse.read(buf) {
             Ok(len) => len,
             Err(error) if error.raw_os_error() == Some(ENODEV) => {
                 self.held.remove(&mount);
@@ -176,7 +212,7 @@ impl Guard {
             Reaction::Interrupt(_) | Reaction::Nothing => return,
         };
         // A request that was withdrawn needs no answer.
-        let _ = (&held.fuse).write(&bytes);
+        let _ = fuse.write(&bytes);
     }
 
     /// A server comes: it gets everything, unless there is one.
@@ -196,9 +232,11 @@ impl Guard {
 
     fn hand_over(&self, to: &Connection) -> Result<()> {
         expect(to, &Message::Hello(Role::Successor))?;
+        if let Some(group) = &self.group {
+            to.send(&Message::HandedGroup, &[group.as_fd()])?;
+        }
         for held in self.held.values() {
-            let fds = [held.fuse.as_fd(), held.data.as_fd(), held.evictions.as_fd()];
-            to.send(&Message::Handed(held.handed.clone()), &fds)?;
+            to.send(&Message::Handed(held.handed.clone()), &held.fds())?;
         }
         let next_mount = self.next_mount;
         to.send(&Message::HandedByGuard { next_mount }, &[])?;
@@ -214,11 +252,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 fn expect(from: &Connection, message: &Message) -> Result<()> {
-    let ready = sys::wait(&[(from.as_fd(), false)], Some(SERVER_WAIT));
-    if !ready.is_ok_and(|ready| ready == [true]) {
-        return Err(Error::Protocol("it says nothing"));
-    }
-    match from.receive()? {
+    match from.receive_within(SERVER_WAIT)? {
         (said, _) if said == *message => Ok(()),
         _ => Err(Error::Protocol(
             "it says what a server does not say to its guard",

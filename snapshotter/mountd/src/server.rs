@@ -4,12 +4,14 @@
 //! lock of the state across a system call. A read is answered exactly once, by whoever took
 //! it out of the state or was told to serve it.
 //!
-//! Locks: `state` and `layers`, each held for a moment, never one within the other.
+//! Locks: `state` and `layers` and those of `marked`, each held for a moment, never one within
+//! the other.
 
 mod adopt;
 mod control;
 mod layer;
 mod link;
+mod marked;
 mod workers;
 
 use std::collections::HashMap;
@@ -21,9 +23,11 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use self::adopt::Adopted;
-pub(crate) use self::adopt::{Holding, listen, take};
+pub(crate) use self::adopt::{Estate, Holding, listen, take};
 use self::control::Control;
 use self::layer::Served;
+use self::marked::Marked;
+use crate::fanotify::NUMBERS_MAX;
 use crate::state::State;
 use crate::{Error, Result, sys};
 
@@ -63,17 +67,19 @@ pub fn guard_socket(socket: &Path) -> PathBuf {
 
 /// Runs a server until a successor takes over. Never unmounts by itself.
 pub fn run(config: &Config) -> Result<Ended> {
+    let limited = sys::fanotify::limit_files(u64::from(NUMBERS_MAX));
+    limited.map_err(|e| Error::io("limit the open files of", &config.socket, e))?;
     let Some(adopted) = adopt::begin(config)? else {
         return Ok(Ended::AlreadyRunning);
     };
     let shared = Shared::new(config.wait_max)?;
     let Adopted {
-        handed,
+        estate,
         next_mount,
         listener,
         guard,
     } = adopted;
-    shared.take_over(handed, next_mount)?;
+    shared.take_over(estate, next_mount)?;
     Control::new(shared, config, listener, guard)?.run()
 }
 
@@ -81,6 +87,7 @@ pub fn run(config: &Config) -> Result<Ended> {
 struct Shared {
     state: Mutex<State>,
     layers: RwLock<HashMap<u64, Arc<Served>>>,
+    marked: Marked,
     /// Everything that the kernel sends requests through, and `stop`.
     epoll: sys::Epoll,
     /// Rung to have all workers end.
@@ -93,6 +100,8 @@ struct Shared {
 
 /// The id of `stop`; mounts begin at 1.
 const STOP: u64 = 0;
+/// The id of the group through which the kernel asks.
+const QUESTIONS: u64 = u64::MAX;
 
 impl Shared {
     fn new(wait_max: Duration) -> Result<Arc<Self>> {
@@ -100,6 +109,7 @@ impl Shared {
         let shared = Self {
             state: Mutex::new(State::new(wait_max)),
             layers: RwLock::default(),
+            marked: Marked::default(),
             epoll: sys::Epoll::new().map_err(err)?,
             stop: sys::Bell::new().map_err(err)?,
             poke: sys::Bell::new().map_err(err)?,
@@ -119,8 +129,10 @@ impl Shared {
         self.layers
             .write()
             .insert(served.mount, Arc::clone(&served));
-        let added = self.epoll.add(&served.fuse, served.mount);
-        added.map_err(|e| Error::io("wait for requests of", &served.path, e))?;
+        if let Some(fuse) = served.fuse() {
+            let added = self.epoll.add(fuse, served.mount);
+            added.map_err(|e| Error::io("wait for requests of", &served.path, e))?;
+        }
         Ok(served)
     }
 
@@ -133,7 +145,8 @@ impl Shared {
         for read in waiting {
             served.refuse(read.unique, layer::EIO);
         }
+        self.marked.remove(mount);
         // It may have been removed when the kernel let go of it.
-        let _ = self.epoll.remove(&served.fuse);
+        let _ = served.fuse().map(|fuse| self.epoll.remove(fuse));
     }
 }

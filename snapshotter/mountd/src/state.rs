@@ -17,9 +17,13 @@
 //!           that was granted is forgotten, and the daemon asked again.
 //! lock      we hold a read lock of the data file, and after we had it the number was n
 //!           still. So nobody evicts from this layer, whatever the number does (B).
+//! kept      the same lock, held from before the mount until after it. When we had it the
+//!           number was n; what was verified at n or later is there to stay (B).
 //! ```
 //!
-//! A layer that a daemon is attached to stands on the number: anybody may evict from it. A
+//! A mount through fanotify is kept: once a read is allowed the kernel reads the data file
+//! itself, at its own time, and nobody looks at a number after it. Of the others, a layer that
+//! a daemon is attached to stands on the number: anybody may evict from it. A
 //! layer without one stands on the lock as soon as it can be had: what is there stays, and
 //! local data goes on being served until a daemon comes. When one attaches, the ground
 //! changes first and the lock is released after, so a reader who finds the ground unchanged
@@ -75,6 +79,10 @@ enum Ground {
     Lock {
         turn: u64,
     },
+    /// A lock that is given back with the mount. When it was taken the number was this.
+    Kept {
+        since: u64,
+    },
 }
 
 /// What becomes of a read.
@@ -109,9 +117,7 @@ pub struct Granted {
 }
 
 struct Layer {
-    size: u64,
-    name: Vec<u8>,
-    path: Vec<u8>,
+    listed: Listed,
     granted: Ranges,
     ground: Ground,
     attached: bool,
@@ -145,24 +151,30 @@ impl State {
         }
     }
 
-    /// Makes room for a mount by the daemon that is connected; its number, or an errno.
-    pub fn mount(&mut self, size: u64, name: Vec<u8>, path: Vec<u8>) -> Result<u64, i32> {
+    /// Makes room for a mount by the daemon that is connected, whatever its number; it gets
+    /// one, or an errno comes back. `kept` is the store's number after the lock of the data
+    /// file was taken, for a mount through fanotify and for no other.
+    pub fn mount(&mut self, mut listed: Listed, kept: Option<u64>) -> Result<u64, i32> {
         if self.layers.len() >= MOUNTS_MAX {
             return Err(EMFILE);
         }
         // Not by its name: a layer that was removed and fetched again is mounted beside the
         // old one, which somebody may still use.
-        if self.layers.values().any(|layer| layer.path == path) {
+        if self
+            .layers
+            .values()
+            .any(|layer| layer.listed.path == listed.path)
+        {
             return Err(EEXIST);
         }
         let mount = self.next_mount;
         self.next_mount += 1;
+        listed.mount = mount;
+        let ground = kept.map_or(Ground::Number(0), |since| Ground::Kept { since });
         let layer = Layer {
-            size,
-            name,
-            path,
+            listed,
             granted: Ranges::default(),
-            ground: Ground::Number(0),
+            ground,
             attached: true,
             waiting: BTreeMap::new(),
         };
@@ -207,7 +219,7 @@ impl State {
         let Ticket(ground) = ticket;
         let holds = match ground {
             Ground::Number(granted) => granted == number,
-            Ground::Lock { .. } => layer.ground == ground,
+            Ground::Lock { .. } | Ground::Kept { .. } => layer.ground == ground,
         };
         if !holds && layer.ground == ground {
             layer.granted.clear();
@@ -222,11 +234,18 @@ impl State {
         let Some(layer) = self.layers.get_mut(&mount).filter(|layer| layer.attached) else {
             return granted;
         };
-        if layer.ground != Ground::Number(number) {
-            layer.granted.clear();
-            layer.ground = Ground::Number(number);
+        match layer.ground {
+            Ground::Kept { since } if since <= number => layer.granted.insert(span),
+            // Verified before the lock was taken: who knows what became of it.
+            Ground::Kept { .. } => {}
+            ground => {
+                if ground != Ground::Number(number) {
+                    layer.granted.clear();
+                    layer.ground = Ground::Number(number);
+                }
+                layer.granted.insert(span);
+            }
         }
-        layer.granted.insert(span);
         let covered = |read: &Read| layer.granted.covers(&read.span);
         let ready = layer.waiting.iter().filter(|(_, read)| covered(read));
         let ready: Vec<u64> = ready.map(|(want, _)| *want).collect();
@@ -237,6 +256,15 @@ impl State {
         granted.refused = layer.waiting.remove(&want);
         self.waiting -= granted.again.len() + usize::from(granted.refused.is_some());
         granted
+    }
+
+    /// Whether all of a kept mount is granted, so that nobody needs to ask any more.
+    pub fn is_complete(&self, mount: u64) -> bool {
+        self.layers.get(&mount).is_some_and(|layer| {
+            let all = Span::new(0, layer.listed.size);
+            let is_kept = matches!(layer.ground, Ground::Kept { .. });
+            is_kept && all.is_some_and(|all| layer.granted.covers(&all))
+        })
     }
 
     /// The daemon cannot answer this want: the read is to be refused.
@@ -267,6 +295,13 @@ impl State {
             .collect();
         self.waiting -= waiting.len();
         waiting
+    }
+
+    /// The reads of a mount that wait; they wait on.
+    pub fn waiting(&self, mount: u64) -> Vec<Read> {
+        let layer = self.layers.get(&mount).into_iter();
+        let waiting = layer.flat_map(|layer| layer.waiting.values().copied());
+        waiting.collect()
     }
 
     /// Reads whose time is over; to be answered with `EIO`.
@@ -357,29 +392,24 @@ impl State {
 
     /// All mounts, for others.
     pub fn list(&self) -> Vec<Listed> {
-        let listed = |(mount, layer): (&u64, &Layer)| Listed {
-            mount: *mount,
-            size: layer.size,
-            name: layer.name.clone(),
-            path: layer.path.clone(),
-        };
-        self.layers.iter().map(listed).collect()
+        let layers = self.layers.values();
+        layers.map(|layer| layer.listed.clone()).collect()
     }
 
     /// All mounts, for a successor, and the number that the next one has. Reads that wait
-    /// are not among it: the kernel sends them again.
+    /// are not among it, nor is who bears a mark.
     pub fn hand_over(&self) -> (Vec<Handed>, u64) {
-        let grounds = self.layers.values();
-        let handed = |(listed, layer): (Listed, &Layer)| Handed {
-            listed,
+        let handed = |layer: &Layer| Handed {
+            listed: layer.listed.clone(),
             basis: match layer.ground {
                 Ground::Number(number) => Basis::Number(number),
                 Ground::Lock { .. } => Basis::Lock,
+                Ground::Kept { since } => Basis::Kept(since),
             },
+            mark: 0,
             granted: layer.granted.spans().to_vec(),
         };
-        let all = self.list().into_iter().zip(grounds).map(handed).collect();
-        (all, self.next_mount)
+        (self.layers.values().map(handed).collect(), self.next_mount)
     }
 
     /// Takes a mount over, without a daemon.
@@ -388,25 +418,26 @@ impl State {
             listed,
             basis,
             granted,
+            mark: _,
         } = handed;
         let ground = match basis {
             Basis::Number(number) => Ground::Number(number),
             Basis::Lock => Ground::Lock {
                 turn: self.next_turn,
             },
+            Basis::Kept(since) => Ground::Kept { since },
         };
         self.next_turn += 1;
         self.next_mount = self.next_mount.max(listed.mount.saturating_add(1));
+        let mount = listed.mount;
         let layer = Layer {
-            size: listed.size,
-            name: listed.name,
-            path: listed.path,
+            listed,
             granted: granted.into_iter().collect(),
             ground,
             attached: false,
             waiting: BTreeMap::new(),
         };
-        self.layers.insert(listed.mount, layer);
+        self.layers.insert(mount, layer);
     }
 
     /// The next mount has at least this number.

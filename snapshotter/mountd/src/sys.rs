@@ -1,7 +1,9 @@
 //! System calls of the mount server.
 //!
-//! Invariant: the only file here that names `nix` or `libc`, or says `unsafe`. Every function
-//! does one thing and decides nothing.
+//! Invariant: with `sys/` the only place here that names `nix` or `libc`, or says `unsafe`.
+//! Every function does one thing and decides nothing.
+
+pub(crate) mod fanotify;
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
@@ -250,6 +252,12 @@ pub(crate) fn unmount(target: &Path) -> io::Result<()> {
 pub(crate) fn detach(target: &Path) -> io::Result<()> {
     let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
     Ok(nix::mount::umount2(target, flags)?)
+}
+
+/// Has the kernel forget what it caches of a file, as far as it is on the disk.
+pub(crate) fn forget(data: &File) -> io::Result<()> {
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    Ok(nix::fcntl::posix_fadvise(data, 0, 0, advice)?)
 }
 
 /// Takes the read lock that keeps everybody from evicting from a data file; `false` if

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  0  magic     "LZMD"
-//!  4  version   u16, 1; another one is another protocol
+//!  4  version   u16, 2; another one is another protocol
 //!  6  kind      u16, see below
 //!  8  length    u32, bytes of the body
 //! 12  checksum  u32, CRC-32 of bytes 0..12 and of the body
@@ -15,23 +15,31 @@
 //!
 //! kind              from      body                                        descriptors
 //!  1 Hello          client    role u8
-//!  2 Mount          daemon    request u64, size u64, name, path           data, number
+//!  2 Mount          daemon    request u64, through u8, size u64,          data, number
+//!                             name, path
 //!  3 Attach         daemon    request u64, mount u64, dev u64, ino u64
 //!  4 Unmount        daemon    request u64, mount u64
 //!  5 Grant          daemon    want u64, mount u64, number u64, start u64, end u64
 //!  6 Failed         daemon    want u64, mount u64, errno u32
 //!  7 Taken          successor (all that was handed over has arrived)
+//!  8 Mark           daemon    request u64, mount u64                      mounted data
 //! 32 Welcome        server    mounts u32, so many Listed follow
-//! 33 Listed         server    mount u64, size u64, name, path
+//! 33 Listed         server    mount u64, through u8, size u64, name, path
 //! 34 Done           server    request u64, mount u64, errno u32, 0 if it worked
 //! 35 Want           server    want u64, mount u64, start u64, end u64
-//! 64 Handed         holder    mount u64, size u64, trust u8, number u64,  fuse, data, number
-//!                             name, path, count u32, count * (start u64, end u64)
+//! 64 Handed         holder    mount u64, through u8, size u64, name,      data, number,
+//!                             path, trust u8, number u64, mark u64,       and fuse if so
+//!                             count u32, count * (start u64, end u64)
 //! 65 HandedAll      server    next mount u64, guarded u8                  listener, and guard if so
 //! 66 Dropped        server    mount u64, to the guard
 //! 67 HandedByGuard  guard     next mount u64
+//! 68 HandedGroup    holder    (before every mount that needs it)          group
+//! 69 HandedRead     server    mount u64, number u32, waited u64 in ms,
+//!                             start u64, end u64
 //! ```
 
+mod decode;
+mod encode;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -40,11 +48,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use self::reader::Reader;
 use crate::ranges::{SPANS_MAX, Span};
 
+pub use self::decode::decode;
+pub use self::encode::encode;
+
 const MAGIC: [u8; 4] = *b"LZMD";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HEADER_BYTES: usize = 16;
 
 /// Longest name of a layer: a sha512 digest with its algorithm is 135 bytes.
@@ -62,7 +72,7 @@ pub const SIZE_MAX: u64 = i64::MAX as u64 / 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// Not this protocol, or not this version of it.
-    #[error("not version 1 of the mount server's protocol")]
+    #[error("not version 2 of the mount server's protocol")]
     Foreign,
     /// Its checksum or length is wrong.
     #[error("a message was damaged on its way")]
@@ -83,9 +93,18 @@ pub enum Role {
     Guest,
 }
 
+/// Through what the kernel gets the data of a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Through {
+    /// A file that the server shows at the mountpoint, by FUSE.
+    Fuse,
+    /// The data file itself; by fanotify the kernel asks before it reads of it.
+    Fanotify,
+}
+
 /// Which file it is. What a daemon grants is about the data file that it has open; a layer
 /// that was removed and fetched again is another file under the same name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId {
     /// Its device.
     pub dev: u64,
@@ -109,6 +128,8 @@ impl FileId {
 pub struct Listed {
     /// Its number at this server.
     pub mount: u64,
+    /// What it is made of.
+    pub through: Through,
     /// Bytes of the file that is shown, at most [`SIZE_MAX`]: the data file, up to the end of
     /// its last block of 4096.
     pub size: u64,
@@ -123,8 +144,11 @@ pub struct Listed {
 pub enum Basis {
     /// On the store's number of evictions.
     Number(u64),
-    /// On a lock that keeps everybody from evicting.
+    /// On a lock that keeps everybody from evicting, until there is a daemon.
     Lock,
+    /// On such a lock for as long as there is the mount; when it was taken the store's number
+    /// was this. Mounts through fanotify stand on nothing else.
+    Kept(u64),
 }
 
 /// One mount, from whoever held it to whoever holds it now.
@@ -134,6 +158,8 @@ pub struct Handed {
     pub listed: Listed,
     /// On what `granted` stands.
     pub basis: Basis,
+    /// The kernel's number of the mount that bears the mark, 0 for none; see [`crate::fanotify`].
+    pub mark: u64,
     /// Bytes that may be served.
     pub granted: Vec<Span>,
 }
@@ -145,6 +171,7 @@ pub enum Message {
     Hello(Role),
     Mount {
         request: u64,
+        through: Through,
         size: u64,
         name: Vec<u8>,
         path: Vec<u8>,
@@ -170,6 +197,10 @@ pub enum Message {
         errno: u32,
     },
     Taken,
+    Mark {
+        request: u64,
+        mount: u64,
+    },
     Welcome {
         mounts: u32,
     },
@@ -195,6 +226,13 @@ pub enum Message {
     HandedByGuard {
         next_mount: u64,
     },
+    HandedGroup,
+    HandedRead {
+        mount: u64,
+        number: u32,
+        waited_ms: u64,
+        span: Span,
+    },
 }
 
 impl Message {
@@ -207,6 +245,7 @@ impl Message {
             Self::Grant { .. } => 5,
             Self::Failed { .. } => 6,
             Self::Taken => 7,
+            Self::Mark { .. } => 8,
             Self::Welcome { .. } => 32,
             Self::Listed(_) => 33,
             Self::Done { .. } => 34,
@@ -215,15 +254,20 @@ impl Message {
             Self::HandedAll { .. } => 65,
             Self::Dropped { .. } => 66,
             Self::HandedByGuard { .. } => 67,
+            Self::HandedGroup => 68,
+            Self::HandedRead { .. } => 69,
         }
     }
 
     /// How many descriptors travel with it.
     pub fn descriptors(&self) -> usize {
         match self {
-            Self::HandedAll { guarded: false, .. } => 1,
+            Self::Mark { .. } | Self::HandedGroup | Self::HandedAll { guarded: false, .. } => 1,
             Self::Mount { .. } | Self::HandedAll { guarded: true, .. } => 2,
-            Self::Handed(_) => 3,
+            Self::Handed(handed) => match handed.listed.through {
+                Through::Fanotify => 2,
+                Through::Fuse => 3,
+            },
             Self::Hello(_)
             | Self::Attach { .. }
             | Self::Unmount { .. }
@@ -235,295 +279,8 @@ impl Message {
             | Self::Done { .. }
             | Self::Want { .. }
             | Self::Dropped { .. }
-            | Self::HandedByGuard { .. } => 0,
+            | Self::HandedByGuard { .. }
+            | Self::HandedRead { .. } => 0,
         }
-    }
-}
-
-/// The datagram of a message. Texts and spans beyond their limits are cut: whoever made
-/// them checked them, and the reader refuses what is missing.
-pub fn encode(message: &Message) -> Vec<u8> {
-    let mut out = Writer(Vec::with_capacity(64));
-    out.0.extend_from_slice(&MAGIC);
-    out.0.extend_from_slice(&VERSION.to_le_bytes());
-    out.0.extend_from_slice(&message.kind().to_le_bytes());
-    let mut body = Writer(Vec::with_capacity(64));
-    write_body(&mut body, message);
-    out.u32(u32::try_from(body.0.len()).unwrap_or(u32::MAX));
-    let sum = checksum(&out.0, &body.0);
-    out.u32(sum);
-    out.0.extend_from_slice(&body.0);
-    out.0
-}
-
-fn write_body(out: &mut Writer, message: &Message) {
-    match message {
-        Message::Hello(role) => out.0.push(match role {
-            Role::Daemon => 0,
-            Role::Successor => 1,
-            Role::Guest => 2,
-        }),
-        Message::Mount {
-            request,
-            size,
-            name,
-            path,
-        } => {
-            out.u64s(&[*request, *size]);
-            out.text(name);
-            out.text(path);
-        }
-        Message::Attach {
-            request,
-            mount,
-            file,
-        } => {
-            out.u64s(&[*request, *mount, file.dev, file.ino]);
-        }
-        Message::Unmount { request, mount } => out.u64s(&[*request, *mount]),
-        Message::Grant {
-            want,
-            mount,
-            number,
-            span,
-        } => {
-            out.u64s(&[*want, *mount, *number, span.start(), span.end()]);
-        }
-        Message::Failed {
-            want: id,
-            mount,
-            errno,
-        }
-        | Message::Done {
-            request: id,
-            mount,
-            errno,
-        } => {
-            out.u64s(&[*id, *mount]);
-            out.u32(*errno);
-        }
-        Message::Taken => {}
-        Message::Welcome { mounts } => out.u32(*mounts),
-        Message::Listed(listed) => {
-            out.u64s(&[listed.mount, listed.size]);
-            out.text(&listed.name);
-            out.text(&listed.path);
-        }
-        Message::Want { want, mount, span } => {
-            out.u64s(&[*want, *mount, span.start(), span.end()]);
-        }
-        Message::Handed(handed) => write_handed(out, handed),
-        Message::HandedAll {
-            next_mount,
-            guarded,
-        } => {
-            out.u64s(&[*next_mount]);
-            out.0.push(u8::from(*guarded));
-        }
-        Message::HandedByGuard { next_mount: mount } | Message::Dropped { mount } => {
-            out.u64s(&[*mount]);
-        }
-    }
-}
-
-fn write_handed(out: &mut Writer, handed: &Handed) {
-    let (basis, number) = match handed.basis {
-        Basis::Number(number) => (0, number),
-        Basis::Lock => (1, 0),
-    };
-    out.u64s(&[handed.listed.mount, handed.listed.size]);
-    out.0.push(basis);
-    out.u64s(&[number]);
-    out.text(&handed.listed.name);
-    out.text(&handed.listed.path);
-    let granted = handed.granted.get(..SPANS_MAX).unwrap_or(&handed.granted);
-    out.u32(u32::try_from(granted.len()).unwrap_or_default());
-    for span in granted {
-        out.u64s(&[span.start(), span.end()]);
-    }
-}
-
-/// Takes a datagram apart.
-pub fn decode(datagram: &[u8]) -> Result<Message, Malformed> {
-    let (head, body) = datagram
-        .split_at_checked(HEADER_BYTES)
-        .ok_or(Malformed::Foreign)?;
-    let (named, sum) = head.split_at_checked(12).ok_or(Malformed::Foreign)?;
-    let (kind, len) = read_header(&mut Reader::new(named)).ok_or(Malformed::Foreign)?;
-    let is_whole = usize::try_from(len).is_ok_and(|len| len == body.len());
-    if !is_whole
-        || datagram.len() > DATAGRAM_BYTES_MAX
-        || sum != checksum(named, body).to_le_bytes()
-    {
-        return Err(Malformed::Damaged);
-    }
-    let mut fields = Reader::new(body);
-    read_body(kind, &mut fields)
-        .filter(|_| fields.is_empty())
-        .ok_or(Malformed::Body(kind))
-}
-
-/// Kind and length, if it is of this protocol.
-fn read_header(head: &mut Reader<'_>) -> Option<(u16, u32)> {
-    let ours = head.bytes(4)? == MAGIC && head.u16()? == VERSION;
-    let header = (head.u16()?, head.u32()?);
-    ours.then_some(header)
-}
-
-fn read_body(kind: u16, body: &mut Reader<'_>) -> Option<Message> {
-    Some(match kind {
-        1 => Message::Hello(match body.u8()? {
-            0 => Role::Daemon,
-            1 => Role::Successor,
-            2 => Role::Guest,
-            _ => return None,
-        }),
-        2 => {
-            let request = body.u64()?;
-            let Listed {
-                size, name, path, ..
-            } = read_listed(0, body)?;
-            Message::Mount {
-                request,
-                size,
-                name,
-                path,
-            }
-        }
-        3 => Message::Attach {
-            request: body.u64()?,
-            mount: body.u64()?,
-            file: FileId {
-                dev: body.u64()?,
-                ino: body.u64()?,
-            },
-        },
-        4 => Message::Unmount {
-            request: body.u64()?,
-            mount: body.u64()?,
-        },
-        5 => Message::Grant {
-            want: body.u64()?,
-            mount: body.u64()?,
-            number: body.u64()?,
-            span: body.span()?,
-        },
-        6 => Message::Failed {
-            want: body.u64()?,
-            mount: body.u64()?,
-            errno: body.u32()?,
-        },
-        7 => Message::Taken,
-        _ => return read_from_server(kind, body),
-    })
-}
-
-fn read_from_server(kind: u16, body: &mut Reader<'_>) -> Option<Message> {
-    Some(match kind {
-        32 => Message::Welcome {
-            mounts: body.u32()?,
-        },
-        33 => {
-            let mount = body.u64()?;
-            Message::Listed(read_listed(mount, body)?)
-        }
-        34 => Message::Done {
-            request: body.u64()?,
-            mount: body.u64()?,
-            errno: body.u32()?,
-        },
-        35 => Message::Want {
-            want: body.u64()?,
-            mount: body.u64()?,
-            span: body.span()?,
-        },
-        64 => Message::Handed(read_handed(body)?),
-        65 => Message::HandedAll {
-            next_mount: body.u64()?,
-            guarded: match body.u8()? {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
-        },
-        66 => Message::Dropped { mount: body.u64()? },
-        67 => Message::HandedByGuard {
-            next_mount: body.u64()?,
-        },
-        _ => return None,
-    })
-}
-
-/// Size, name and path.
-fn read_listed(mount: u64, body: &mut Reader<'_>) -> Option<Listed> {
-    let size = body.u64().filter(|size| *size <= SIZE_MAX)?;
-    let name = body.text(NAME_BYTES_MAX)?;
-    let path = read_path(body)?;
-    Some(Listed {
-        mount,
-        size,
-        name,
-        path,
-    })
-}
-
-fn read_path(body: &mut Reader<'_>) -> Option<Vec<u8>> {
-    let is_path = |path: &Vec<u8>| path.starts_with(b"/") && !path.contains(&0);
-    body.text(PATH_BYTES_MAX).filter(is_path)
-}
-
-fn read_handed(body: &mut Reader<'_>) -> Option<Handed> {
-    let mount = body.u64()?;
-    let size = body.u64().filter(|size| *size <= SIZE_MAX)?;
-    let basis = match (body.u8()?, body.u64()?) {
-        (0, number) => Basis::Number(number),
-        (1, 0) => Basis::Lock,
-        _ => return None,
-    };
-    let name = body.text(NAME_BYTES_MAX)?;
-    let path = read_path(body)?;
-    let count = usize::try_from(body.u32()?).ok()?;
-    if count > SPANS_MAX {
-        return None;
-    }
-    let granted = (0..count).map(|_| body.span()).collect::<Option<_>>()?;
-    let listed = Listed {
-        mount,
-        size,
-        name,
-        path,
-    };
-    Some(Handed {
-        listed,
-        basis,
-        granted,
-    })
-}
-
-fn checksum(head: &[u8], body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(head);
-    hasher.update(body);
-    hasher.finalize()
-}
-
-struct Writer(Vec<u8>);
-
-impl Writer {
-    fn u32(&mut self, value: u32) {
-        self.0.extend_from_slice(&value.to_le_bytes());
-    }
-
-    fn u64s(&mut self, values: &[u64]) {
-        for value in values {
-            self.0.extend_from_slice(&value.to_le_bytes());
-        }
-    }
-
-    fn text(&mut self, text: &[u8]) {
-        let len = u16::try_from(text.len()).unwrap_or(u16::MAX);
-        self.0.extend_from_slice(&len.to_le_bytes());
-        self.0
-            .extend_from_slice(text.get(..usize::from(len)).unwrap_or_default());
     }
 }

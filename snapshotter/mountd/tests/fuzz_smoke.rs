@@ -4,7 +4,7 @@
 //! fixed number of inputs; libFuzzer explores further (see `snapshotter/mountd/fuzz`).
 
 use lazarette_mountd::ranges::Span;
-use lazarette_mountd::wire::{Basis, Handed, Listed, Message, Role, encode};
+use lazarette_mountd::wire::{Basis, Handed, Listed, Message, Role, Through, encode};
 
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
@@ -83,6 +83,7 @@ fn datagrams() {
     let span = Span::new(4096, 8192).expect("it is one");
     let listed = Listed {
         mount: 1,
+        through: Through::Fuse,
         size: 8192,
         name: b"sha256:ab".to_vec(),
         path: b"/run/x".to_vec(),
@@ -90,9 +91,26 @@ fn datagrams() {
     let handed = Handed {
         listed: listed.clone(),
         basis: Basis::Number(3),
+        mark: 0,
         granted: vec![span; 3],
     };
+    let kept = Handed {
+        listed: Listed {
+            through: Through::Fanotify,
+            ..listed.clone()
+        },
+        basis: Basis::Kept(3),
+        mark: 7,
+        granted: vec![span],
+    };
     let messages = [
+        Message::Handed(kept),
+        Message::HandedRead {
+            mount: 1,
+            number: 9,
+            waited_ms: 0,
+            span,
+        },
         Message::Hello(Role::Daemon),
         Message::Grant {
             want: 1,

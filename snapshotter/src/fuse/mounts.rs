@@ -160,6 +160,15 @@ impl LayerMounts {
         match (self.inner.options.backend, refused) {
             (Backend::Fuse, _) | (Backend::Auto, true) => return Ok(None),
             (Backend::Erofs, _) | (Backend::Auto, false) => {}
+            // Whoever asks before a read, and answers, must outlive this process.
+            (Backend::Fanotify, _) => {
+                return Err(Error::Environment {
+                    op: "mount a layer through fanotify",
+                    detail: "only the mount server does that; use the backend \"auto\", or lazd \
+                             with a mount server"
+                        .to_owned(),
+                });
+            }
         }
         match stack::image(tree) {
             Ok(image) => Ok(Some(image)),

@@ -14,6 +14,9 @@ pub enum Backend {
     /// itself; once it was refused it is not tried again.
     #[default]
     Auto,
+    /// EROFS that reads the layer's data file itself, and asks the mount server first. Never
+    /// without that server; see [`crate::mountd`].
+    Fanotify,
     /// EROFS, whose metadata the kernel has to itself and whose data FUSE serves.
     Erofs,
     /// FUSE alone.

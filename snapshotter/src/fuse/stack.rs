@@ -100,13 +100,8 @@ pub(crate) fn mount_image(files: &[PathBuf; 2], path: &Path) -> Result<Option<Kn
     Ok(if knobs.is_empty() { only } else { None })
 }
 
-/// Whether the kernel makes an EROFS of `files`; it is mounted nowhere. Errors name `path`.
-pub(crate) fn try_image(files: &[PathBuf; 2], path: &Path) -> Result<()> {
-    create(files, path).map(drop)
-}
-
 /// Makes the file system of an image and its data file that will be mounted at `path`.
-fn create([metadata, data]: &[PathBuf; 2], path: &Path) -> Result<OwnedFd> {
+pub(crate) fn create([metadata, data]: &[PathBuf; 2], path: &Path) -> Result<OwnedFd> {
     let fail = |detail: String| {
         move |source| Error::Mount {
             op: "make an erofs for",

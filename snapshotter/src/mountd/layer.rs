@@ -1,26 +1,36 @@
-//! A whole layer on top of the data file that the server shows.
+//! A whole layer on top of the data that the server stands for.
 //!
 //! ```text
-//! <path>      EROFS: what everybody sees; names and attributes never leave the kernel
-//!   below it  the server's FUSE: `data`, reached by EROFS alone
-//! <metadata>  the image, a file on a local disk
+//! through fuse:      <path>      EROFS: what everybody sees; names and attributes never leave
+//!                                the kernel
+//!                      below it  the server's FUSE: `data`, reached by EROFS alone
+//! through fanotify:  <path>      EROFS over the data file, opened through a mount that nobody
+//!                                else has; before it reads there the kernel asks the server
+//! <metadata>                     the image, a file on a local disk
 //! ```
 //!
-//! Invariant: an image that is mounted is never written to ([`image`]). Where mounting
-//! fails, nothing is left mounted. What a daemon that died left half way is finished by the
-//! next one that attaches.
+//! Invariant: an image that is mounted is never written to ([`image`]). An EROFS is made only after the server answers for what it will read. Where mounting fails, nothing
+//! is left mounted. What a daemon that died left half way is finished by the next one that
+//! attaches; an EROFS that no server answers for is nobody's, and goes before a new one comes.
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lazarette_fetcher::types::Digest;
+use lazarette_fetcher::types::{ByteRange, Digest};
+use lazarette_mountd::ranges::Span;
+use lazarette_mountd::wire::Message;
 
-use super::{DATA, LentData, MountServer, Mounted, image};
+use super::{DATA, LentData, MountServer, Mounted, Through, image, lost, outcome};
 use crate::fuse::{ReadAhead, mount_image};
 use crate::tree::Tree;
 use crate::{Error, Result, sys};
+
+/// Mounts that are taken down where one is to be: an EROFS, what is below it, and as much of
+/// an attempt before.
+const ORPHANS_MAX: usize = 4;
 
 /// Where a layer goes.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +40,19 @@ pub struct Place<'a> {
     /// The file of the image, at most 255 bytes; on a disk, not in a tmpfs. Written here
     /// unless it is right.
     pub metadata: &'a Path,
+}
+
+/// A layer, and how it is to be mounted.
+pub struct Shown<'a> {
+    /// Which.
+    pub blob_digest: Digest,
+    /// Its names and attributes.
+    pub tree: &'a Tree,
+    /// Its bytes.
+    pub data: Arc<dyn LentData>,
+    /// Through what the kernel gets them. [`Through::Fanotify`] keeps others from evicting any
+    /// of the layer while it is mounted; see [`choose`](super::choose).
+    pub through: Through,
 }
 
 impl MountServer {
@@ -46,16 +69,37 @@ impl MountServer {
         data: Arc<dyn LentData>,
         place: Place<'_>,
     ) -> Result<Mounted> {
-        image::put(tree, place.metadata)?;
-        let path = place.path.to_path_buf();
-        fs::create_dir_all(&path).map_err(|e| Error::io("create", &path, e))?;
-        let mount = self.mount(blob_digest, data, &path)?;
-        let mounted = Mounted {
-            mount,
-            blob_digest: Some(blob_digest),
-            path,
+        let through = Through::Fuse;
+        let shown = Shown {
+            blob_digest,
+            tree,
+            data,
+            through,
         };
-        match cover(&mounted.path, place.metadata) {
+        self.mount_shown(&shown, place)
+    }
+
+    /// The same, through FUSE or fanotify.
+    ///
+    /// # Errors
+    /// Those of [`Self::mount_layer`]. Through fanotify also `Mount` with `EBUSY` while
+    /// somebody evicts from the layer, and with whatever [`probe`](super::probe) would say.
+    pub fn mount_shown(&self, shown: &Shown<'_>, place: Place<'_>) -> Result<Mounted> {
+        let path = place.path.to_path_buf();
+        image::put(shown.tree, place.metadata)?;
+        take_down_orphan(&path)?;
+        fs::create_dir_all(&path).map_err(|e| Error::io("create", &path, e))?;
+        if shown.through == Through::Fanotify {
+            shown.data.pad()?;
+        }
+        let data = Arc::clone(&shown.data);
+        let mounted = Mounted {
+            mount: self.mount_through(shown.through, shown.blob_digest, data, &path)?,
+            blob_digest: Some(shown.blob_digest),
+            path,
+            through: shown.through,
+        };
+        match self.cover(&mounted, &shown.data, place.metadata) {
             Ok(()) => Ok(mounted),
             Err(error) => {
                 // The first error tells; a mount that is left is in the server's list.
@@ -77,12 +121,12 @@ impl MountServer {
         data: Arc<dyn LentData>,
         metadata: &Path,
     ) -> Result<()> {
-        self.attach(mounted, data)?;
+        self.attach(mounted, Arc::clone(&data))?;
         if is_covered(&mounted.path)? {
             return Ok(());
         }
         image::put(&tree()?, metadata)?;
-        cover(&mounted.path, metadata)
+        self.cover(mounted, &data, metadata)
     }
 
     /// Unmounts a layer that nothing uses any more, and removes its mountpoint.
@@ -100,6 +144,62 @@ impl MountServer {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+
+    /// Tells the server that all of a layer is present, `len` bytes of data; `false` where it is
+    /// not. Of a mount through fanotify nothing is asked any more then. Reads what this process
+    /// has not seen yet, and blocks for that.
+    pub fn tell_complete(&self, mounted: &Mounted, data: &dyn LentData, len: u64) -> Result<bool> {
+        let mut at = 0;
+        while at < len {
+            let first = ByteRange::new(at, at.saturating_add(1));
+            let Some(vouched) = first.map(|first| data.vouch(first)).transpose()?.flatten() else {
+                return Ok(false);
+            };
+            let Some(span) = Span::new(at, vouched.range.end()) else {
+                return Ok(false);
+            };
+            at = span.end();
+            let grant = Message::Grant {
+                want: 0,
+                mount: mounted.mount,
+                number: vouched.evictions,
+                span,
+            };
+            self.link.tell(&grant).map_err(|error| lost(&error))?;
+        }
+        Ok(true)
+    }
+
+    /// Mounts the image over what the server answers for.
+    fn cover(&self, mounted: &Mounted, data: &Arc<dyn LentData>, metadata: &Path) -> Result<()> {
+        let path = &mounted.path;
+        // Open until the EROFS has opened its data through it.
+        let own;
+        let device = match mounted.through {
+            Through::Fuse => path.join(DATA),
+            Through::Fanotify => {
+                own = self.mark(mounted, data.as_ref())?;
+                sys::path_of(own.as_fd())
+            }
+        };
+        if let Some(knob) = mount_image(&[metadata.to_path_buf(), device], path)? {
+            knob.set(ReadAhead::Wide);
+        }
+        Ok(())
+    }
+
+    /// Makes a mount of the data file alone, and has the kernel ask the server before anything
+    /// is read through it.
+    fn mark(&self, mounted: &Mounted, data: &dyn LentData) -> Result<OwnedFd> {
+        let (path, mount) = (&mounted.path, mounted.mount);
+        let lent = data.lend()?;
+        let own = sys::mount_of_its_own(&lent.data);
+        let own = own.map_err(|e| Error::mount("mount the data file for", path, e))?;
+        let message = |request| Message::Mark { request, mount };
+        let done = self.link.ask(message, &[own.as_fd()], None);
+        outcome(done, "be asked about the data of", path)?;
+        Ok(own)
+    }
 }
 
 /// Whether an EROFS is seen at `path`, which somebody may have removed.
@@ -110,10 +210,40 @@ fn is_covered(path: &Path) -> Result<bool> {
     }
 }
 
-fn cover(path: &Path, metadata: &Path) -> Result<()> {
-    let files = [metadata.to_path_buf(), path.join(DATA)];
-    if let Some(knob) = mount_image(&files, path)? {
-        knob.set(ReadAhead::Wide);
+/// Takes down every mount directly below `root` that is none of `mounts`, what a server has: no
+/// server answers for it, so whatever was read of it may be wrong. Which they were; containers
+/// that have one in their root must be ended.
+///
+/// # Errors
+/// `Io` when `root` cannot be read, `Mount` when the kernel keeps a mount.
+pub fn take_down_orphans(root: &Path, mounts: &[Mounted]) -> Result<Vec<PathBuf>> {
+    let mut taken = Vec::new();
+    let list = fs::read_dir(root).map_err(|e| Error::io("list", root, e))?;
+    for entry in list {
+        let path = entry.map_err(|e| Error::io("list", root, e))?.path();
+        let is_known = mounts.iter().any(|mounted| mounted.path == path);
+        if !is_known && take_down_orphan(&path)? {
+            taken.push(path);
+        }
     }
-    Ok(())
+    Ok(taken)
+}
+
+/// Takes down what is mounted where no server has a layer; whether there was something. If there
+/// was a server that answered for it, it is gone, and its guard too; so are whoever could have
+/// told whether what was read of it since was right.
+fn take_down_orphan(path: &Path) -> Result<bool> {
+    for taken in 0..ORPHANS_MAX {
+        match sys::is_erofs(path) {
+            Ok(false) => return Ok(taken > 0),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(taken > 0),
+            Ok(true) => {}
+            // A FUSE whose server is gone, under an EROFS that is gone, too.
+            Err(error) if error.kind() == ErrorKind::NotConnected => {}
+            Err(error) => return Err(Error::io("inspect", path, error)),
+        }
+        tracing::warn!(path = %path.display(), "taking down a mount that no server answers for");
+        sys::detach(path).map_err(|e| Error::mount("unmount", path, e))?;
+    }
+    Ok(true)
 }

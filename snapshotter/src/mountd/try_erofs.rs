@@ -9,7 +9,7 @@ use lazarette_fetcher::index::{LayerFormat, LayerIndex};
 use lazarette_fetcher::types::Digest;
 
 use super::{BLOCK_BYTES, DATA, image};
-use crate::fuse::try_image;
+use crate::fuse::create_image;
 use crate::tree::Tree;
 use crate::{Error, Result};
 
@@ -42,7 +42,7 @@ fn try_below(here: &Path) -> Result<()> {
     image::put(&Tree::build(&nothing)?, &metadata)?;
     let make = || File::create_new(&data)?.set_len(BLOCK_BYTES);
     make().map_err(|e| Error::io("write", &data, e))?;
-    try_image(&[metadata, data], here)
+    create_image(&[metadata, data], here).map(drop)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use super::read::{READ_ATTEMPTS_MAX, touching};
 use super::{DATA, LayerFile};
-use crate::index::ChunkId;
+use crate::index::{ChunkId, align_up};
 use crate::store::sys::{self, Holes};
 use crate::types::ByteRange;
 use crate::{Error, Result};
@@ -57,6 +57,23 @@ impl LayerFile {
         })
     }
 
+    /// Has the data file end with a block, as a kernel that reads it itself reads nothing less.
+    /// What is behind the data is zeros, and nobody's.
+    pub fn pad(&self) -> Result<()> {
+        let err = |op| move |e| Error::io(op, self.dir.join(DATA), e);
+        let len = self.padded_len();
+        let now = self.data.metadata().map_err(err("inspect"))?.len();
+        if now < len {
+            self.disk.set_len(&self.data, len).map_err(err("extend"))?;
+        }
+        Ok(())
+    }
+
+    /// The length of the data up to the end of its last block.
+    fn padded_len(&self) -> u64 {
+        align_up(self.index.data_len).unwrap_or(self.index.data_len)
+    }
+
     /// `range` and what is around it, if every chunk it touches is present and right. Reads
     /// the local disk, to compare with the digest what this process has not seen yet.
     pub fn vouch(&self, range: ByteRange) -> Result<Option<Vouched>> {
@@ -85,7 +102,7 @@ impl LayerFile {
             .take_while(is_sound)
             .last()
             .map_or(ids.end, |last| last + 1);
-        // Padding between two chunks is nobody's, and never anything but zeros.
+        // Padding between two chunks, and behind the last, is nobody's, and never anything but zeros.
         let start = match first.checked_sub(1) {
             Some(other) => self.chunk(other).map_or(0, |chunk| {
                 chunk.data_offset.saturating_add(u64::from(chunk.len))
@@ -94,7 +111,7 @@ impl LayerFile {
         };
         let end = self
             .chunk(end)
-            .map_or(self.index.data_len, |chunk| chunk.data_offset);
+            .map_or_else(|_| self.padded_len(), |chunk| chunk.data_offset);
         ByteRange::new(start, end).map_or(range, |around| around.cover(&range))
     }
 

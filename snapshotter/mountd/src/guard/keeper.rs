@@ -12,8 +12,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::client::Connection;
+use crate::fanotify::Group;
 use crate::log::{self, READY};
-use crate::server::{Holding, guard_socket, take};
+use crate::server::{Estate, guard_socket, take};
 use crate::wire::{Handed, Message, Role};
 use crate::{Error, Result};
 
@@ -37,9 +38,14 @@ impl Keeper {
         }
     }
 
-    /// Has the guard hold a mount: session, data, number.
-    pub(crate) fn keep(&mut self, handed: &Handed, files: [&File; 3]) {
-        let fds = files.map(AsFd::as_fd);
+    /// Has the guard hold the group through which the kernel asks.
+    pub(crate) fn keep_group(&mut self, group: &Group) {
+        self.tell(&Message::HandedGroup, &[group.as_fd()]);
+    }
+
+    /// Has the guard hold a mount: data, number, and its session if it has one.
+    pub(crate) fn keep(&mut self, handed: &Handed, files: &[&File]) {
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         self.tell(&Message::Handed(handed.clone()), &fds);
     }
 
@@ -83,7 +89,7 @@ impl Keeper {
 
 /// Finds the guard of a server at `socket` that died, or starts one. What it held, and the
 /// number of the next mount.
-pub(crate) fn meet(socket: &Path) -> Result<(Vec<Holding>, u64, Keeper)> {
+pub(crate) fn meet(socket: &Path) -> Result<(Estate, u64, Keeper)> {
     let path = guard_socket(socket);
     for _ in 0..ATTEMPTS_MAX {
         let link = match Connection::connect(&path) {
@@ -95,10 +101,10 @@ pub(crate) fn meet(socket: &Path) -> Result<(Vec<Holding>, u64, Keeper)> {
             Err(error) => return Err(error),
         };
         match receive_all(&link) {
-            Ok((handed, next_mount)) => {
+            Ok((estate, next_mount)) => {
                 let socket = socket.to_path_buf();
                 let link = Some(link);
-                return Ok((handed, next_mount, Keeper { link, socket }));
+                return Ok((estate, next_mount, Keeper { link, socket }));
             }
             Err(Error::Closed) => std::thread::sleep(ATTEMPT_PAUSE),
             Err(error) => return Err(error),
@@ -107,14 +113,14 @@ pub(crate) fn meet(socket: &Path) -> Result<(Vec<Holding>, u64, Keeper)> {
     Err(Error::Protocol("the guard has another server"))
 }
 
-fn receive_all(link: &Connection) -> Result<(Vec<Holding>, u64)> {
+fn receive_all(link: &Connection) -> Result<(Estate, u64)> {
     link.send(&Message::Hello(Role::Successor), &[])?;
-    let mut handed = Vec::new();
+    let mut estate = Estate::default();
     loop {
-        match take(link, &mut handed)? {
+        match take(link, &mut estate)? {
             Some((Message::HandedByGuard { next_mount }, _)) => {
                 link.send(&Message::Taken, &[])?;
-                return Ok((handed, next_mount));
+                return Ok((estate, next_mount));
             }
             Some(_) => return Err(Error::Protocol("it says what a guard does not say")),
             None => {}

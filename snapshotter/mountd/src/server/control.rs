@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::layer::EIO;
+use super::layer::{EIO, Served};
 use super::link::Link;
 use super::workers::Workers;
 use super::{Config, Ended, Shared};
@@ -79,6 +79,7 @@ impl Control {
             self.expire();
             // The guard says nothing: if it can be read, it is gone.
             if self.guard.is_there() && ready.pop() == Some(true) {
+                self.guard.lost(&Error::Closed);
                 self.renew_guard();
             }
             if self.turn(&ready) {
@@ -112,22 +113,28 @@ impl Control {
 
     /// Another guard in place of one that is gone.
     fn renew_guard(&mut self) {
-        self.guard.lost(&Error::Closed);
         if let Err(error) = self.guard.renew() {
             return log::say(&format!("going on without a guard: {error}"));
         }
+        if let Some(group) = self.shared.marked.group() {
+            self.guard.keep_group(group);
+        }
         let (all, _) = self.shared.state.lock().hand_over();
         for handed in all {
-            let handed = Handed {
-                basis: Basis::Number(0),
-                granted: Vec::new(),
-                ..handed
-            };
             if let Some(served) = self.shared.layer(handed.listed.mount) {
-                let files = [&served.fuse, &served.data, &served.evictions];
-                self.guard.keep(&handed, files);
+                self.have_kept(handed, &served);
             }
         }
+    }
+
+    /// Has the guard hold a mount, of which it serves nothing.
+    fn have_kept(&mut self, mut handed: Handed, served: &Served) {
+        if served.fuse().is_some() {
+            handed.basis = Basis::Number(0);
+        }
+        handed.mark = self.shared.marked.mark_of(served.mount);
+        handed.granted = Vec::new();
+        self.guard.keep(&handed, &served.files());
     }
 
     /// Answers those whose time is over.

@@ -1,15 +1,18 @@
-//! One mount: the kernel's session, the data file, the store's number of evictions.
+//! One mount: what the kernel asks through, the data file, the store's number of evictions.
 //!
 //! Invariant: bytes are sent only after [`State::holds`](crate::state::State::holds) said so
-//! of a number that was read after them.
+//! of a number that was read after them. A reader through fanotify reads the data file
+//! itself: it is let to only where the bytes are there to stay.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::Shared;
+use crate::fanotify::Group;
 use crate::fuse::answer::{self, HEADER_BYTES};
 use crate::ranges::Span;
 use crate::state::{Decision, Read};
@@ -28,13 +31,35 @@ pub(super) struct Served {
     pub(super) size: u64,
     /// Bytes of the data file: as many, or less by not quite a block.
     pub(super) data_len: u64,
-    pub(super) fuse: File,
+    pub(super) way: Way,
     pub(super) data: File,
     pub(super) evictions: File,
     pub(super) path: PathBuf,
 }
 
+/// Through what the kernel asks.
+pub(super) enum Way {
+    /// A session of its own.
+    Fuse(File),
+    /// The group of all.
+    Fanotify(Arc<Group>),
+}
+
 impl Served {
+    /// Its session, if it has one.
+    pub(super) fn fuse(&self) -> Option<&File> {
+        match &self.way {
+            Way::Fuse(fuse) => Some(fuse),
+            Way::Fanotify(_) => None,
+        }
+    }
+
+    /// What a successor and the guard get.
+    pub(super) fn files(&self) -> Vec<&File> {
+        let files = [&self.data, &self.evictions];
+        files.into_iter().chain(self.fuse()).collect()
+    }
+
     /// The store's number of evictions now. What this thread read before stays before it.
     pub(super) fn number_now(&self) -> io::Result<u64> {
         fence(Ordering::SeqCst);
@@ -45,26 +70,29 @@ impl Served {
         }
     }
 
-    /// The next request, if there is one.
-    pub(super) fn receive<'a>(&self, buf: &'a mut [u8]) -> io::Result<&'a [u8]> {
-        let len = (&self.fuse).read(buf)?;
-        Ok(buf.get(..len).unwrap_or_default())
-    }
-
-    /// Sends an answer. A request that the kernel knows no longer needs none.
-    pub(super) fn send(&self, bytes: &[u8]) {
-        let _ = (&self.fuse).write(bytes);
-    }
-
-    /// Answers with an errno.
+    /// Answers with an errno; through fanotify that is always `EIO`.
     pub(super) fn refuse(&self, unique: u64, errno: i32) {
-        self.send(&answer::error(unique, errno));
+        match &self.way {
+            Way::Fuse(fuse) => send(fuse, &answer::error(unique, errno)),
+            Way::Fanotify(group) => group.deny(unique),
+        }
     }
+}
 
-    /// Has the kernel send again what nobody answered.
-    pub(super) fn resend(&self) -> io::Result<()> {
-        (&self.fuse).write(&answer::resend()).map(drop)
-    }
+/// The next request of a session, if there is one.
+pub(super) fn receive<'a>(mut fuse: &File, buf: &'a mut [u8]) -> io::Result<&'a [u8]> {
+    let len = fuse.read(buf)?;
+    Ok(buf.get(..len).unwrap_or_default())
+}
+
+/// Sends an answer. A request that the kernel knows no longer needs none.
+pub(super) fn send(mut fuse: &File, bytes: &[u8]) {
+    let _ = fuse.write(bytes);
+}
+
+/// Has the kernel send again what nobody answered.
+pub(super) fn resend(mut fuse: &File) -> io::Result<()> {
+    fuse.write(&answer::resend()).map(drop)
 }
 
 impl Shared {
@@ -78,11 +106,15 @@ impl Shared {
                 Decision::Waits => return self.poke.ring(),
                 Decision::Refuse(errno) => return served.refuse(read.unique, errno),
             };
+            let fuse = match &served.way {
+                Way::Fuse(fuse) => fuse,
+                Way::Fanotify(group) => return self.allow(served, group, read.unique),
+            };
             let Ok(number) = fill(served, read, buf) else {
                 return served.refuse(read.unique, EIO);
             };
             if self.state.lock().holds(read.mount, ticket, number) {
-                return served.send(buf);
+                return send(fuse, buf);
             }
         }
         served.refuse(read.unique, EIO);

@@ -1,15 +1,16 @@
 //! The threads that answer the kernel.
 //!
-//! Invariant: a worker takes one request at a time and is done with it, or has put it into
-//! the state, before it takes another; so when all have ended, what is not answered waits.
+//! Invariant: a worker takes some requests at a time and is done with them, or has put them
+//! into the state, before it takes another; so when all have ended, what is not answered waits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::layer::{self, EINTR, Served};
-use super::{STOP, Shared};
+use super::layer::{self, EINTR, Served, receive, send};
+use super::{QUESTIONS, STOP, Shared};
+use crate::fanotify::QUESTIONS_BYTES;
 use crate::fuse::answer::{HEADER_BYTES, Reaction, react};
 use crate::fuse::{self, READ_MAX, REQUEST_BYTES};
 use crate::state::Read;
@@ -55,22 +56,29 @@ impl Workers {
 }
 
 fn work(shared: &Shared) {
-    let mut request = vec![0; REQUEST_BYTES];
+    let mut request = vec![0; REQUEST_BYTES.max(QUESTIONS_BYTES)];
     let mut answer = Vec::with_capacity(HEADER_BYTES + READ_MAX as usize);
     loop {
         let mount = match shared.epoll.next() {
             Ok(STOP) => return,
+            Ok(QUESTIONS) => {
+                shared.take_questions(&mut request);
+                continue;
+            }
             Ok(mount) => mount,
             Err(_) => continue,
         };
         let Some(served) = shared.layer(mount) else {
             continue;
         };
-        match served.receive(&mut request) {
+        let Some(fuse) = served.fuse() else {
+            continue;
+        };
+        match receive(fuse, &mut request) {
             Ok(bytes) => handle(shared, &served, bytes, &mut answer),
             Err(error) if error.raw_os_error() == Some(ENODEV) => {
                 // Unmounted by somebody else; the daemon will say so.
-                let _ = shared.epoll.remove(&served.fuse);
+                let _ = shared.epoll.remove(fuse);
             }
             // Another worker was faster, or the request was withdrawn.
             Err(_) => {}
@@ -80,7 +88,7 @@ fn work(shared: &Shared) {
 
 fn handle(shared: &Shared, served: &Served, bytes: &[u8], answer: &mut Vec<u8>) {
     // Bytes that are no request have no number that an answer could name.
-    let Ok(request) = fuse::parse(bytes) else {
+    let (Ok(request), Some(session)) = (fuse::parse(bytes), served.fuse()) else {
         return;
     };
     if let fuse::Op::Init(init) = request.op {
@@ -88,7 +96,7 @@ fn handle(shared: &Shared, served: &Served, bytes: &[u8], answer: &mut Vec<u8>) 
         shared.resends.store(resends, Ordering::Relaxed);
     }
     match react(&request, served.size) {
-        Reaction::Send(bytes) => served.send(&bytes),
+        Reaction::Send(bytes) => send(session, &bytes),
         Reaction::Nothing => {}
         Reaction::Interrupt(unique) => {
             if shared
@@ -103,7 +111,7 @@ fn handle(shared: &Shared, served: &Served, bytes: &[u8], answer: &mut Vec<u8>) 
         Reaction::Read { offset, len } => {
             let Some((span, zeros)) = layer::wanted(served.data_len, offset, len) else {
                 let zeros = vec![0; len as usize];
-                return served.send(&fuse::answer::ok(request.unique, &zeros));
+                return send(session, &fuse::answer::ok(request.unique, &zeros));
             };
             let read = Read {
                 mount: served.mount,

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
+use super::tests::listed;
 use super::*;
 
 const PAGES: u64 = 6;
@@ -60,7 +61,7 @@ fn index(page: u64) -> usize {
 impl World {
     fn new() -> Self {
         let mut state = State::new(Duration::from_secs(1));
-        let mount = state.mount(PAGES, b"a".to_vec(), b"/a".to_vec()).unwrap();
+        let mount = state.mount(listed(PAGES, "a", "/a"), None).unwrap();
         Self {
             state,
             mount,

@@ -1,6 +1,7 @@
 //! Single decisions, one after another.
 
 use super::*;
+use crate::wire::Through;
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -8,9 +9,20 @@ fn span(start: u64, end: u64) -> Span {
     Span::new(start, end).unwrap()
 }
 
+/// A mount that is asked for.
+pub(super) fn listed(size: u64, name: &str, path: &str) -> Listed {
+    Listed {
+        mount: 0,
+        through: Through::Fuse,
+        size,
+        name: name.as_bytes().to_vec(),
+        path: path.as_bytes().to_vec(),
+    }
+}
+
 fn with_mount() -> (State, u64) {
     let mut state = State::new(WAIT);
-    let mount = state.mount(1 << 20, b"a".to_vec(), b"/a".to_vec()).unwrap();
+    let mount = state.mount(listed(1 << 20, "a", "/a"), None).unwrap();
     (state, mount)
 }
 
@@ -147,26 +159,23 @@ fn mounts_and_waiting_reads_are_bounded() {
     }
     assert_eq!(state.read(read(mount, 0, span(0, 1))), Decision::Refuse(5));
     assert_eq!(state.unmount(mount).len(), WAITING_MAX);
-    let text = |number: usize| format!("/{number}").into_bytes();
+    let mut mount = |name: &str, path: &str| state.mount(listed(1, name, path), None);
     for number in 0..MOUNTS_MAX {
-        state.mount(1, text(number), text(number)).unwrap();
+        mount(&number.to_string(), &format!("/{number}")).unwrap();
     }
-    assert_eq!(state.mount(1, text(MOUNTS_MAX), b"/x".to_vec()), Err(24));
+    assert_eq!(mount("x", "/x"), Err(24));
     state.unmount(state.list()[0].mount);
-    assert_eq!(
-        state.mount(1, b"x".to_vec(), text(5)),
-        Err(17),
-        "one layer per mount"
-    );
+    let mut mount = |name: &str, path: &str| state.mount(listed(1, name, path), None);
+    assert_eq!(mount("x", "/5"), Err(17), "one layer per mount");
     // One that was removed in use, and came again.
-    state.mount(1, text(5), b"/x".to_vec()).unwrap();
+    mount("5", "/x").unwrap();
 }
 
 #[test]
 fn a_successor_knows_what_its_predecessor_knew() {
     let (mut state, mount) = with_mount();
     state.grant(mount, 0, 7, span(0, 4096));
-    let second = state.mount(5, b"b".to_vec(), b"/b".to_vec()).unwrap();
+    let second = state.mount(listed(5, "b", "/b"), None).unwrap();
     state.disconnected();
     state.locked(second, 0);
     let (handed, next) = state.hand_over();
@@ -182,5 +191,57 @@ fn a_successor_knows_what_its_predecessor_knew() {
         panic!("it was granted to the first");
     };
     assert!(successor.holds(mount, ticket, 7) && !successor.holds(mount, ticket, 8));
-    assert!(successor.mount(1, b"c".to_vec(), b"/c".to_vec()).unwrap() > second);
+    let third = successor.mount(listed(1, "c", "/c"), None).unwrap();
+    assert!(third > second);
+}
+
+#[test]
+fn a_kept_mount_stands_on_its_lock_whatever_comes_and_goes() {
+    let mut state = State::new(WAIT);
+    let asked = Listed {
+        through: Through::Fanotify,
+        ..listed(8192, "a", "/a")
+    };
+    let mount = state.mount(asked, Some(5)).unwrap();
+    let all = span(0, 8192);
+    state.grant(mount, 0, 4, all);
+    let before = state.read(read(mount, 1, span(0, 1)));
+    assert_eq!(before, Decision::Waits, "verified before the lock");
+    state.grant(mount, 0, 5, span(0, 4096));
+    state.grant(mount, 0, 9, span(4096, 8191));
+    assert!(!state.is_complete(mount), "a byte is missing");
+    state.disconnected();
+    assert_eq!(state.to_lock(), [0_u64; 0], "it is locked already");
+    assert!(state.attach(mount, 11));
+    state.grant(mount, 0, 10, span(8191, 8192));
+    assert!(state.is_complete(mount), "other numbers take nothing away");
+    let Decision::Serve(ticket) = state.read(read(mount, 2, all)) else {
+        panic!("all of it was granted");
+    };
+    assert!(state.holds(mount, ticket, 12));
+
+    let (handed, _) = state.hand_over();
+    assert_eq!(handed[0].basis, Basis::Kept(5));
+    let mut successor = State::new(WAIT);
+    handed
+        .into_iter()
+        .for_each(|handed| successor.adopt(handed));
+    assert!(successor.is_complete(mount));
+}
+
+#[test]
+fn what_is_not_kept_is_never_complete() {
+    let (mut state, mount) = with_mount();
+    state.grant(mount, 0, 7, span(0, 1 << 20));
+    assert!(!state.is_complete(mount));
+}
+
+#[test]
+fn reads_that_wait_are_listed_and_wait_on() {
+    let (mut state, mount) = with_mount();
+    let one = read(mount, 1, span(0, 4096));
+    state.read(one);
+    assert_eq!(state.waiting(mount), [one]);
+    assert_eq!(state.waiting(mount), [one]);
+    assert_eq!(state.waiting(mount + 1), []);
 }

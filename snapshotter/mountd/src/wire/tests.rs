@@ -2,11 +2,13 @@
 
 use proptest::prelude::*;
 
+use super::encode::{Writer, checksum};
 use super::*;
 
-fn listed() -> Listed {
+fn listed(through: Through) -> Listed {
     Listed {
         mount: 3,
+        through,
         size: 8192,
         name: b"sha256:ab".to_vec(),
         path: b"/run/x".to_vec(),
@@ -15,20 +17,21 @@ fn listed() -> Listed {
 
 fn every_message() -> Vec<Message> {
     let span = Span::new(4096, 8192).unwrap();
-    let handed = |basis| Handed {
-        listed: listed(),
-        basis,
-        granted: vec![span, Span::new(1 << 40, 1 << 41).unwrap()],
-    };
     let Listed {
-        size, name, path, ..
-    } = listed();
-    vec![
+        through,
+        size,
+        name,
+        path,
+        ..
+    } = listed(Through::Fanotify);
+    let mut all = every_message_of_a_hand_over();
+    all.extend([
         Message::Hello(Role::Daemon),
         Message::Hello(Role::Successor),
         Message::Hello(Role::Guest),
         Message::Mount {
             request: 9,
+            through,
             size,
             name,
             path,
@@ -55,7 +58,8 @@ fn every_message() -> Vec<Message> {
         },
         Message::Taken,
         Message::Welcome { mounts: 4 },
-        Message::Listed(listed()),
+        Message::Listed(listed(Through::Fuse)),
+        Message::Listed(listed(Through::Fanotify)),
         Message::Done {
             request: 1,
             mount: 2,
@@ -66,8 +70,26 @@ fn every_message() -> Vec<Message> {
             mount: 2,
             span,
         },
-        Message::Handed(handed(Basis::Lock)),
-        Message::Handed(handed(Basis::Number(7))),
+        Message::Mark {
+            request: 1,
+            mount: 2,
+        },
+    ]);
+    all
+}
+
+fn every_message_of_a_hand_over() -> Vec<Message> {
+    let span = Span::new(4096, 8192).unwrap();
+    let handed = |through, basis| Handed {
+        listed: listed(through),
+        basis,
+        mark: u64::from(through == Through::Fanotify),
+        granted: vec![span, Span::new(1 << 40, 1 << 41).unwrap()],
+    };
+    vec![
+        Message::Handed(handed(Through::Fuse, Basis::Lock)),
+        Message::Handed(handed(Through::Fuse, Basis::Number(7))),
+        Message::Handed(handed(Through::Fanotify, Basis::Kept(7))),
         Message::HandedAll {
             next_mount: 5,
             guarded: true,
@@ -78,6 +100,13 @@ fn every_message() -> Vec<Message> {
         },
         Message::Dropped { mount: 5 },
         Message::HandedByGuard { next_mount: 5 },
+        Message::HandedGroup,
+        Message::HandedRead {
+            mount: 1,
+            number: 77,
+            waited_ms: 1500,
+            span,
+        },
     ]
 }
 
@@ -97,7 +126,7 @@ fn a_message_is_golden() {
     });
     let golden = [
         b"LZMD".as_slice(),
-        &[1, 0, 34, 0, 20, 0, 0, 0],
+        &[2, 0, 34, 0, 20, 0, 0, 0],
         &bytes[12..16],
         &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0],
     ];
@@ -134,31 +163,45 @@ fn sealed(kind: u16, body: &[u8]) -> Vec<u8> {
 fn limits_hold_behind_a_right_checksum() {
     let mut empty_span = Writer(Vec::new());
     empty_span.u64s(&[1, 2, 5, 5]);
-    let mut huge = Writer(Vec::new());
-    huge.u64s(&[1, SIZE_MAX + 1]);
+    let mut huge = Writer([[1; 8].as_slice(), &[0]].concat());
+    huge.u64s(&[SIZE_MAX + 1]);
     huge.text(b"a");
     huge.text(b"/");
-    let mut relative = Writer(Vec::new());
-    relative.u64s(&[1, 1]);
+    let mut relative = Writer([[1; 8].as_slice(), &[0]].concat());
+    relative.u64s(&[1]);
     relative.text(b"a");
     relative.text(b"run/x");
-    let mut many = Writer(Vec::new());
-    many.u64s(&[1, 1]);
-    many.0.push(1);
-    many.u64s(&[0]);
-    many.text(b"a");
-    many.text(b"/");
-    many.u32(u32::MAX);
+    // Whatever a mount stands on belongs to what it is made of.
+    let handed = |through: u8, basis: u8, mark: u64, spans: u32| {
+        let mut out = Writer([[1; 8].as_slice(), &[through]].concat());
+        out.u64s(&[1]);
+        out.text(b"a");
+        out.text(b"/");
+        out.0.push(basis);
+        out.u64s(&[0, mark]);
+        out.u32(spans);
+        out.0
+    };
+    assert!(decode(&sealed(64, &handed(0, 1, 0, 0))).is_ok());
+    assert!(decode(&sealed(64, &handed(1, 2, 9, 0))).is_ok());
+    let mut elsewhere = Writer([[1; 8].as_slice(), &[2]].concat());
+    elsewhere.u64s(&[1]);
+    elsewhere.text(b"a");
+    elsewhere.text(b"/");
     let table = [
         (1, vec![3], "a role there is not"),
         (7, vec![0], "more than there should be"),
         (35, empty_span.0, "an empty span"),
         (2, huge.0, "a file that cannot be"),
         (2, relative.0, "a path that is not absolute"),
+        (2, elsewhere.0, "what a mount cannot be made of"),
+        (64, handed(0, 1, 0, u32::MAX), "more spans than there are"),
+        (64, handed(0, 2, 0, 0), "a fuse mount that is kept"),
+        (64, handed(0, 1, 9, 0), "a fuse mount that is marked"),
         (
             64,
-            many.0,
-            "more spans than there may be, and than there are",
+            handed(1, 0, 0, 0),
+            "a mount through fanotify that is not",
         ),
         (999, vec![], "a kind there is not"),
     ];
@@ -170,7 +213,7 @@ fn limits_hold_behind_a_right_checksum() {
         );
     }
     let mut later = encode(&Message::Taken);
-    later[4] = 2;
+    later[4] = 3;
     assert_eq!(decode(&later), Err(Malformed::Foreign), "another version");
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lazarette_mountd::client::Connection;
 use lazarette_mountd::ranges::Span;
-use lazarette_mountd::wire::{FileId, Message, Role};
+use lazarette_mountd::wire::{FileId, Message, Role, Through};
 
 use crate::store::{Layer, PAGE, Random};
 
@@ -95,6 +95,7 @@ pub(crate) fn mount(server: &Connection, layer: &Layer, name: &str, at: &Path) -
     let [data, number] = layer.lend();
     let message = Message::Mount {
         request: 1,
+        through: Through::Fuse,
         size: layer.pages * PAGE,
         name: name.as_bytes().to_vec(),
         path: at.as_os_str().as_bytes().to_vec(),

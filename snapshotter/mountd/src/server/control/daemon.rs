@@ -4,19 +4,24 @@
 //! is told of it. What fails half way leaves nothing.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Control;
-use crate::server::layer::{EIO, Served};
+use crate::fanotify::Group;
+use crate::server::QUESTIONS;
+use crate::server::layer::{EIO, Served, Way};
 use crate::server::link::Link;
 use crate::state::Granted;
-use crate::wire::{Basis, FileId, Handed, Listed, Message};
+use crate::wire::{Basis, FileId, Handed, Listed, Message, Through};
 use crate::{Error, Result, log, sys};
 
 const ENOENT: u32 = 2;
 const ESTALE: u32 = 116;
+const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 /// What is shown is the data file up to the end of its last block of this size.
 const BLOCK_BYTES: u64 = 4096;
@@ -38,12 +43,14 @@ impl Control {
         match message {
             Message::Mount {
                 request,
+                through,
                 size,
                 name,
                 path,
             } => {
                 let asked = Listed {
                     mount: 0,
+                    through,
                     size,
                     name,
                     path,
@@ -58,6 +65,7 @@ impl Control {
                 mount,
                 file,
             } => done(request, mount, self.attach(mount, file)),
+            Message::Mark { request, mount } => done(request, mount, self.mark(mount, fds)),
             Message::Unmount { request, mount } => done(request, mount, self.unmount(mount)),
             Message::Grant {
                 want,
@@ -96,59 +104,116 @@ impl Control {
 
     /// The new mount's number, or an errno.
     fn mount(&mut self, asked: Listed, fds: Vec<OwnedFd>) -> Result<u64, u32> {
-        let errno = |error: &std::io::Error| {
-            log::say(&format!("cannot mount {}: {error}", name_of(&asked.name)));
-            error
-                .raw_os_error()
-                .map_or(EIO.unsigned_abs(), i32::unsigned_abs)
-        };
-        let files: Result<[File; 2], _> =
-            <[OwnedFd; 2]>::try_from(fds).map(|fds| fds.map(File::from));
-        let [data, evictions] = files.map_err(|_| EIO.unsigned_abs())?;
-        let data_len = data.metadata().map_err(|e| errno(&e))?.len();
-        if asked.size < data_len || asked.size - data_len >= BLOCK_BYTES {
-            return Err(EINVAL.unsigned_abs());
+        let name = name_of(&asked.name);
+        self.try_mount(asked, fds).map_err(|error| {
+            log::say(&format!("cannot mount {name}: {error}"));
+            errno_in(&error)
+        })
+    }
+
+    fn try_mount(&mut self, asked: Listed, fds: Vec<OwnedFd>) -> io::Result<u64> {
+        let files = <[OwnedFd; 2]>::try_from(fds).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let [data, evictions] = files.map(File::from);
+        let data_len = data.metadata()?.len();
+        let is_whole = asked.size == data_len || asked.through == Through::Fuse;
+        if !is_whole || asked.size < data_len || asked.size - data_len >= BLOCK_BYTES {
+            return Err(io::Error::from_raw_os_error(EINVAL));
         }
-        let fuse = sys::open_fuse().map_err(|e| errno(&e))?;
-        let (name, path) = (asked.name.clone(), asked.path.clone());
-        let mount = self.shared.state.lock().mount(asked.size, name, path);
-        let mount = mount.map_err(i32::unsigned_abs)?;
-        let served = Served {
-            mount,
+        let mut served = Served {
+            mount: 0,
             size: asked.size,
             data_len,
-            fuse,
+            way: match asked.through {
+                Through::Fuse => Way::Fuse(sys::open_fuse()?),
+                Through::Fanotify => Way::Fanotify(self.group()?),
+            },
             data,
             evictions,
             path: PathBuf::from(std::ffi::OsString::from_vec(asked.path.clone())),
         };
+        let kept = match asked.through {
+            Through::Fuse => None,
+            Through::Fanotify => Some(keep(&served)?),
+        };
+        let mount = self.shared.state.lock().mount(asked.clone(), kept);
+        served.mount = mount.map_err(io::Error::from_raw_os_error)?;
         let handed = Handed {
             listed: Listed {
-                mount,
-                ..asked.clone()
+                mount: served.mount,
+                ..asked
             },
-            basis: Basis::Number(0),
+            basis: kept.map_or(Basis::Number(0), Basis::Kept),
+            mark: 0,
             granted: Vec::new(),
         };
-        self.guard
-            .keep(&handed, [&served.fuse, &served.data, &served.evictions]);
-        let begun = sys::mount_fuse(&served.fuse, &served.path);
-        let path = served.path.clone();
-        let served = begun.map_err(|e| errno(&e)).and_then(|()| {
-            let inserted = self.shared.insert(served);
-            inserted.map_err(|_| {
+        self.have_kept(handed, &served);
+        self.serve_new(served)
+    }
+
+    /// Serves a mount that is known; where that fails, it is known no more.
+    fn serve_new(&mut self, served: Served) -> io::Result<u64> {
+        let (mount, path) = (served.mount, served.path.clone());
+        let begun = match &served.way {
+            Way::Fuse(fuse) => sys::mount_fuse(fuse, &path),
+            Way::Fanotify(_) => FileId::of(&served.data).map(|file| {
+                // Who asks about it is known from here on; nobody does before it is marked.
+                self.shared.marked.insert(file, mount, 0);
+            }),
+        };
+        let served = begun.and_then(|()| {
+            self.shared.insert(served).map_err(|error| {
                 // What is not served must not be seen; nobody can have opened it yet.
                 let _ = sys::detach(&path);
-                EIO.unsigned_abs()
+                io::Error::other(error)
             })
         });
-        if let Err(errno) = served {
+        if let Err(error) = served {
             self.shared.remove(mount);
             self.shared.state.lock().unmount(mount);
             self.guard.drop_mount(mount);
-            return Err(errno);
+            return Err(error);
         }
         Ok(mount)
+    }
+
+    /// The group through which the kernel asks, made if there is none. The guard has it, too:
+    /// the kernel allows everything once nobody has.
+    fn group(&mut self) -> io::Result<Arc<Group>> {
+        if !self.guard.is_there() {
+            self.renew_guard();
+        }
+        if !self.guard.is_there() {
+            return Err(io::Error::other("there is no guard"));
+        }
+        if let Some(group) = self.shared.marked.group() {
+            return Ok(Arc::clone(group));
+        }
+        let group = Arc::new(Group::new()?);
+        self.guard.keep_group(&group);
+        self.shared.epoll.add(group.as_ref(), QUESTIONS)?;
+        self.shared.marked.adopt(Arc::clone(&group));
+        Ok(group)
+    }
+
+    /// Has the kernel ask before it reads the data of a mount through what is given. 0 or an
+    /// errno.
+    fn mark(&mut self, mount: u64, fds: Vec<OwnedFd>) -> u32 {
+        let (Some(served), Some(mounted)) = (self.shared.layer(mount), fds.into_iter().next())
+        else {
+            return ENOENT;
+        };
+        let marked =
+            is_of(&served, &mounted).and_then(|()| self.shared.marked.mark(mount, mounted.as_fd()));
+        if let Err(error) = marked {
+            log::say(&format!("cannot mark {}: {error}", served.path.display()));
+            return errno_in(&error);
+        }
+        let (all, _) = self.shared.state.lock().hand_over();
+        let handed = all.into_iter().find(|one| one.listed.mount == mount);
+        if let Some(handed) = handed {
+            self.have_kept(handed, &served);
+        }
+        0
     }
 
     /// 0 or an errno.
@@ -167,7 +232,22 @@ impl Control {
         }
         // After the state stands on the number, and not before. It fails only where there
         // are no locks.
-        let _ = sys::unlock(&served.data);
+        if served.fuse().is_some() {
+            let _ = sys::unlock(&served.data);
+        }
+        0
+    }
+
+    /// Ends a mount through fanotify; 0 or an errno. One that something may still read stays:
+    /// a container that has it under its own file system, for one.
+    fn forget(&mut self, mount: u64) -> u32 {
+        match self.shared.marked.is_used(mount) {
+            Ok(false) => {}
+            Ok(true) => return EBUSY.unsigned_abs(),
+            Err(error) => return errno_in(&error),
+        }
+        self.shared.remove(mount);
+        self.guard.drop_mount(mount);
         0
     }
 
@@ -176,6 +256,9 @@ impl Control {
         let Some(served) = self.shared.layer(mount) else {
             return ENOENT;
         };
+        if served.fuse().is_none() {
+            return self.forget(mount);
+        }
         if let Err(error) = sys::unmount(&served.path) {
             let errno = error.raw_os_error().unwrap_or(EIO);
             // It is no mount any more: somebody was faster.
@@ -187,6 +270,30 @@ impl Control {
         self.guard.drop_mount(mount);
         0
     }
+}
+
+/// Keeps everybody from evicting; the store's number after that.
+fn keep(served: &Served) -> io::Result<u64> {
+    if !sys::lock_against_evictions(&served.data)? {
+        return Err(io::Error::from_raw_os_error(EBUSY));
+    }
+    served.number_now()
+}
+
+/// Whether what is to be marked is the mount's data, and the mount one that needs it.
+fn is_of(served: &Served, mounted: &OwnedFd) -> io::Result<()> {
+    let named = File::from(mounted.try_clone()?);
+    let is_kept = served.fuse().is_none();
+    if !is_kept || FileId::of(&named)? != FileId::of(&served.data)? {
+        return Err(io::Error::from_raw_os_error(EINVAL));
+    }
+    Ok(())
+}
+
+fn errno_in(error: &io::Error) -> u32 {
+    error
+        .raw_os_error()
+        .map_or(EIO.unsigned_abs(), i32::unsigned_abs)
 }
 
 /// Largest errno that the kernel takes.

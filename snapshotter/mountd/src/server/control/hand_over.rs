@@ -1,19 +1,20 @@
 //! Giving everything to a successor.
 //!
 //! Invariant: until the successor has said that it has everything, this server can go on;
-//! after that it answers nothing. No request is lost: those that wait are sent again by the
-//! kernel, to the successor.
+//! after that it answers nothing. No request is lost: those that wait in a session are sent
+//! again by the kernel, to the successor; questions through fanotify are handed over.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Control;
+use crate::client::Connection;
 use crate::server::layer::EIO;
 use crate::server::link::Link;
 use crate::server::workers::Workers;
-use crate::wire::Message;
-use crate::{Error, Result, log, sys};
+use crate::wire::{Handed, Message, Through};
+use crate::{Error, Result, log};
 
 /// How long a successor may take to say that it has everything.
 const TAKEN_WAIT: Duration = Duration::from_secs(10);
@@ -45,10 +46,13 @@ impl Control {
         }
     }
 
-    /// Answers those that wait, where the kernel would not send them again.
+    /// Answers those that wait in a session, where the kernel would not send them again.
     fn refuse_all(&self) {
         let mounts = self.shared.state.lock().list();
         for listed in mounts {
+            if listed.through == Through::Fanotify {
+                continue;
+            }
             let waiting = self.shared.state.lock().take_waiting(listed.mount);
             if let Some(served) = self.shared.layer(listed.mount) {
                 waiting
@@ -61,15 +65,14 @@ impl Control {
     fn give(&self, link: &Link) -> Result<()> {
         let (all, next_mount) = self.shared.state.lock().hand_over();
         let to = link.connection();
-        for handed in all {
+        // Before all that has descriptors: the successor must have the questions' numbers.
+        self.give_questions(to, &all)?;
+        for mut handed in all {
             let Some(served) = self.shared.layer(handed.listed.mount) else {
                 continue;
             };
-            let fds = [
-                served.fuse.as_fd(),
-                served.data.as_fd(),
-                served.evictions.as_fd(),
-            ];
+            handed.mark = self.shared.marked.mark_of(served.mount);
+            let fds: Vec<_> = served.files().into_iter().map(AsFd::as_fd).collect();
             to.send(&Message::Handed(handed), &fds)?;
         }
         let guard = self.guard.as_fd();
@@ -82,14 +85,35 @@ impl Control {
             },
             &fds,
         )?;
-        let ready = sys::wait(&[(to.as_fd(), false)], Some(TAKEN_WAIT));
-        let ready = ready.map_err(|e| Error::io("wait for", "the successor", e))?;
-        if ready != [true] {
-            return Err(Error::Protocol("it took too long"));
-        }
-        match to.receive()? {
+        match to.receive_within(TAKEN_WAIT)? {
             (Message::Taken, _) => Ok(()),
             _ => Err(Error::Protocol("it did not say that it has everything")),
         }
+    }
+
+    /// Gives the group through which the kernel asks, and what it asked.
+    fn give_questions(&self, to: &Connection, all: &[Handed]) -> Result<()> {
+        let Some(group) = self.shared.marked.group() else {
+            return Ok(());
+        };
+        to.send(&Message::HandedGroup, &[group.as_fd()])?;
+        let kept = all.iter().map(|handed| &handed.listed);
+        for listed in kept.filter(|listed| listed.through == Through::Fanotify) {
+            let waiting = self.shared.state.lock().waiting(listed.mount);
+            for read in waiting {
+                let Some(number) = group.number_of(read.unique) else {
+                    continue;
+                };
+                let waited = read.since.elapsed().as_millis();
+                let message = Message::HandedRead {
+                    mount: read.mount,
+                    number,
+                    waited_ms: u64::try_from(waited).unwrap_or(u64::MAX),
+                    span: read.span,
+                };
+                to.send(&message, &[])?;
+            }
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,145 @@
+//! Which backend shows layers, and why.
+//!
+//! Invariant: [`choose`] is pure; the same facts give the same choice. A wish is kept or refused,
+//! never replaced by something else.
+
+use std::path::Path;
+
+use super::Through;
+use super::probe::probe;
+use crate::fuse::Backend;
+use crate::{Error, Result};
+
+/// Who may take parts of mounted layers off the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evictions {
+    /// Nobody; but where the disk runs full, layers that nothing uses go.
+    Never,
+    /// Whoever keeps a budget of bytes.
+    Budget,
+}
+
+/// What this kernel was seen to do, or why not; see [`probe`](super::probe).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probed {
+    /// It asks before an EROFS reads its data file, and keeps to the answer.
+    pub fanotify: std::result::Result<(), String>,
+    /// It mounts an EROFS whose data file is served by FUSE.
+    pub erofs: std::result::Result<(), String>,
+}
+
+/// What was chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// [`Backend::Fanotify`], [`Backend::Erofs`] or [`Backend::Fuse`].
+    pub backend: Backend,
+    /// For the log.
+    pub reason: String,
+}
+
+impl Choice {
+    /// Through what the mount server is to get the data; `None` where it has no part in it.
+    pub fn through(&self) -> Option<Through> {
+        match self.backend {
+            Backend::Fanotify => Some(Through::Fanotify),
+            Backend::Erofs => Some(Through::Fuse),
+            Backend::Fuse | Backend::Auto => None,
+        }
+    }
+}
+
+/// Probes in `dir`, on the file system that holds the store, chooses, and says so once in the
+/// log. Takes milliseconds and blocks for them.
+///
+/// # Errors
+/// `Environment` where the wish cannot be had.
+pub fn select(dir: &Path, wish: Backend, evictions: Evictions) -> Result<Choice> {
+    // Whether an EROFS can be had over FUSE is seen when the first one is mounted.
+    let chosen = choose(&probe(dir, Ok(())), wish, evictions);
+    let choice = chosen.map_err(|detail| Error::Environment {
+        op: "have the backend that was asked for",
+        detail: format!("{detail}; use the backend \"auto\""),
+    })?;
+    let (backend, reason) = (choice.backend, &choice.reason);
+    tracing::info!(?backend, reason, "layers are shown");
+    Ok(choice)
+}
+
+/// Chooses.
+///
+/// # Errors
+/// Why the wish cannot be had.
+pub fn choose(
+    probed: &Probed,
+    wish: Backend,
+    evictions: Evictions,
+) -> std::result::Result<Choice, String> {
+    let chose = |backend, reason: String| Ok(Choice { backend, reason });
+    let asked = || "it was asked for".to_owned();
+    match (wish, &probed.fanotify, &probed.erofs, evictions) {
+        (Backend::Fuse, ..) => chose(Backend::Fuse, asked()),
+        (Backend::Erofs, _, Ok(()), _) => chose(Backend::Erofs, asked()),
+        (Backend::Erofs, _, Err(why), _) => Err(why.clone()),
+        (Backend::Fanotify, Ok(()), ..) => chose(Backend::Fanotify, asked()),
+        (Backend::Fanotify, Err(why), ..) => Err(why.clone()),
+        (Backend::Auto, Ok(()), _, Evictions::Never) => chose(
+            Backend::Fanotify,
+            "this kernel asks before it reads, and no budget needs parts of layers back".to_owned(),
+        ),
+        (Backend::Auto, Ok(()), Ok(()), Evictions::Budget) => chose(
+            Backend::Erofs,
+            "there is a budget, and through fanotify mounted layers are never evicted from"
+                .to_owned(),
+        ),
+        (Backend::Auto, Err(why), Ok(()), _) => {
+            chose(Backend::Erofs, format!("fanotify cannot be used: {why}"))
+        }
+        (Backend::Auto, _, Err(why), _) => {
+            chose(Backend::Fuse, format!("erofs cannot be used: {why}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case() {
+        use Backend::{Auto, Erofs, Fanotify, Fuse};
+        use Evictions::{Budget, Never};
+        let (yes, no) = (Ok(()), Err("it does not"));
+        let table = [
+            // wish, fanotify, erofs, evictions: choice, what its reason names
+            (Fuse, yes, yes, Never, Ok(Fuse), "asked for"),
+            (Fuse, no, no, Budget, Ok(Fuse), "asked for"),
+            (Erofs, yes, yes, Never, Ok(Erofs), "asked for"),
+            (Erofs, yes, no, Never, Err(()), "it does not"),
+            (Fanotify, yes, yes, Never, Ok(Fanotify), "asked for"),
+            (Fanotify, yes, no, Budget, Ok(Fanotify), "asked for"),
+            (Fanotify, no, yes, Never, Err(()), "it does not"),
+            (Auto, yes, yes, Never, Ok(Fanotify), "no budget"),
+            (Auto, yes, no, Never, Ok(Fanotify), "no budget"),
+            (Auto, yes, yes, Budget, Ok(Erofs), "there is a budget"),
+            (Auto, no, yes, Never, Ok(Erofs), "it does not"),
+            (Auto, no, yes, Budget, Ok(Erofs), "it does not"),
+            (Auto, yes, no, Budget, Ok(Fuse), "it does not"),
+            (Auto, no, no, Never, Ok(Fuse), "it does not"),
+        ];
+        for (wish, fanotify, erofs, evictions, expected, word) in table {
+            let probed = Probed {
+                fanotify: fanotify.map_err(str::to_owned),
+                erofs: erofs.map_err(str::to_owned),
+            };
+            let row = format!("{wish:?} {probed:?} {evictions:?}");
+            match (choose(&probed, wish, evictions), expected) {
+                (Ok(choice), Ok(backend)) => {
+                    assert_eq!(choice.backend, backend, "{row}");
+                    assert!(choice.reason.contains(word), "{row}: {}", choice.reason);
+                }
+                (Err(why), Err(())) => assert!(why.contains(word), "{row}: {why}"),
+                (got, _) => panic!("{row}: {got:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! A mount of the layer by one backend, with a store and processes of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lazarette_fetcher::layer::Layer;
+use lazarette_snapshotter::fuse::{Backend, FuseOptions, LayerMount, LayerMounts};
+use lazarette_snapshotter::mountd::{MountServer, Mounted, Place, Shown, Through};
+use lazarette_snapshotter::tree::Tree;
+use tokio::runtime::Runtime;
+
+use crate::{layer, sys};
+
+/// What shows the layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shows {
+    Fuse,
+    Erofs,
+    ServerFuse,
+    ServerFanotify,
+}
+
+impl Shows {
+    /// Whether an EROFS does.
+    pub(crate) fn is_erofs(self) -> bool {
+        self != Self::Fuse
+    }
+}
+
+enum Mount {
+    Own(Arc<LayerMount>),
+    Server(MountServer, Mounted),
+}
+
+/// Nothing of the layer has been read.
+pub(crate) struct Bed {
+    pub(crate) shows: Shows,
+    /// Has the tree that the layer was made of.
+    pub(crate) origin: PathBuf,
+    dir: tempfile::TempDir,
+    pub(crate) layer: Arc<Layer>,
+    mount: Option<Mount>,
+    runtime: Runtime,
+}
+
+impl Bed {
+    pub(crate) fn new(origin: &tempfile::TempDir, shows: Shows) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = Runtime::new().unwrap();
+        let layer = layer::open(origin.path(), &dir.path().join("store"), &runtime);
+        let mut bed = Self {
+            shows,
+            origin: origin.path().to_path_buf(),
+            dir,
+            layer,
+            mount: None,
+            runtime,
+        };
+        bed.mount = Some(match shows {
+            Shows::Fuse => bed.mount_own(Backend::Fuse),
+            Shows::Erofs => bed.mount_own(Backend::Erofs),
+            Shows::ServerFuse => bed.mount_by_server(Through::Fuse),
+            Shows::ServerFanotify => bed.mount_by_server(Through::Fanotify),
+        });
+        bed
+    }
+
+    fn mount_own(&self, backend: Backend) -> Mount {
+        let options = FuseOptions {
+            backend,
+            ..FuseOptions::default()
+        };
+        let handle = self.runtime.handle().clone();
+        let mounts = LayerMounts::new(self.dir.path().join("mounts"), handle, options);
+        let tree = Arc::new(Tree::build(self.layer.index()).unwrap());
+        let digest = self.layer.index().blob_digest;
+        let data = Arc::clone(&self.layer) as _;
+        Mount::Own(mounts.mount(digest, tree, data).unwrap())
+    }
+
+    fn mount_by_server(&self, through: Through) -> Mount {
+        let (socket, handle) = (self.dir.path().join("socket"), self.runtime.handle());
+        let program = layer::program();
+        let (server, _) = MountServer::connect_or_start(&socket, &program, handle.clone()).unwrap();
+        let tree = Tree::build(self.layer.index()).unwrap();
+        let shown = Shown {
+            blob_digest: self.layer.index().blob_digest,
+            tree: &tree,
+            data: Arc::clone(&self.layer) as _,
+            through,
+        };
+        let place = Place {
+            path: &self.dir.path().join("mnt"),
+            metadata: &self.dir.path().join("metadata"),
+        };
+        let mounted = server.mount_shown(&shown, place).unwrap();
+        Mount::Server(server, mounted)
+    }
+
+    /// Where the layer is.
+    pub(crate) fn path(&self) -> &Path {
+        match self.mount.as_ref().unwrap() {
+            Mount::Own(mount) => mount.path(),
+            Mount::Server(_, mounted) => &mounted.path,
+        }
+    }
+
+    /// A directory for the test.
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Unmounts in order; nothing is left.
+    pub(crate) fn end(mut self) {
+        match self.mount.take().unwrap() {
+            Mount::Own(mount) => drop(mount),
+            Mount::Server(server, mounted) => server.unmount_layer(&mounted).unwrap(),
+        }
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!table.contains(self.dir.path().to_str().unwrap()));
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        drop(self.mount.take());
+        end_servers(self.dir.path());
+    }
+}
+
+/// Whoever serves at the socket in `dir`, and its guard.
+pub(crate) fn servers(dir: &Path) -> Vec<(i32, bool)> {
+    let socket = dir.join("socket");
+    let all = fs::read_dir("/proc").unwrap();
+    let pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let ours = |pid: i32| {
+        let args = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let mut args = args.split(|byte| *byte == 0);
+        let is_guard = args.nth(1)? == b"guard";
+        let args = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let is_ours = args
+            .split(|byte| *byte == 0)
+            .any(|arg| arg == socket.as_os_str().as_encoded_bytes());
+        is_ours.then_some((pid, is_guard))
+    };
+    pids.filter_map(ours).collect()
+}
+
+/// Ends the servers of a test and takes down what they showed, also where it failed.
+pub(crate) fn end_servers(dir: &Path) {
+    for (pid, _) in servers(dir) {
+        sys::kill_by_id(pid);
+    }
+    for name in ["merged", "mnt", "mnt", "mnt", "mnt"] {
+        sys::detach(&dir.join(name));
+    }
+}

@@ -1,0 +1,449 @@
+//! Everything that takes part in a read is killed, replaced or made to fail, at every point.
+//! What is read is compared then and afterwards, from what the kernel kept and anew: a page of
+//! zeros that was once taken for data would still be there.
+
+use std::cell::Cell;
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use lazarette_snapshotter::mountd::{LentData as _, Place, Shown, Through, take_down_orphans};
+use lazarette_snapshotter::tree::Tree;
+use rand::Rng as _;
+use tokio::runtime::Runtime;
+
+use crate::bed::{end_servers, servers};
+use crate::checks::assert_same;
+use crate::daemon::{DEATHS, Daemon, Does, connect};
+use crate::{layer, must_be_root, sys};
+
+const EIO: i32 = 5;
+/// Seconds that a read may wait, where none should have to.
+const PATIENT: u64 = 120;
+/// Readers at a time.
+const READERS: usize = 4;
+
+/// Makes two tests, for root, of each function that takes what the kernel gets data through.
+macro_rules! through_both {
+    ($($name:ident)*) => {
+        through_both!(@ fuse Fuse $($name)*);
+        through_both!(@ fanotify Fanotify $($name)*);
+    };
+    (@ $module:ident $through:ident $($name:ident)*) => {
+        mod $module {
+            use lazarette_snapshotter::mountd::Through;
+            $(
+                #[test]
+                fn $name() {
+                    let test = concat!(stringify!($module), "::", stringify!($name));
+                    if crate::must_be_root(test) {
+                        super::$name(Through::$through);
+                    }
+                }
+            )*
+        }
+    };
+}
+
+through_both! {
+    privileged_a_daemon_may_die_at_any_point_of_a_fill
+    privileged_a_daemon_that_fails_is_an_error_and_not_remembered
+    privileged_without_a_daemon_a_read_fails_in_the_end
+    privileged_a_server_that_dies_is_an_error_and_not_remembered
+    privileged_a_server_may_be_replaced_while_reads_wait
+    privileged_a_successor_that_dies_is_an_error_and_not_remembered
+    privileged_a_guard_that_dies_is_replaced
+    privileged_readers_that_are_killed_leave_nothing_wrong
+    privileged_after_the_death_of_all_a_new_mount_is_right
+    privileged_a_guard_with_nothing_to_guard_ends
+}
+
+/// A server, and the directories of it and of its daemons.
+struct Zone {
+    origin: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    through: Through,
+    wait: u64,
+    server: Child,
+    /// How many of the files that are alike were read.
+    read: Cell<usize>,
+}
+
+impl Zone {
+    fn new(through: Through, wait: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self {
+            origin: layer::write(),
+            server: start_server(dir.path(), wait, false),
+            dir,
+            through,
+            wait,
+            read: Cell::new(0),
+        }
+    }
+
+    fn daemon(&self, does: Does) -> Daemon {
+        Daemon::start(self.dir.path(), self.origin.path(), self.through, does)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("mnt").join(name)
+    }
+
+    /// Begins to read a file of which nothing is on the disk: the last one that nobody has read
+    /// yet, as whatever fetches brings along what is behind.
+    fn read_fresh(&self) -> Reading {
+        let read = self.read.replace(self.read.get() + 1);
+        let name = layer::fresh(layer::FRESH - 1 - read);
+        let path = self.path(&name);
+        Reading {
+            thread: std::thread::spawn(move || fs::read(path)),
+            origin: layer::content(self.origin.path(), &name),
+            name,
+        }
+    }
+
+    fn read_some_fresh(&self) -> Vec<Reading> {
+        (0..READERS).map(|_| self.read_fresh()).collect()
+    }
+
+    fn kill_server(&mut self) {
+        self.server.kill().unwrap();
+        self.server.wait().unwrap();
+    }
+
+    fn start_server(&mut self) {
+        self.server = start_server(self.dir.path(), self.wait, false);
+    }
+
+    fn replace_server(&mut self) {
+        let successor = start_server(self.dir.path(), self.wait, true);
+        let mut old = std::mem::replace(&mut self.server, successor);
+        assert!(old.wait().unwrap().success());
+    }
+
+    fn guard(&self) -> Option<i32> {
+        let all = servers(self.dir.path()).into_iter();
+        all.filter(|(_, is_guard)| *is_guard)
+            .map(|(pid, _)| pid)
+            .next()
+    }
+
+    /// Reads everything twice; there is a daemon that does right.
+    fn check_all(&self) {
+        let _daemon = self.daemon(Does::Right);
+        self.compare_all();
+    }
+
+    fn compare_all(&self) {
+        for name in layer::files(self.origin.path()) {
+            let origin = layer::content(self.origin.path(), &name);
+            let path = self.path(&name);
+            assert_same(&fs::read(&path).unwrap(), &origin, &name);
+            assert_same(&layer::read_anew(&path).unwrap(), &origin, &name);
+        }
+    }
+}
+
+impl Drop for Zone {
+    fn drop(&mut self) {
+        end_servers(self.dir.path());
+        let _ = self.server.wait();
+    }
+}
+
+/// A read in a thread.
+struct Reading {
+    thread: JoinHandle<io::Result<Vec<u8>>>,
+    origin: Vec<u8>,
+    name: String,
+}
+
+impl Reading {
+    #[track_caller]
+    fn succeeds(self) {
+        let read = self.thread.join().unwrap();
+        assert_same(&read.unwrap(), &self.origin, &self.name);
+    }
+
+    #[track_caller]
+    fn fails(self) {
+        let error = self.thread.join().unwrap().expect_err("nothing is there");
+        assert_eq!(error.raw_os_error(), Some(EIO), "{error}");
+    }
+}
+
+fn start_server(dir: &Path, wait: u64, take_over: bool) -> Child {
+    let mut command = Command::new(layer::program());
+    command.arg("--socket").arg(dir.join("socket"));
+    command.args(["--wait", &wait.to_string()]);
+    if take_over {
+        command.arg("--take-over");
+    }
+    let mut server = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = [0; lazarette_mountd::READY.len()];
+    let out = server.stdout.as_mut().unwrap();
+    out.read_exact(&mut said).expect("the server listens");
+    server
+}
+
+fn privileged_a_daemon_may_die_at_any_point_of_a_fill(through: Through) {
+    let zone = Zone::new(through, PATIENT);
+    for does in DEATHS.into_iter().cycle().take(5 * DEATHS.len()) {
+        let mut daemon = zone.daemon(does);
+        let reads = [zone.read_fresh(), zone.read_fresh()];
+        daemon.wait();
+        let _daemon = zone.daemon(Does::Right);
+        reads.into_iter().for_each(Reading::succeeds);
+    }
+    zone.check_all();
+}
+
+fn privileged_a_daemon_that_fails_is_an_error_and_not_remembered(through: Through) {
+    let zone = Zone::new(through, PATIENT);
+    let mut daemon = zone.daemon(Does::Fails);
+    zone.read_some_fresh().into_iter().for_each(Reading::fails);
+    daemon.kill();
+    zone.check_all();
+}
+
+fn privileged_without_a_daemon_a_read_fails_in_the_end(through: Through) {
+    let zone = Zone::new(through, 1);
+    zone.daemon(Does::Right).kill();
+    zone.read_some_fresh().into_iter().for_each(Reading::fails);
+    zone.check_all();
+}
+
+fn privileged_a_server_that_dies_is_an_error_and_not_remembered(through: Through) {
+    let mut zone = Zone::new(through, PATIENT);
+    for _ in 0..3 {
+        let mut daemon = zone.daemon(Does::Hangs);
+        let reads = zone.read_some_fresh();
+        daemon.wait_for_asked(READERS);
+        zone.kill_server();
+        reads.into_iter().for_each(Reading::fails);
+        zone.read_some_fresh().into_iter().for_each(Reading::fails);
+        assert!(zone.path(layer::ECHO).exists(), "names go on");
+        zone.start_server();
+        daemon.kill();
+        let _daemon = zone.daemon(Does::Right);
+        let reads = zone.read_some_fresh();
+        reads.into_iter().for_each(Reading::succeeds);
+    }
+    zone.check_all();
+}
+
+fn privileged_a_server_may_be_replaced_while_reads_wait(through: Through) {
+    let mut zone = Zone::new(through, PATIENT);
+    let mut daemon = zone.daemon(Does::Hangs);
+    let mut reads = Vec::new();
+    for _ in 0..4 {
+        reads.extend(zone.read_some_fresh());
+        // It is asked again for those that waited before.
+        daemon.wait_for_asked(reads.len());
+        zone.replace_server();
+    }
+    assert!(reads.iter().all(|read| !read.thread.is_finished()));
+    daemon.kill();
+    let _daemon = zone.daemon(Does::Right);
+    reads.into_iter().for_each(Reading::succeeds);
+    zone.compare_all();
+}
+
+fn privileged_a_successor_that_dies_is_an_error_and_not_remembered(through: Through) {
+    let mut zone = Zone::new(through, PATIENT);
+    let mut daemon = zone.daemon(Does::Hangs);
+    let mut reads = zone.read_some_fresh();
+    daemon.wait_for_asked(READERS);
+    zone.replace_server();
+    reads.extend(zone.read_some_fresh());
+    daemon.wait_for_asked(2 * READERS);
+    zone.kill_server();
+    reads.into_iter().for_each(Reading::fails);
+    zone.start_server();
+    daemon.kill();
+    zone.check_all();
+}
+
+fn privileged_a_guard_that_dies_is_replaced(through: Through) {
+    let mut zone = Zone::new(through, PATIENT);
+    let mut daemon = zone.daemon(Does::Hangs);
+    let first = zone.guard().unwrap();
+    sys::kill_by_id(first);
+    let second = loop {
+        match zone.guard() {
+            Some(pid) if pid != first => break pid,
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    let reads = zone.read_some_fresh();
+    daemon.wait_for_asked(READERS);
+    zone.kill_server();
+    reads.into_iter().for_each(Reading::fails);
+    assert_eq!(zone.guard(), Some(second));
+    zone.start_server();
+    daemon.kill();
+    zone.check_all();
+}
+
+fn privileged_readers_that_are_killed_leave_nothing_wrong(through: Through) {
+    let zone = Zone::new(through, PATIENT);
+    let _daemon = zone.daemon(Does::Right);
+    let mut rng = rand::rng();
+    for number in 0..layer::FRESH {
+        let names = [layer::fresh(number), "sizes/1500001".to_owned()];
+        let mut readers: Vec<Child> = names
+            .iter()
+            .map(|name| {
+                let mut command = Command::new("cat");
+                let command = command.arg(zone.path(name)).stdout(Stdio::null());
+                command.stderr(Stdio::null()).spawn().unwrap()
+            })
+            .collect();
+        std::thread::sleep(Duration::from_micros(rng.random_range(0..6000)));
+        for reader in &mut readers {
+            reader.kill().unwrap();
+            reader.wait().unwrap();
+        }
+        for name in names {
+            let origin = layer::content(zone.origin.path(), &name);
+            assert_same(&fs::read(zone.path(&name)).unwrap(), &origin, &name);
+            // The next reader is killed while it reads from the disk.
+            sys::forget(&fs::File::open(zone.path(&name)).unwrap());
+        }
+    }
+    zone.compare_all();
+}
+
+fn privileged_after_the_death_of_all_a_new_mount_is_right(through: Through) {
+    let mut zone = Zone::new(through, PATIENT);
+    let mut daemon = zone.daemon(Does::Right);
+    zone.read_fresh().succeeds();
+    daemon.kill();
+    for (pid, _) in servers(zone.dir.path()) {
+        sys::kill_by_id(pid);
+    }
+    zone.server.wait().unwrap();
+    // Whoever has something open of what was mounted may read anything now: nobody answers for
+    // it, and it is taken down.
+    zone.start_server();
+    let mut daemon = zone.daemon(Does::Right);
+    zone.compare_all();
+    daemon.kill();
+    for (pid, _) in servers(zone.dir.path()) {
+        sys::kill_by_id(pid);
+    }
+    zone.server.wait().unwrap();
+    let orphans = take_down_orphans(zone.dir.path(), &[]).unwrap();
+    assert_eq!(orphans, [zone.dir.path().join("mnt")]);
+    let again = take_down_orphans(zone.dir.path(), &[]).unwrap();
+    assert!(again.is_empty(), "once is enough: {again:?}");
+    zone.start_server();
+    zone.check_all();
+}
+
+fn privileged_a_guard_with_nothing_to_guard_ends(through: Through) {
+    let mut zone = Zone::new(through, PATIENT);
+    zone.daemon(Does::Right).kill();
+    zone.kill_server();
+    assert!(zone.guard().is_some());
+    zone.read_fresh().fails();
+    for _ in 0..2 {
+        sys::detach(&zone.path(""));
+    }
+    while zone.guard().is_some() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn privileged_what_is_shown_through_fanotify_is_kept_and_ends_with_its_last_user() {
+    if !must_be_root(
+        "privileged_what_is_shown_through_fanotify_is_kept_and_ends_with_its_last_user",
+    ) {
+        return;
+    }
+    let origin = layer::write();
+    let dir = tempfile::tempdir().unwrap();
+    let _server = Ends(start_server(dir.path(), PATIENT, false), dir.path());
+    let runtime = Runtime::new().unwrap();
+    let data = layer::open(origin.path(), &dir.path().join("store"), &runtime);
+    let (server, _) = connect(dir.path(), &runtime);
+    let tree = Tree::build(data.index()).unwrap();
+    let shown = Shown {
+        blob_digest: data.index().blob_digest,
+        tree: &tree,
+        data: Arc::clone(&data) as _,
+        through: Through::Fanotify,
+    };
+    let [at, metadata, merged] = ["mnt", "metadata", "merged"].map(|name| dir.path().join(name));
+    let (path, metadata) = (at.as_path(), metadata.as_path());
+    let mounted = server
+        .mount_shown(&shown, Place { path, metadata })
+        .unwrap();
+    let len = data.index().data_len;
+    let first = layer::fresh(0);
+    assert!(!server.tell_complete(&mounted, data.as_ref(), len).unwrap());
+    fs::read(at.join(&first)).unwrap();
+    assert!(data.file().evict_all().is_err(), "its bytes stay");
+    assert_eq!(asked_about(dir.path()), [true]);
+
+    runtime.block_on(data.fill_all()).unwrap();
+    assert!(server.tell_complete(&mounted, data.as_ref(), len).unwrap());
+    // The next question is the last one.
+    while asked_about(dir.path()) != [false] {
+        layer::read_anew(&at.join(&first)).unwrap();
+    }
+    assert!(data.file().evict_all().is_err(), "its bytes stay");
+    drop(shown);
+
+    fs::create_dir_all(&merged).unwrap();
+    let lowers = format!("lowerdir={}:{}", at.display(), origin.path().display());
+    sys::mount_overlay(&merged, &lowers);
+    assert!(server.unmount_layer(&mounted).is_err(), "somebody uses it");
+    for name in layer::files(origin.path()) {
+        let read = layer::read_anew(&merged.join(&name)).unwrap();
+        assert_same(&read, &layer::content(origin.path(), &name), &name);
+    }
+    sys::unmount(&merged);
+    server.unmount_layer(&mounted).unwrap();
+    assert_eq!(asked_about(dir.path()), [false; 0]);
+    assert!(
+        data.file().evict_all().is_ok(),
+        "nobody needs them any more"
+    );
+    // As padded as it is, it is the same layer.
+    assert!(
+        data.vouch(lazarette_fetcher::types::ByteRange::new(0, 1).unwrap())
+            .is_ok()
+    );
+    layer::open(origin.path(), &dir.path().join("store"), &runtime);
+}
+
+/// Of each mark that a server in `dir` has: whether it is asked.
+fn asked_about(dir: &Path) -> Vec<bool> {
+    let mut servers = servers(dir).into_iter();
+    let (pid, _) = servers.find(|(_, is_guard)| !is_guard).unwrap();
+    let facts = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let facts = facts.filter_map(|fact| fs::read_to_string(fact.unwrap().path()).ok());
+    let all: String = facts.collect();
+    let marks = all
+        .lines()
+        .filter(|line| line.starts_with("fanotify mnt_id"));
+    marks.map(|mark| mark.contains("mask:100")).collect()
+}
+
+/// A server that ends with its test.
+struct Ends<'a>(Child, &'a Path);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        sys::detach(&self.1.join("merged"));
+        end_servers(self.1);
+        let _ = self.0.wait();
+    }
+}
