@@ -33,12 +33,11 @@ pub use lazarette_mountd::wire::Through;
 use lazarette_mountd::wire::{FileId, Listed, Message};
 use tokio::runtime::Handle;
 
-pub use self::choose::{Choice, Evictions, Probed, choose, select};
-pub use self::layer::{Place, Shown, take_down_orphans};
+pub use self::choose::{Choice, Probed, choose, select};
+pub use self::layer::{Place, Shown};
 use self::link::{Done, Link};
 pub use self::probe::probe;
 pub use self::stale::clear;
-pub use self::try_erofs::try_erofs;
 use crate::data::LayerData;
 use crate::{Error, Result};
 

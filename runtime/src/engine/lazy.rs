@@ -218,11 +218,30 @@ impl NodeLayers {
                 self.hold_here(&layer).await?
             }
         };
-        if self.engine.fills_layers {
-            // At idle priority: readers go first, and what a profile names.
-            layer.fetch_rest(false);
-        }
+        self.fill(layer);
         Ok(path)
+    }
+
+    /// Fetches the rest of a layer in the background, if the config says so: readers go
+    /// first, and what a profile names.
+    fn fill(&self, layer: Arc<Layer>) {
+        if !self.engine.fills_layers {
+            return;
+        }
+        let served = self
+            .served
+            .as_ref()
+            .filter(|served| served.wants_complete());
+        let Some(served) = served.map(Arc::clone) else {
+            return layer.fetch_rest(false);
+        };
+        // Ends with the layer, which is closed when it is released.
+        tokio::spawn(async move {
+            match layer.fill_all().await {
+                Ok(()) => served.tell_complete(&layer).await,
+                Err(error) => tracing::debug!(%error, "a layer is not complete yet"),
+            }
+        });
     }
 
     /// The same, in this process.

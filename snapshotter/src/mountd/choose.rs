@@ -7,17 +7,9 @@ use std::path::Path;
 
 use super::Through;
 use super::probe::probe;
+use super::try_erofs::try_erofs;
 use crate::fuse::Backend;
 use crate::{Error, Result};
-
-/// Who may take parts of mounted layers off the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Evictions {
-    /// Nobody; but where the disk runs full, layers that nothing uses go.
-    Never,
-    /// Whoever keeps a budget of bytes.
-    Budget,
-}
 
 /// What this kernel was seen to do, or why not; see [`probe`](super::probe).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,9 +45,9 @@ impl Choice {
 ///
 /// # Errors
 /// `Environment` where the wish cannot be had.
-pub fn select(dir: &Path, wish: Backend, evictions: Evictions) -> Result<Choice> {
-    // Whether an EROFS can be had over FUSE is seen when the first one is mounted.
-    let chosen = choose(&probe(dir, Ok(())), wish, evictions);
+pub fn select(dir: &Path, wish: Backend) -> Result<Choice> {
+    let erofs = try_erofs(dir).map_err(|error| error.to_string());
+    let chosen = choose(&probe(dir, erofs), wish);
     let choice = chosen.map_err(|detail| Error::Environment {
         op: "have the backend that was asked for",
         detail: format!("{detail}; use the backend \"auto\""),
@@ -69,32 +61,25 @@ pub fn select(dir: &Path, wish: Backend, evictions: Evictions) -> Result<Choice>
 ///
 /// # Errors
 /// Why the wish cannot be had.
-pub fn choose(
-    probed: &Probed,
-    wish: Backend,
-    evictions: Evictions,
-) -> std::result::Result<Choice, String> {
+pub fn choose(probed: &Probed, wish: Backend) -> std::result::Result<Choice, String> {
     let chose = |backend, reason: String| Ok(Choice { backend, reason });
     let asked = || "it was asked for".to_owned();
-    match (wish, &probed.fanotify, &probed.erofs, evictions) {
+    match (wish, &probed.fanotify, &probed.erofs) {
         (Backend::Fuse, ..) => chose(Backend::Fuse, asked()),
-        (Backend::Erofs, _, Ok(()), _) => chose(Backend::Erofs, asked()),
-        (Backend::Erofs, _, Err(why), _) => Err(why.clone()),
-        (Backend::Fanotify, Ok(()), ..) => chose(Backend::Fanotify, asked()),
-        (Backend::Fanotify, Err(why), ..) => Err(why.clone()),
-        (Backend::Auto, Ok(()), _, Evictions::Never) => chose(
-            Backend::Fanotify,
-            "this kernel asks before it reads, and no budget needs parts of layers back".to_owned(),
-        ),
-        (Backend::Auto, Ok(()), Ok(()), Evictions::Budget) => chose(
+        (Backend::Erofs, _, Ok(())) => chose(Backend::Erofs, asked()),
+        (Backend::Erofs, _, Err(why)) => Err(why.clone()),
+        (Backend::Fanotify, Ok(()), _) => chose(Backend::Fanotify, asked()),
+        (Backend::Fanotify, Err(why), _) => Err(why.clone()),
+        (Backend::Auto, Ok(()), Ok(())) => chose(
             Backend::Erofs,
-            "there is a budget, and through fanotify mounted layers are never evicted from"
+            "fanotify could be had, but shows zeros once its server and the guard are both \
+             killed; it has to be asked for"
                 .to_owned(),
         ),
-        (Backend::Auto, Err(why), Ok(()), _) => {
+        (Backend::Auto, Err(why), Ok(())) => {
             chose(Backend::Erofs, format!("fanotify cannot be used: {why}"))
         }
-        (Backend::Auto, _, Err(why), _) => {
+        (Backend::Auto, _, Err(why)) => {
             chose(Backend::Fuse, format!("erofs cannot be used: {why}"))
         }
     }
@@ -107,32 +92,28 @@ mod tests {
     #[test]
     fn every_case() {
         use Backend::{Auto, Erofs, Fanotify, Fuse};
-        use Evictions::{Budget, Never};
         let (yes, no) = (Ok(()), Err("it does not"));
         let table = [
-            // wish, fanotify, erofs, evictions: choice, what its reason names
-            (Fuse, yes, yes, Never, Ok(Fuse), "asked for"),
-            (Fuse, no, no, Budget, Ok(Fuse), "asked for"),
-            (Erofs, yes, yes, Never, Ok(Erofs), "asked for"),
-            (Erofs, yes, no, Never, Err(()), "it does not"),
-            (Fanotify, yes, yes, Never, Ok(Fanotify), "asked for"),
-            (Fanotify, yes, no, Budget, Ok(Fanotify), "asked for"),
-            (Fanotify, no, yes, Never, Err(()), "it does not"),
-            (Auto, yes, yes, Never, Ok(Fanotify), "no budget"),
-            (Auto, yes, no, Never, Ok(Fanotify), "no budget"),
-            (Auto, yes, yes, Budget, Ok(Erofs), "there is a budget"),
-            (Auto, no, yes, Never, Ok(Erofs), "it does not"),
-            (Auto, no, yes, Budget, Ok(Erofs), "it does not"),
-            (Auto, yes, no, Budget, Ok(Fuse), "it does not"),
-            (Auto, no, no, Never, Ok(Fuse), "it does not"),
+            // wish, fanotify, erofs: choice, what its reason names
+            (Fuse, yes, yes, Ok(Fuse), "asked for"),
+            (Fuse, no, no, Ok(Fuse), "asked for"),
+            (Erofs, yes, yes, Ok(Erofs), "asked for"),
+            (Erofs, yes, no, Err(()), "it does not"),
+            (Fanotify, yes, yes, Ok(Fanotify), "asked for"),
+            (Fanotify, yes, no, Ok(Fanotify), "asked for"),
+            (Fanotify, no, yes, Err(()), "it does not"),
+            (Auto, yes, yes, Ok(Erofs), "has to be asked for"),
+            (Auto, no, yes, Ok(Erofs), "it does not"),
+            (Auto, yes, no, Ok(Fuse), "it does not"),
+            (Auto, no, no, Ok(Fuse), "it does not"),
         ];
-        for (wish, fanotify, erofs, evictions, expected, word) in table {
+        for (wish, fanotify, erofs, expected, word) in table {
             let probed = Probed {
                 fanotify: fanotify.map_err(str::to_owned),
                 erofs: erofs.map_err(str::to_owned),
             };
-            let row = format!("{wish:?} {probed:?} {evictions:?}");
-            match (choose(&probed, wish, evictions), expected) {
+            let row = format!("{wish:?} {probed:?}");
+            match (choose(&probed, wish), expected) {
                 (Ok(choice), Ok(backend)) => {
                     assert_eq!(choice.backend, backend, "{row}");
                     assert!(choice.reason.contains(word), "{row}: {}", choice.reason);

@@ -9,14 +9,15 @@
 //! <metadata>                     the image, a file on a local disk
 //! ```
 //!
-//! Invariant: an image that is mounted is never written to ([`image`]). An EROFS is made only after the server answers for what it will read. Where mounting fails, nothing
-//! is left mounted. What a daemon that died left half way is finished by the next one that
-//! attaches; an EROFS that no server answers for is nobody's, and goes before a new one comes.
+//! Invariant: an image that is mounted is never written to ([`image`]). An EROFS is made only
+//! after the server answers for what it will read. Where mounting fails, nothing is left
+//! mounted. What a daemon that died left half way is finished by the next one that attaches;
+//! an EROFS that no server answers for is nobody's, and goes before a new one comes.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use lazarette_fetcher::types::{ByteRange, Digest};
@@ -210,33 +211,14 @@ fn is_covered(path: &Path) -> Result<bool> {
     }
 }
 
-/// Takes down every mount directly below `root` that is none of `mounts`, what a server has: no
-/// server answers for it, so whatever was read of it may be wrong. Which they were; containers
-/// that have one in their root must be ended.
-///
-/// # Errors
-/// `Io` when `root` cannot be read, `Mount` when the kernel keeps a mount.
-pub fn take_down_orphans(root: &Path, mounts: &[Mounted]) -> Result<Vec<PathBuf>> {
-    let mut taken = Vec::new();
-    let list = fs::read_dir(root).map_err(|e| Error::io("list", root, e))?;
-    for entry in list {
-        let path = entry.map_err(|e| Error::io("list", root, e))?.path();
-        let is_known = mounts.iter().any(|mounted| mounted.path == path);
-        if !is_known && take_down_orphan(&path)? {
-            taken.push(path);
-        }
-    }
-    Ok(taken)
-}
-
-/// Takes down what is mounted where no server has a layer; whether there was something. If there
-/// was a server that answered for it, it is gone, and its guard too; so are whoever could have
-/// told whether what was read of it since was right.
-fn take_down_orphan(path: &Path) -> Result<bool> {
-    for taken in 0..ORPHANS_MAX {
+/// Takes down what is mounted where no server has a layer. If there was a server that answered
+/// for it, it is gone, and its guard too; so is whoever could have told whether what was read
+/// of it since was right.
+fn take_down_orphan(path: &Path) -> Result<()> {
+    for _ in 0..ORPHANS_MAX {
         match sys::is_erofs(path) {
-            Ok(false) => return Ok(taken > 0),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(taken > 0),
+            Ok(false) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Ok(true) => {}
             // A FUSE whose server is gone, under an EROFS that is gone, too.
             Err(error) if error.kind() == ErrorKind::NotConnected => {}
@@ -245,5 +227,5 @@ fn take_down_orphan(path: &Path) -> Result<bool> {
         tracing::warn!(path = %path.display(), "taking down a mount that no server answers for");
         sys::detach(path).map_err(|e| Error::mount("unmount", path, e))?;
     }
-    Ok(true)
+    Ok(())
 }

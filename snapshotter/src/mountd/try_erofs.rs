@@ -17,7 +17,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// `Mount` where the kernel refuses: it is older than 6.12, or was made without that.
-pub fn try_erofs(dir: &Path) -> Result<()> {
+pub(super) fn try_erofs(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     let here = dir.join(format!("try.{}", std::process::id()));
     let outcome = try_below(&here);

@@ -13,7 +13,7 @@ pub(super) struct Facts {
     pub(super) backend: Backend,
     /// Whether the server's program is there.
     pub(super) has_program: bool,
-    /// Why this kernel makes no EROFS of files, if it does not.
+    /// Why the server cannot show layers as the config wants it, if it cannot.
     pub(super) refused: Option<String>,
 }
 
@@ -30,7 +30,7 @@ pub(super) fn choose(facts: &Facts) -> Result<(), String> {
     }
     match &facts.refused {
         Some(refused) => Err(format!(
-            "no erofs of files in the root directory (6.12 makes them, on a disk): {refused}"
+            "the kernel makes no erofs of files in the root directory (6.12 does, on a disk): {refused}"
         )),
         None => Ok(()),
     }

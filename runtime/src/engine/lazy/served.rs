@@ -91,9 +91,13 @@ impl Served {
             };
             choose(&facts)?;
             let places = Places::make(&root, &state, &program).map_err(|e| e.report())?;
-            let tried = mountd::try_erofs(places.meta());
-            facts.refused = tried.err().map(|error| Error::from(error).report());
-            choose(&facts).map(|()| Arc::new(places))
+            let through = match mountd::select(places.meta(), backend) {
+                Ok(choice) => choice.through().ok_or(choice.reason),
+                Err(error) => Err(Error::from(error).report()),
+            };
+            facts.refused = through.clone().err();
+            choose(&facts)?;
+            Ok::<_, String>(Arc::new(places.through(through?)))
         })
         .await?;
         let handle = Handle::current();
@@ -143,6 +147,19 @@ impl Served {
         let digest = layer.index().blob_digest;
         self.held.lock().insert(digest, held);
         Ok(path)
+    }
+
+    /// Says that all of a layer is present, once it is: of what the kernel reads itself
+    /// nothing is asked any more then.
+    pub(super) async fn tell_complete(&self, layer: &Arc<Layer>) {
+        let layer = Arc::clone(layer);
+        self.with_session(move |session| session.tell_complete(&layer))
+            .await;
+    }
+
+    /// Whether the server wants to know that.
+    pub(super) fn wants_complete(&self) -> bool {
+        self.places.reads_itself()
     }
 
     /// Unmounts what is at `path`; what is in use later.

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::types::Digest;
-use lazarette_snapshotter::mountd::{self, MountServer, Mounted, Place};
+use lazarette_snapshotter::mountd::{self, MountServer, Mounted, Place, Shown, Through};
 use lazarette_snapshotter::tree::Tree;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -35,6 +35,8 @@ pub(super) struct Places {
     pub(super) program: PathBuf,
     layers: PathBuf,
     meta: PathBuf,
+    /// Through what the kernel gets the data of layers that are mounted from now on.
+    through: Through,
     /// The next number of a mountpoint.
     next: AtomicU64,
 }
@@ -56,8 +58,19 @@ impl Places {
             program: program.to_path_buf(),
             layers,
             meta,
+            through: Through::Fuse,
             next: AtomicU64::new(0),
         })
+    }
+
+    /// The same, for a way that this kernel has.
+    pub(super) fn through(self, through: Through) -> Self {
+        Self { through, ..self }
+    }
+
+    /// Whether the kernel reads layers itself and asks the server before.
+    pub(super) fn reads_itself(&self) -> bool {
+        self.through == Through::Fanotify
     }
 
     /// Where images are.
@@ -174,8 +187,13 @@ impl Session {
             path: &path,
             metadata: &metadata,
         };
-        let data = Arc::clone(layer) as _;
-        match self.server.mount_layer(digest, &tree()?, data, place) {
+        let shown = Shown {
+            blob_digest: digest,
+            tree: &tree()?,
+            data: Arc::clone(layer) as _,
+            through: self.places.through,
+        };
+        match self.server.mount_shown(&shown, place) {
             Ok(mounted) => {
                 self.know(mounted, Fate::Stays);
                 Ok(path)
@@ -184,6 +202,17 @@ impl Session {
                 // Not there, or mounted still and in the server's list.
                 let _ = fs::remove_dir(&path);
                 Err(error.into())
+            }
+        }
+    }
+
+    /// Tells the server that all of a layer is present.
+    pub(super) fn tell_complete(&self, layer: &Arc<Layer>) {
+        let (digest, len) = (layer.index().blob_digest, layer.index().data_len);
+        for mounted in self.mounts_of(&digest) {
+            let told = self.server.tell_complete(&mounted, layer.as_ref(), len);
+            if let Err(error) = told {
+                tracing::debug!(%digest, %error, "the kernel goes on asking about a layer");
             }
         }
     }

@@ -44,6 +44,8 @@ pub(super) struct Bed {
     image: Pushed,
     dir: tempfile::TempDir,
     config: PathBuf,
+    /// What is in it beside the usual.
+    more: &'static str,
     lazd: Option<Child>,
     /// Servers that the test itself started.
     started: Vec<Child>,
@@ -52,6 +54,11 @@ pub(super) struct Bed {
 impl Bed {
     /// Has layers and a container, mounted, and no daemon yet. Registries have `deadline`.
     pub(super) async fn new(deadline: &str) -> Self {
+        Self::configured(deadline, "").await
+    }
+
+    /// The same, with this in the config, too.
+    pub(super) async fn configured(deadline: &str, more: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let registry = FakeRegistry::start().await;
         let (mut content, mut layers) = (BTreeMap::new(), Vec::new());
@@ -83,6 +90,7 @@ impl Bed {
             chains,
             image,
             config: dir.path().join("config.toml"),
+            more,
             dir,
             lazd: None,
             started: Vec::new(),
@@ -91,7 +99,7 @@ impl Bed {
         let mounts = bed.bring(&node).await;
         bed.mount(&mounts);
         node.close().await;
-        config(bed.path(), deadline, "");
+        config(bed.path(), deadline, more);
         bed
     }
 
@@ -101,9 +109,8 @@ impl Bed {
 
     /// The daemon without its socket, in this process.
     pub(super) async fn node(&self) -> Node {
-        Node::open_served(self.path(), &program("laz-mountd"))
-            .await
-            .0
+        let file = config(self.path(), "20s", self.more);
+        Node::open_as(&program("laz-mountd"), file).await.0
     }
 
     /// Has `node` bring both layers and make the container; its mounts.

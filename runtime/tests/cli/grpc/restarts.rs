@@ -91,6 +91,35 @@ async fn privileged_lazd_is_killed_and_upgraded_while_a_container_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_the_kernel_reads_itself_is_right_while_lazd_dies() {
+    if !is_root("privileged_what_the_kernel_reads_itself_is_right_while_lazd_dies") {
+        return;
+    }
+    let fanotify = "[mounts]\nbackend = \"fanotify\"\n";
+    let mut bed = Bed::configured(PATIENT, fanotify).await;
+    let mounted = bed.mounts();
+    let kinds = fs::read_to_string("/proc/self/mounts").unwrap();
+    let path = bed.path().to_str().unwrap();
+    let mut own = kinds.lines().filter(|line| line.contains(path));
+    assert!(!own.any(|line| line.contains("fuse")), "{kinds}");
+    let readers = Readers::start(&bed.files, 2);
+    for _ in 0..10 {
+        bed.start_lazd(&program("lazd"));
+        readers.wait_for(5);
+        bed.kill_lazd();
+    }
+    bed.start_lazd(&program("lazd"));
+    bed.files.read_all();
+    assert_eq!(readers.failed(), 0, "{}", bed.files.log());
+    assert!(!bed.store().evict(), "the kernel may read it at any time");
+    assert_eq!(bed.mounts(), mounted);
+    // All of it is there: nobody needs to be asked.
+    bed.stop_lazd();
+    bed.files.read_all();
+    readers.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_what_no_registry_brings_fails_in_time_and_is_read_later() {
     if !is_root("privileged_what_no_registry_brings_fails_in_time_and_is_read_later") {
         return;
