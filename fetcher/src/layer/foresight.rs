@@ -43,6 +43,9 @@ const EXPECTED_PARTS: u64 = 1;
 /// Decoded bytes of a directory that may be fetched whole.
 const GROUP_BYTES_MAX: u64 = 64 << 20;
 
+/// Decoded bytes for each encoded one, in files that shrink well.
+const EXPANSION_MAX: u64 = 8;
+
 /// What a program needs beside itself, as it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needs {
@@ -152,7 +155,8 @@ fn fetch_around(shared: &Arc<Shared>, file: &Place) {
     rents.lock().paid(&around, shared.host.link());
     for (at, members) in around.iter().enumerate() {
         let worth = rents.lock().worth(*members);
-        if worth == 0 {
+        // Looking for what is missing of it takes longer than it is worth.
+        if files(shared).bytes_of(*members) > worth.saturating_mul(EXPANSION_MAX) {
             continue;
         }
         let places = files(shared).of_group(*members);

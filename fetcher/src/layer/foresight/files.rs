@@ -117,6 +117,19 @@ impl FileMap {
         found
     }
 
+    /// Bytes of all the files that are meant.
+    pub(super) fn bytes_of(&self, members: Members) -> u64 {
+        match members {
+            Members::File(file) => {
+                let place = self.places.get(file as usize);
+                place.map_or(0, |place| place.range.len())
+            }
+            Members::Directory(directory) => {
+                self.directory(directory).map_or(0, |found| found.bytes)
+            }
+        }
+    }
+
     /// The files that are meant, ascending.
     pub(super) fn of_group(&self, members: Members) -> Vec<Place> {
         let all = self.places.iter().copied();
@@ -277,6 +290,9 @@ mod tests {
             [vec![0], vec![0, 4], vec![0, 1, 3, 4], all.clone()]
         );
         assert_eq!(groups(0, 100), [vec![0], vec![0, 4]]);
+        let around = map.around(&map.places[0], 1 << 20);
+        let bytes: Vec<u64> = around.iter().map(|one| map.bytes_of(*one)).collect();
+        assert_eq!(bytes, [1, 8, 5009, 5019]);
         assert_eq!(groups(1, 100), [[0_u32; 0]; 0]);
         assert_eq!(groups(2, 1 << 20), [vec![2], all]);
     }
