@@ -17,6 +17,14 @@ use_fresh_store() {
 }
 laz() { "$LAZ" --root "$LAZ_ROOT" --state "$LAZ_STATE" "$@"; }
 
+# end_mount_server STATE: and its guard. lazd started it, and it outlives that.
+end_mount_server() {
+  local pid
+  for pid in /proc/[0-9]*; do
+    if tr '\0' '\n' <"$pid/cmdline" | grep -qxF "$1/mountd.sock"; then kill "${pid#/proc/}"; fi
+  done 2>/dev/null || true
+}
+
 # What a machine carries of containers: mounts, cgroups and processes of ours. Two of these are
 # compared to prove that a run leaves nothing behind.
 traces_left() {

@@ -69,6 +69,7 @@ start_lazd() {
     "$DIR/c/containerd.sock" >"$DIR/lazd.toml"
   "$LAZD" --config "$DIR/lazd.toml" --root "$DIR/root" --state "$DIR/run" --debug >>"$DIR/lazd.log" 2>&1 &
   LAZD_PID=$!
+  at_exit end_mount_server "$DIR/run"
   at_exit stop_pid "$LAZD_PID"
   wait_for 30 lazd test -S "$DIR/run/cri.sock" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
 }
@@ -182,6 +183,7 @@ generation() {
   done
   stop_pid "$CONTAINERD_PID"
   stop_pid "$LAZD_PID"
+  end_mount_server "$DIR/run"
   equal 'nothing is left mounted' "$(grep -c " $DIR/" /proc/self/mountinfo || true)" 0
   remove_tree "$DIR"
 }
@@ -196,7 +198,9 @@ make_scratch cri
 : >"$SCRATCH/crictl.yaml"
 build_laz
 LAZD=${LAZD:-$(dirname "$LAZ")/lazd}
-[ -x "$LAZD" ] || { (cd "$REPO" && cargo build --workspace --locked --bin lazd -q >&2); }
+if [ ! -x "$LAZD" ] || [ ! -x "$(dirname "$LAZD")/laz-mountd" ]; then
+  (cd "$REPO" && cargo build --workspace --locked --bin lazd --bin laz-mountd -q >&2)
+fi
 start_registry "$SCRATCH/registry"
 read -r _ layout < <("$here/../images/build.sh" debian)
 push_layout "$layout" debian debian:gzip

@@ -30,14 +30,6 @@ start_lazd() {
   wait_for 30 lazd test -S "$DIR/run/snapshotter.sock" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
 }
 
-# end_mount_server STATE: and its guard. lazd started it, and it outlives that.
-end_mount_server() {
-  local pid
-  for pid in /proc/[0-9]*; do
-    if tr '\0' '\n' <"$pid/cmdline" | grep -qxF "$1/mountd.sock"; then kill "${pid#/proc/}"; fi
-  done 2>/dev/null || true
-}
-
 # start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS
 start_containerd() {
   local dir=$DIR/c; mkdir -p "$dir"
