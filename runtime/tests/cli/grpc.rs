@@ -6,7 +6,9 @@
 mod bed;
 mod crash;
 mod early;
+mod group;
 mod many;
+mod pressure;
 mod restarts;
 mod served;
 

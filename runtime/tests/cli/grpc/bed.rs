@@ -59,11 +59,16 @@ impl Bed {
 
     /// The same, with this in the config, too.
     pub(super) async fn configured(deadline: &str, more: &'static str) -> Self {
+        Self::sized(deadline, more, 1).await
+    }
+
+    /// The same, with large files so many times as large.
+    pub(super) async fn sized(deadline: &str, more: &'static str, times: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let registry = FakeRegistry::start().await;
         let (mut content, mut layers) = (BTreeMap::new(), Vec::new());
         for name in ["base", "top"] {
-            let files = files(name);
+            let files = files(name, times);
             let list: Vec<_> = files
                 .iter()
                 .map(|(path, bytes)| support::File {
@@ -449,6 +454,17 @@ impl Files {
         names.sum()
     }
 
+    /// Writes all of them there, for others to compare with; how many bytes they have.
+    pub(super) fn copy_to(&self, dir: &Path) -> u64 {
+        let copy = |(path, bytes): (&String, &Vec<u8>)| {
+            let path = dir.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+            bytes.len() as u64
+        };
+        self.content.iter().map(copy).sum()
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.content.len()
@@ -531,9 +547,9 @@ impl Drop for Readers {
 }
 
 /// The files of a layer, none with a zero in it: a hole is not mistaken for one.
-fn files(layer: &str) -> BTreeMap<String, Vec<u8>> {
+fn files(layer: &str, times: usize) -> BTreeMap<String, Vec<u8>> {
     let file = |number: u32| {
-        let len = [1, 100, 4096, 5000, 70_000, 300_000][number as usize % 6];
+        let len = [1, 100, 4096, 5000, 70_000 * times, 300_000 * times][number as usize % 6];
         let seed = number + 1000 * u32::try_from(layer.len()).unwrap();
         let bytes = noise(seed, 0xff, len)
             .into_iter()
