@@ -79,9 +79,10 @@ pub fn choose(probed: &Probed, wish: Backend) -> std::result::Result<Choice, Str
         (Backend::Auto, Err(why), Ok(())) => {
             chose(Backend::Erofs, format!("fanotify cannot be used: {why}"))
         }
-        (Backend::Auto, _, Err(why)) => {
-            chose(Backend::Fuse, format!("erofs cannot be used: {why}"))
-        }
+        (Backend::Auto, _, Err(why)) => chose(
+            Backend::Fuse,
+            format!("erofs cannot be used (Linux 6.12 makes it of files, on a disk): {why}"),
+        ),
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) fn choose(facts: &Facts) -> Result<(), String> {
     }
     match &facts.refused {
         Some(refused) => Err(format!(
-            "the kernel makes no erofs of files in the root directory (6.12 does, on a disk): {refused}"
+            "the mount server cannot show layers that are in the root directory: {refused}"
         )),
         None => Ok(()),
     }
