@@ -179,8 +179,11 @@ impl Cold {
         let (source, _) = stack::build(SourceConfig::default())?;
         let file = Store::open(root.path())?.create_layer(index)?;
         let engine = FetchEngine::new(EngineConfig::default());
+        let layer = Layer::with_engine(file, Arc::clone(&source), blob.clone(), config, engine);
+        // A miss alone, beside a request alone.
+        layer.set_foresight(false);
         Ok(Self {
-            layer: Layer::with_engine(file, Arc::clone(&source), blob.clone(), config, engine),
+            layer,
             source,
             blob,
             _root: root,

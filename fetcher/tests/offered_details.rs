@@ -217,7 +217,10 @@ impl World {
         let repository = offered.blob.repository.clone();
         let mut request = LayerRequest::new(repository, &self.layer, self.diff_id).unwrap();
         request.index = Some(offered);
-        opener.open(&request, &AtomicU64::new(0)).await.unwrap()
+        let (layer, by) = opener.open(&request, &AtomicU64::new(0)).await.unwrap();
+        // Only what is asked for comes: requests and faults are counted.
+        layer.set_foresight(false);
+        (layer, by)
     }
 
     /// What is done to reads of the index.
@@ -270,8 +273,6 @@ async fn a_start_fetches_the_core_and_the_details_of_what_it_reads() {
     let (layer, by) = world.open_with(dir.path(), hinted).await;
     assert_eq!((by, layer.present_bytes()), (OpenedBy::Toc, 0));
     assert_eq!(world.index_reads(), (core, 1));
-    // Only what is asked for, to count by.
-    layer.set_foresight(false);
     layer.fill(page(6 << 20)).await.unwrap();
     world.assert_page(&layer, 6 << 20);
     let (bytes, reads) = world.index_reads();

@@ -58,6 +58,8 @@ impl World {
         let mut request = LayerRequest::new(repository, &self.layer, self.diff_id).unwrap();
         request.index = offered;
         let (layer, by) = opener.open(&request, &AtomicU64::new(0)).await.unwrap();
+        // Only what is asked for comes: requests and faults are counted.
+        layer.set_foresight(false);
         (store, layer, by, dir)
     }
 

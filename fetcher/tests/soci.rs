@@ -82,6 +82,8 @@ impl Node {
     async fn open_lazily(&self, blob: &[u8], ztoc: &[u8]) -> Arc<Layer> {
         let (layer, by) = self.open(blob, self.offer(unpacked(ztoc))).await.unwrap();
         assert_eq!((by, layer.present_bytes()), (OpenedBy::Toc, 0));
+        // Only what is asked for comes: requests and faults are counted.
+        layer.set_foresight(false);
         layer
     }
 
@@ -218,8 +220,6 @@ async fn wrong_bytes_of_the_registry_are_asked_for_again_and_never_served() {
     for (blob, ztoc) in table {
         let node = Node::new();
         let layer = node.open_lazily(blob, ztoc).await;
-        // What nobody asked for would use up the faults.
-        layer.set_foresight(false);
         let range = place(layer.index(), "etc/motd");
         // A bit behind all that the file needs is enough: the span is verified whole.
         for fault in [ReadFault::WrongBytes, ReadFault::FlippedBit(40_000)] {
