@@ -1,8 +1,8 @@
 //! Lazy layers for snapshots that containerd manages.
 //!
-//! Invariant: a layer that was claimed has a record that says how to open it again, written
-//! before any snapshot names it; so after a restart it is mounted from what is on disk, and
-//! a registry is asked only for what is not. Its mount is held until it is released, by the
+//! Invariant: a layer that is wanted has a record that says how to open it again, written
+//! before the store has anything of it; so after a restart it is mounted from what is on disk, and
+//! a registry is asked only for what is not; or it is removed, if no snapshot names it. Its mount is held until it is released, by the
 //! mount server where there is one: then it outlives this process. Whether a layer is the one
 //! that is wanted is decided by the image's config, whose digest leads back to the manifest's:
 //! labels are only hints.
@@ -41,8 +41,8 @@ pub use self::record::{ServedLayer, ServedLayerTable};
 use self::served::Served;
 use self::turns::Turns;
 use super::Engine;
-use crate::image::Image;
 use crate::image::pull::{LAYERS_AT_ONCE, PullMode};
+use crate::image::{Image, ImageLayer};
 use crate::trace::Trace;
 use crate::{Error, Result};
 
@@ -103,7 +103,7 @@ impl NodeLayers {
             .into_iter()
             .partition(|digest| named.contains(digest));
         for digest in unnamed {
-            // Claimed, but the process ended before a snapshot was made of it.
+            // The process ended before a snapshot was made of it.
             self.discard(&digest).await?;
         }
         let mount = async |digest: Digest| match self.mount(&digest).await {
@@ -157,9 +157,14 @@ impl NodeLayers {
 
     async fn try_claim(&self, wanted: &Wanted) -> Result<()> {
         let (resolved, number) = self.find(wanted).await?;
-        self.ahead.begin(&resolved, number, &wanted.ahead);
+        let above = Ahead::above(&resolved, number, &wanted.ahead);
+        // Before any of them is opened: restore() finds what is in the store by its record.
+        let numbers: Vec<_> = above.iter().copied().chain([number]).collect();
+        self.record(&resolved, &numbers).await?;
+        self.ahead.begin(&resolved, &above);
         let layer = self.ahead.open(&resolved, number).await?;
-        self.record(&resolved, number).await?;
+        // Somebody may have released the same layer meanwhile.
+        self.record(&resolved, &[number]).await?;
         self.hold(layer).await?;
         self.ahead.forget(&wanted.blob_digest);
         Ok(())
@@ -179,19 +184,25 @@ impl NodeLayers {
         Ok((resolved, number))
     }
 
-    async fn record(&self, resolved: &Resolved, number: usize) -> Result<()> {
-        let Some(layer) = resolved.image.layers.get(number) else {
-            return Ok(());
-        };
-        let (db, digest) = (Arc::clone(&self.engine.db), layer.descriptor.digest);
-        let served = ServedLayer {
+    /// Records those layers of the image that have no record.
+    async fn record(&self, resolved: &Resolved, numbers: &[usize]) -> Result<()> {
+        let layers = &resolved.image.layers;
+        let wanted = numbers.iter().filter_map(|&number| layers.get(number));
+        let served = |layer: &ImageLayer| ServedLayer {
             reference: resolved.image.reference.clone(),
             descriptor: layer.descriptor.clone(),
             diff_id: layer.diff_id,
         };
+        let wanted: Vec<_> = wanted.map(served).collect();
+        let db = Arc::clone(&self.engine.db);
         blocking(move || {
             let mut batch = Batch::new();
-            batch.put::<ServedLayerTable>(&digest, &served)?;
+            for served in wanted {
+                let digest = served.descriptor.digest;
+                if db.get::<ServedLayerTable>(&digest)?.is_none() {
+                    batch.put::<ServedLayerTable>(&digest, &served)?;
+                }
+            }
             Ok(db.commit(batch)?)
         })
         .await

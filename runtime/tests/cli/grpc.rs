@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use lazarette_fetcher::source::install_tls_provider;
@@ -390,6 +391,45 @@ async fn privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_dae
         .mountpoint(&wanted.blob_digest)
         .await
         .unwrap_err();
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon() {
+    if !is_root("privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let (base, top) = (
+        gzipped(layer("base", b"below")),
+        gzipped(layer("top", b"above")),
+    );
+    let image = push_two(&registry, [&base, &top]);
+    let all = [Digest::sha256(&base.blob), Digest::sha256(&top.blob)];
+    let wanted = Wanted {
+        image: &image,
+        chain_id: base.diff_id,
+        blob: all[0],
+        all: &all,
+    };
+    let stored = || {
+        let layers = std::fs::read_dir(dir.path().join("root/layers"));
+        layers.map_or(0, |layers| layers.count())
+    };
+    let (node, _) = Node::open(dir.path()).await;
+    node.bring("", &wanted).await;
+    let opened = async {
+        while stored() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let bound = Duration::from_secs(20);
+    tokio::time::timeout(bound, opened).await.unwrap();
+    node.close().await;
+    // Nobody asked for the one above.
+    let (node, restored) = Node::open(dir.path()).await;
+    assert_eq!((restored, stored()), (1, 1));
     node.close().await;
 }
 

@@ -85,13 +85,18 @@ impl Ahead {
         self.images.lock().remove(&key(wanted));
     }
 
-    /// Begins to make those layers above `number` readable that are in `ahead`.
-    pub(super) fn begin(&self, resolved: &Arc<Resolved>, number: usize, ahead: &[Digest]) {
-        for (above, layer) in resolved.image.layers.iter().enumerate().skip(number + 1) {
-            if ahead.contains(&layer.descriptor.digest) {
-                // It goes on by itself.
-                drop(self.opening(resolved, above));
-            }
+    /// Which layers above `number` are in `ahead`.
+    pub(super) fn above(resolved: &Resolved, number: usize, ahead: &[Digest]) -> Vec<usize> {
+        let layers = resolved.image.layers.iter().enumerate().skip(number + 1);
+        let named = layers.filter(|(_, layer)| ahead.contains(&layer.descriptor.digest));
+        named.map(|(above, _)| above).collect()
+    }
+
+    /// Begins to make layers readable.
+    pub(super) fn begin(&self, resolved: &Arc<Resolved>, numbers: &[usize]) {
+        for number in numbers {
+            // It goes on by itself.
+            drop(self.opening(resolved, *number));
         }
     }
 

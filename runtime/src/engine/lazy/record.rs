@@ -1,7 +1,7 @@
 //! How to open a layer again that containerd's snapshots name.
 //!
-//! Invariant: a record is written before the first snapshot of its layer and removed after
-//! the last one. Holds no credentials.
+//! Invariant: a record is written before the store has anything of its layer and removed after
+//! the last snapshot of it. Holds no credentials.
 
 use lazarette_fetcher::db::Table;
 use lazarette_fetcher::types::{Descriptor, Digest, Reference};
