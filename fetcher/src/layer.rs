@@ -17,6 +17,9 @@
 //! or nobody waits for begins only while no reader's request waits. Who wants a chunk that
 //! a less urgent request brings hurries that request on.
 //!
+//! A reader that waits says what will be read next (`foresight`): it is fetched behind all
+//! readers.
+//!
 //! A reader's request whose answer is late is sent once more, within a budget.
 //!
 //! Memory: a request holds its largest member encoded, two of its chunks decoded and one
@@ -209,24 +212,6 @@ impl Layer {
         let outcome = inflight::wait(claim.waits).await;
         foresight::log_wait(shared, range, began);
         outcome
-    }
-
-    /// Says that the file at this place of the data file will be read, or run, or linked to
-    /// what is, so that its beginning, and what linking reads of it, come early. Nobody waits
-    /// for it.
-    pub fn expect_file(&self, data_offset: u64) {
-        foresight::expect(&self.shared, data_offset);
-    }
-
-    /// Whether to fetch what a miss makes likely, which is so from the beginning. Who knows
-    /// what will be read turns it off.
-    pub fn set_foresight(&self, on: bool) {
-        self.shared.foresight.switch(on);
-    }
-
-    /// Has what programs of this layer need told to somebody who knows where that is.
-    pub fn on_needs(&self, on_needs: Option<OnNeeds>) {
-        self.shared.foresight.tell(on_needs);
     }
 
     /// Makes these chunks present, in about this order, ids out of range ignored. Dropping

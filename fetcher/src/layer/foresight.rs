@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use self::files::{FileMap, Place};
 use self::rent::Rents;
-use super::{Priority, Shared, inflight};
+use super::{Layer, Priority, Shared, inflight};
 use crate::elf::{self, Program};
 use crate::index::ChunkId;
 use crate::plan;
@@ -72,12 +72,32 @@ pub(super) struct Foresight {
     on_needs: Mutex<Option<OnNeeds>>,
 }
 
+impl Layer {
+    /// Says that the file at this place of the data file will be read, or run, or linked to
+    /// what is, so that its beginning, and what linking reads of it, come early. Nobody waits
+    /// for it.
+    pub fn expect_file(&self, data_offset: u64) {
+        expect(&self.shared, data_offset);
+    }
+
+    /// Whether to fetch what a miss makes likely, which is so from the beginning. Who knows
+    /// what will be read turns it off.
+    pub fn set_foresight(&self, on: bool) {
+        self.shared.foresight.switch(on);
+    }
+
+    /// Has what programs of this layer need told to somebody who knows where that is.
+    pub fn on_needs(&self, on_needs: Option<OnNeeds>) {
+        self.shared.foresight.tell(on_needs);
+    }
+}
+
 impl Foresight {
-    pub(super) fn switch(&self, on: bool) {
+    fn switch(&self, on: bool) {
         self.is_off.store(!on, Ordering::Relaxed);
     }
 
-    pub(super) fn tell(&self, on_needs: Option<OnNeeds>) {
+    fn tell(&self, on_needs: Option<OnNeeds>) {
         *self.on_needs.lock() = on_needs;
     }
 
@@ -94,7 +114,7 @@ pub(super) fn missed(shared: &Arc<Shared>, offset: u64) {
 }
 
 /// The file at `offset` of the data file will be read. Returns at once.
-pub(super) fn expect(shared: &Arc<Shared>, offset: u64) {
+fn expect(shared: &Arc<Shared>, offset: u64) {
     if shared.foresight.is_on() {
         spawn(shared, offset, false);
     }
