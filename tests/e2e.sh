@@ -11,16 +11,12 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/lib/common.sh"
 . "$here/lib/registry.sh"
 . "$here/lib/laz.sh"
+. "$here/lib/checks.sh"
 
 FETCHED_PERCENT_MAX=25
 # Spans of a plain gzip layer bring more along than the chunks of an eStargz do.
 INDEXED_PERCENT_MAX=45
-passed=0 failed=0
 
-ok() { passed=$((passed + 1)); say "ok      $1"; }
-bad() { failed=$((failed + 1)); say "FAILED  $1"; [ -z "${2:-}" ] || say "        $2"; }
-# equal WHAT GOT WANTED
-equal() { if [ "$2" = "$3" ]; then ok "$1"; else bad "$1" "got '$2', wanted '$3'"; fi; }
 # has WHAT TEXT PART: TEXT names PART
 has() { if [[ $2 == *"$3"* ]]; then ok "$1"; else bad "$1" "'$3' is not in: $2"; fi; }
 
@@ -213,5 +209,4 @@ check_codes
 check_flags
 check_inventory
 equal 'nothing is left behind: mounts, cgroups, processes' "$(diff <(echo "$before") <(traces_left) || true)" ''
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+summary

@@ -8,17 +8,9 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/../lib/common.sh"
 . "$here/../lib/registry.sh"
 . "$here/../lib/laz.sh"
+. "$here/../lib/checks.sh"
+. "$here/../lib/lazd.sh"
 
-passed=0 failed=0
-ok() { passed=$((passed + 1)); say "ok      $GENERATION: $1"; }
-bad() { failed=$((failed + 1)); say "FAILED  $GENERATION: $1"; [ -z "${2:-}" ] || say "        $2"; }
-# equal WHAT FOUND EXPECTED
-equal() { if [ "$2" = "$3" ]; then ok "$1"; else bad "$1" "found '$2', expected '$3'"; fi; }
-# works WHAT COMMAND...: and shows the end of what it said if it does not.
-works() {
-  local what=$1; shift
-  if "$@" >"$SCRATCH/out" 2>&1; then ok "$what"; else bad "$what" "$(tail -n 3 "$SCRATCH/out")"; fi
-}
 # refused WHAT COMMAND...: it fails, and says that the registry refused.
 refused() {
   local what=$1 code=0; shift
@@ -63,37 +55,12 @@ private_refuses() {
   [ "$(curl -s --noproxy '*' -o /dev/null -w '%{http_code}' "http://$PRIVATE/v2/")" = 401 ]
 }
 
-start_lazd() {
+# start_cri: lazd with kubelet's image service.
+start_cri() {
   # Nothing comes that nobody asked for: what is not on disk has to be fetched with a password.
   printf '[source]\ndocker_config = "/nonexistent"\n[snapshotter]\nfill = false\n[cri]\ncontainerd = "%s"\n' \
     "$DIR/c/containerd.sock" >"$DIR/lazd.toml"
-  "$LAZD" --config "$DIR/lazd.toml" --root "$DIR/root" --state "$DIR/run" --debug >>"$DIR/lazd.log" 2>&1 &
-  LAZD_PID=$!
-  at_exit end_mount_server "$DIR/run"
-  at_exit stop_pid "$LAZD_PID"
-  wait_for 30 lazd test -S "$DIR/run/cri.sock" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
-}
-
-# start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS
-start_containerd() {
-  local dir=$DIR/c; mkdir -p "$dir"
-  cat >"$dir/config.toml" <<CONFIG
-version = $1
-root = "$dir/root"
-state = "$dir/state"
-disabled_plugins = ["io.containerd.internal.v1.opt"]
-[grpc]
-address = "$dir/containerd.sock"
-[ttrpc]
-address = "$dir/containerd.sock.ttrpc"
-CONFIG
-  sed -e "s,/run/lazarette/snapshotter.sock,$DIR/run/snapshotter.sock," -e "s,/var/lib/lazarette,$DIR/root," \
-    "$REPO/deploy/containerd-v$1.toml" >>"$dir/config.toml"
-  PATH=$2:$PATH "$2/containerd" --config "$dir/config.toml" >"$dir/log" 2>&1 &
-  CONTAINERD_PID=$!
-  at_exit stop_pid "$CONTAINERD_PID"
-  wait_for 30 containerd "$2/ctr" --address "$dir/containerd.sock" version || { tail -n 5 "$dir/log" >&2; die "containerd does not start"; }
-  CTR=("$2/ctr" --address "$dir/containerd.sock" --namespace k8s.io)
+  start_lazd cri.sock --config "$DIR/lazd.toml" --debug
 }
 
 # crictl_at SOCKET ARGUMENT...
@@ -104,17 +71,6 @@ crictl_at() {
 crictl() { crictl_at "$DIR/run/cri.sock" "$@"; }
 # As containerd itself tells it, without a detour.
 direct() { crictl_at "$DIR/c/containerd.sock" "$@"; }
-
-# A layer may be two file systems on one mountpoint.
-lazy_mounts() { awk -v d="$DIR/run/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -u | wc -l; }
-remote_snapshots() {
-  local key
-  for key in $("${CTR[@]}" snapshots --snapshotter lazarette ls | sed 1d | awk '{print $1}'); do
-    "${CTR[@]}" snapshots --snapshotter lazarette info "$key" | grep -c '"containerd.io/snapshot/remote"' || true
-  done | awk '{n += $1} END {print n + 0}'
-}
-no_snapshots() { [ -z "$("${CTR[@]}" snapshots --snapshotter lazarette ls | sed 1d)" ]; }
-reconnected() { wait_for 30 'containerd to connect again' "${CTR[@]}" snapshots --snapshotter lazarette ls || true; }
 
 # looks_at IMAGE: a container reads something of it.
 looks_at() { "${CTR[@]}" run --rm --snapshotter lazarette "$1" "test-$RANDOM" sha256sum /bin/bash; }
@@ -139,10 +95,12 @@ written() { grep -rlF -e "$1" "$DIR/lazd.log" "$DIR/root" "$DIR/run" 2>/dev/null
 generation() {
   GENERATION=$1 DIR=$SCRATCH/$1
   mkdir -p "$DIR"
+  at_exit end_mount_server "$DIR/run"
   local image=$PRIVATE/debian:esgz old=Secret-Of-$1 new=Rotated-Of-$1 layers=$LAYERS
   set_password "$old"
-  start_lazd
+  start_cri
   start_containerd "$2" "$3"
+  CTR+=(--namespace k8s.io)
   reconnected
   refused 'without a password' crictl pull "$image"
   refused 'with a wrong one' crictl pull --creds tenant:Wrong-Of-All "$image"
@@ -163,7 +121,7 @@ generation() {
   equal 'every layer is mounted after a rotation' "$(lazy_mounts)" "$layers"
   stop_pid "$LAZD_PID"
   refused_connection
-  start_lazd
+  start_cri
   reconnected
   equal 'every layer is mounted after a restart' "$(lazy_mounts)" "$layers"
   # Nothing of them was read before, and passwords do not outlast the process.
@@ -173,7 +131,7 @@ generation() {
   works 'a pull brings the password again' crictl pull --creds "tenant:$new" "$image"
   looks 'and what is mounted can be read' "$image"
   stop_pid "$LAZD_PID"
-  start_lazd
+  start_cri
   reconnected
   looks 'runs after a restart, from what is on disk' "$image"
   gone "$image"
@@ -217,5 +175,4 @@ generation 1.6 2 /usr/bin
 generation 1.7 2 "$TRIXIE"
 generation 2.1 3 "$SID"
 
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+summary

@@ -12,10 +12,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/../lib/common.sh"
 . "$here/../lib/registry.sh"
 . "$here/../lib/laz.sh"
-
-passed=0 failed=0
-ok() { passed=$((passed + 1)); say "ok      $1"; }
-bad() { failed=$((failed + 1)); say "FAILED  $1"; [ -z "${2:-}" ] || say "        $2"; }
+. "$here/../lib/checks.sh"
 
 # use_podman_store DIR: podman keeps everything below DIR, and pulls in part what it can.
 use_podman_store() {
@@ -87,5 +84,4 @@ check zstd "$whole" without_times
 check zstd-first "$whole" without_times
 check zstd-stargz 'Retrieved partial blob' contents
 check esgz 'Retrieved partial blob' contents
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+summary

@@ -11,66 +11,8 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/../lib/common.sh"
 . "$here/../lib/registry.sh"
 . "$here/../lib/laz.sh"
-
-passed=0 failed=0
-ok() { passed=$((passed + 1)); say "ok      $GENERATION: $1"; }
-bad() { failed=$((failed + 1)); say "FAILED  $GENERATION: $1"; [ -z "${2:-}" ] || say "        $2"; }
-# equal WHAT FOUND EXPECTED
-equal() { if [ "$2" = "$3" ]; then ok "$1"; else bad "$1" "found '$2', expected '$3'"; fi; }
-# works WHAT COMMAND...: and shows the end of what it said if it does not.
-works() {
-  local what=$1; shift
-  if "$@" >"$SCRATCH/out" 2>&1; then ok "$what"; else bad "$what" "$(tail -n 3 "$SCRATCH/out")"; fi
-}
-
-start_lazd() {
-  "$LAZD" --root "$DIR/root" --state "$DIR/run" >>"$DIR/lazd.log" 2>&1 &
-  LAZD_PID=$!
-  at_exit stop_pid "$LAZD_PID"
-  wait_for 30 lazd test -S "$DIR/run/snapshotter.sock" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
-}
-
-# start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS
-start_containerd() {
-  local dir=$DIR/c; mkdir -p "$dir"
-  cat >"$dir/config.toml" <<CONFIG
-version = $1
-root = "$dir/root"
-state = "$dir/state"
-disabled_plugins = ["io.containerd.internal.v1.opt"]
-[grpc]
-address = "$dir/containerd.sock"
-[ttrpc]
-address = "$dir/containerd.sock.ttrpc"
-CONFIG
-  sed -e "s,/run/lazarette/snapshotter.sock,$DIR/run/snapshotter.sock," -e "s,/var/lib/lazarette,$DIR/root," \
-    "$REPO/deploy/containerd-v$1.toml" >>"$dir/config.toml"
-  PATH=$2:$PATH "$2/containerd" --config "$dir/config.toml" >"$dir/log" 2>&1 &
-  CONTAINERD_PID=$!
-  at_exit stop_pid "$CONTAINERD_PID"
-  at_exit end_tasks "$2/ctr" "$dir/containerd.sock"
-  wait_for 30 containerd "$2/ctr" --address "$dir/containerd.sock" version || { tail -n 5 "$dir/log" >&2; die "containerd does not start"; }
-  CTR=("$2/ctr" --address "$dir/containerd.sock")
-}
-
-# end_tasks CTR SOCKET: what a failed test left running.
-end_tasks() {
-  local task
-  [ -S "$2" ] || return 0
-  for task in $("$1" --address "$2" --timeout 10s tasks ls -q 2>/dev/null); do
-    "$1" --address "$2" --timeout 10s tasks rm -f "$task" || true
-  done >/dev/null 2>&1
-}
-
-# A layer may be two file systems on one mountpoint.
-fuse_mounts() { awk -v d="$DIR/run/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -u | wc -l; }
-snapshots() { "${CTR[@]}" snapshots --snapshotter lazarette ls | sed 1d; }
-remote_snapshots() {
-  local key
-  for key in $(snapshots | awk '{print $1}'); do
-    "${CTR[@]}" snapshots --snapshotter lazarette info "$key" | grep -c '"containerd.io/snapshot/remote"' || true
-  done | awk '{n += $1} END {print n + 0}'
-}
+. "$here/../lib/checks.sh"
+. "$here/../lib/lazd.sh"
 
 LOOK='cat /etc/debian_version && sha256sum /bin/bash && echo mine >/etc/mine && cat /etc/mine && ls /usr/bin | wc -l'
 # looks WHAT IMAGE: a container of it reads what it should.
@@ -85,17 +27,16 @@ gone() {
   works "removes $1" "${CTR[@]}" images rm --sync "$2"
   wait_for 20 'snapshots to go' no_snapshots || true
   equal "$1 leaves no snapshot" "$(snapshots)" ""
-  equal "$1 leaves nothing mounted" "$(fuse_mounts)" 0
+  equal "$1 leaves nothing mounted" "$(lazy_mounts)" 0
   equal "$1 leaves no directory of a snapshot" "$(ls "$DIR/root/snapshots")" ""
   equal "$1 leaves no layer in the store" "$(ls "$DIR/root/layers")" ""
 }
-no_snapshots() { [ -z "$(snapshots)" ]; }
 
 # unpacked IMAGE PULL...: containerd downloads and unpacks into our mounts.
 unpacked() {
   local image=$1; shift
   works 'pulls and unpacks' "$@" "$image"
-  equal 'nothing is mounted lazily' "$(fuse_mounts)" 0
+  equal 'nothing is mounted lazily' "$(lazy_mounts)" 0
   looks 'runs what containerd unpacked' "$image"
   gone 'an unpacked image' "$image"
 }
@@ -131,7 +72,7 @@ lazy() {
   local name=$1 image=$2; shift 2
   works "pulls $name" "$@" "$image"
   local layers; layers=$(skopeo inspect --raw --tls-verify=false "docker://$image" | jq '.layers | length')
-  equal "$name: every layer is mounted" "$(fuse_mounts)" "$layers"
+  equal "$name: every layer is mounted" "$(lazy_mounts)" "$layers"
   equal "$name: every layer is a remote snapshot" "$(remote_snapshots)" "$layers"
   local blob; blob=$(skopeo inspect --raw --tls-verify=false "docker://$image" | jq -r '.layers[0].digest')
   equal "$name: containerd has no blob of it" "$("${CTR[@]}" content ls -q | grep -cx "$blob" || true)" 0
@@ -139,15 +80,12 @@ lazy() {
   looks "$name: runs again, without what the first one wrote" "$image"
 }
 
-# Containerd tries a lost connection again after a second or more, and refuses requests till then.
-reconnected() { wait_for 30 'containerd to connect again' "${CTR[@]}" snapshots --snapshotter lazarette ls || true; }
-
 # restarts IMAGE: the layers stay while lazd is away, and are what a new one serves.
 restarts() {
   local before; before=$(mounted)
   stop_pid "$LAZD_PID"
   equal 'a stopped lazd leaves the layers mounted' "$(mounted)" "$before"
-  start_lazd
+  start_lazd snapshotter.sock
   equal 'a restarted lazd mounts nothing anew' "$(mounted)" "$before"
   reconnected
   looks 'runs after a restart of lazd' "$1"
@@ -157,7 +95,7 @@ restarts() {
 killed() {
   local before; before=$(mounted)
   kill_lazd
-  start_lazd
+  start_lazd snapshotter.sock
   equal 'a killed lazd is succeeded' "$(mounted)" "$before"
   reconnected
   looks 'runs after lazd was killed' "$1"
@@ -184,13 +122,13 @@ outlives() {
     sleep "0.$((RANDOM % 10))"
     kill_lazd
     sleep "0.$((RANDOM % 10))"
-    start_lazd
+    start_lazd snapshotter.sock
   done
   wait "$reader" || true
   equal "reads what is right while lazd is killed $kill times" "$(sort "$sums" | uniq -c | sed 's/^ *//')" "8 $expected"
   kill_lazd
   equal 'reads what is right while there is no lazd' "$("${CTR[@]}" task exec --exec-id third outlives sh -c "$SUM" 2>&1)" "$expected"
-  start_lazd
+  start_lazd snapshotter.sock
   reconnected
   "${CTR[@]}" task rm -f outlives >/dev/null 2>&1 || true
   works 'and is removed' "${CTR[@]}" containers rm outlives
@@ -201,7 +139,7 @@ begin() {
   GENERATION=$1 DIR=$SCRATCH/$1
   mkdir -p "$DIR"
   at_exit end_mount_server "$DIR/run"
-  start_lazd
+  start_lazd snapshotter.sock
   start_containerd "$2" "$3"
 }
 
@@ -269,5 +207,4 @@ killed "$ESGZ"
 gone 'a lazy image' "$ESGZ"
 finish
 
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+summary

@@ -9,10 +9,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/../lib/common.sh"
 . "$here/../lib/registry.sh"
 . "$here/../lib/laz.sh"
-
-passed=0 failed=0
-ok() { passed=$((passed + 1)); say "ok      $1"; }
-bad() { failed=$((failed + 1)); say "FAILED  $1"; [ -z "${2:-}" ] || say "        $2"; }
+. "$here/../lib/checks.sh"
 
 # daemon NAME SOCKET COMMAND...: starts it and waits for its socket.
 daemon() {
@@ -80,5 +77,4 @@ if [ "$(digest debian:esgz)" != "$(digest debian:first)" ]; then ok '--prioritiz
 else bad '--prioritize changes the image' 'both are the same manifest'; fi
 start_stargz
 for tag in esgz first zstd; do check debian "$tag"; done
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+summary

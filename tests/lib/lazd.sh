@@ -1,0 +1,60 @@
+# shellcheck shell=bash
+# lazd.sh - lazd and an unmodified containerd that has it for a snapshotter, below DIR. Sourced, after
+# common.sh. What concerns lazarette in containerd's config is that of deploy/.
+
+# start_lazd SOCKET [ARGUMENT...]: until it listens on run/SOCKET; sets LAZD_PID.
+start_lazd() {
+  local socket=$DIR/run/$1; shift
+  "$LAZD" "$@" --root "$DIR/root" --state "$DIR/run" >>"$DIR/lazd.log" 2>&1 &
+  LAZD_PID=$!
+  at_exit stop_pid "$LAZD_PID"
+  wait_for 30 lazd test -S "$socket" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
+}
+
+# start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS: sets CONTAINERD_PID and CTR.
+start_containerd() {
+  local dir=$DIR/c; mkdir -p "$dir"
+  cat >"$dir/config.toml" <<CONFIG
+version = $1
+root = "$dir/root"
+state = "$dir/state"
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+[grpc]
+address = "$dir/containerd.sock"
+[ttrpc]
+address = "$dir/containerd.sock.ttrpc"
+CONFIG
+  sed -e "s,/run/lazarette/snapshotter.sock,$DIR/run/snapshotter.sock," -e "s,/var/lib/lazarette,$DIR/root," \
+    "$REPO/deploy/containerd-v$1.toml" >>"$dir/config.toml"
+  PATH=$2:$PATH "$2/containerd" --config "$dir/config.toml" >"$dir/log" 2>&1 &
+  CONTAINERD_PID=$!
+  at_exit stop_pid "$CONTAINERD_PID"
+  at_exit end_tasks "$2/ctr" "$dir/containerd.sock"
+  wait_for 30 containerd "$2/ctr" --address "$dir/containerd.sock" version || { tail -n 5 "$dir/log" >&2; die "containerd does not start"; }
+  # shellcheck disable=SC2034  # for the test
+  CTR=("$2/ctr" --address "$dir/containerd.sock")
+}
+
+# end_tasks CTR SOCKET: what a failed test left running.
+end_tasks() {
+  local task
+  [ -S "$2" ] || return 0
+  for task in $("$1" --address "$2" --timeout 10s tasks ls -q 2>/dev/null); do
+    "$1" --address "$2" --timeout 10s tasks rm -f "$task" || true
+  done >/dev/null 2>&1
+}
+
+# lazy_mounts: how many layers are mounted. A layer may be two file systems on one mountpoint.
+lazy_mounts() { awk -v d="$DIR/run/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -u | wc -l; }
+
+snapshots() { "${CTR[@]}" snapshots --snapshotter lazarette ls | sed 1d; }
+no_snapshots() { [ -z "$(snapshots)" ]; }
+remote_snapshots() {
+  local key
+  for key in $(snapshots | awk '{print $1}'); do
+    "${CTR[@]}" snapshots --snapshotter lazarette info "$key" | grep -c '"containerd.io/snapshot/remote"' || true
+  done | awk '{n += $1} END {print n + 0}'
+}
+
+# Containerd tries a lost connection again after a second or more, and refuses requests till then.
+reconnected() { wait_for 30 'containerd to connect again' "${CTR[@]}" snapshots --snapshotter lazarette ls || true; }
