@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lazarette_fetcher::test_util::{Endpoint, Fault};
 use rand::rngs::StdRng;
@@ -19,7 +19,9 @@ use crate::support::is_root;
 use crate::sys;
 
 /// Times that `lazd` is killed: at each of them a few readers are in the middle of it.
-const KILLS: u32 = 30;
+const KILLS: u32 = 200;
+/// As long as the slowest upgrade or restart of a node's services takes.
+const AWAY: Duration = Duration::from_secs(60);
 /// Longer than anything here takes: what fails by it is a failure.
 const PATIENT: &str = "2m";
 
@@ -47,12 +49,12 @@ async fn privileged_lazd_is_killed_and_upgraded_while_a_container_reads() {
     let mut rng = StdRng::seed_from_u64(7);
     for kill in 0..KILLS {
         let program = &programs[usize::from(kill % 5 == 0)];
-        std::thread::sleep(Duration::from_millis(rng.random_range(0..400)));
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..200)));
         bed.kill_lazd();
         // Some die before they serve.
         if kill % 3 == 0 {
             drop(bed.spawn_lazd(program));
-            std::thread::sleep(Duration::from_millis(rng.random_range(0..400)));
+            std::thread::sleep(Duration::from_millis(rng.random_range(0..200)));
             bed.kill_lazd();
         }
         bed.start_lazd(program);
@@ -88,6 +90,39 @@ async fn privileged_lazd_is_killed_and_upgraded_while_a_container_reads() {
     assert!(bed.store().evict());
     bed.files.read_all();
     readers.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_minute_without_lazd_costs_a_minute() {
+    if !is_root("privileged_a_minute_without_lazd_costs_a_minute") {
+        return;
+    }
+    let mut bed = Bed::configured(PATIENT, "[snapshotter]\nfill = false\n").await;
+    bed.start_lazd(&program("lazd"));
+    bed.files.read("base/f1").unwrap();
+    assert!(bed.store().evict());
+    bed.files.read("base/f2").unwrap();
+    bed.kill_lazd();
+    let waiting = Readers::start(&bed.files, 2);
+    let look = |until: Instant| {
+        while Instant::now() < until {
+            assert_eq!(bed.files.names(), bed.files.count());
+            bed.files.read("base/f2").unwrap();
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        waiting.right()
+    };
+    let began = Instant::now();
+    let half = look(began + AWAY / 2);
+    assert_eq!(
+        look(began + AWAY),
+        half,
+        "both met what is missing, and wait"
+    );
+    bed.start_lazd(&program("lazd"));
+    waiting.wait_for(100);
+    assert_eq!(waiting.failed(), 0, "{}", bed.files.log());
+    waiting.end();
 }
 
 #[tokio::test(flavor = "multi_thread")]
