@@ -26,7 +26,7 @@ use crate::{Error, exit};
 
 /// Warnings. Two libraries are quieter: libcontainer logs as errors what it then returns as
 /// errors, and fuser warns when it finds a mount gone that we took down.
-const LOGGED: &str = "warn,libcontainer=off,fuser=error";
+const LOGGED: &str = "warn,libcontainer=off,fuser=error,fuser::reply=off";
 
 /// Runs the command line `laz` was started with. `origin` is when the process began.
 pub fn main(origin: Instant) -> ExitCode {

@@ -27,8 +27,9 @@ use crate::start::{self, Flags};
 use crate::{Error, Result, exit};
 
 /// What is done for whom, and why not; fuser warns when it finds a mount gone that we took
-/// down.
-const LOGGED: &str = "warn,lazarette_snapshotter=info,lazarette_runtime=info,fuser=error";
+/// down, and answers are not wanted any more then.
+const LOGGED: &str =
+    "warn,lazarette_snapshotter=info,lazarette_runtime=info,fuser=error,fuser::reply=off";
 
 /// Serves lazily loaded layers to containerd.
 #[derive(Debug, Parser)]

@@ -32,7 +32,7 @@ use lazarette_proto::snapshots::{
 };
 use lazarette_proto::types::Empty;
 use lazarette_proto::{Status, Streamed};
-use tokio::sync::RwLock;
+use tokio::sync::{OnceCell, RwLock};
 
 pub use serve::{serve, serve_images};
 
@@ -53,6 +53,8 @@ struct Inner {
     snapshots: Arc<Snapshots>,
     lazy: Arc<dyn LazyLayers>,
     naming: RwLock<()>,
+    /// Writable snapshots can be mounted.
+    is_writable: OnceCell<()>,
 }
 
 /// A snapshot that is to be made.
@@ -71,6 +73,7 @@ impl Service {
             snapshots,
             lazy,
             naming,
+            is_writable: OnceCell::new(),
         }))
     }
 
@@ -100,6 +103,8 @@ impl Inner {
     async fn create(self: Arc<Self>, new: New) -> Result<Vec<Mount>> {
         if new.kind == Kind::Active {
             self.refuse_if_brought(&new).await?;
+            let try_writable = || self.with(Snapshots::try_writable);
+            self.is_writable.get_or_try_init(try_writable).await?;
         }
         let key = new.key.clone();
         self.with(move |snapshots| {

@@ -7,7 +7,7 @@
 //! Invariant: the records are the truth. A directory is made before the record that names
 //! it and removed after that record is gone, so a crash leaves at most directories that no
 //! record names, and [`Snapshots::open`] removes those. Never mounts anything by itself:
-//! [`Mount`] is a value, [`Mount::mount_at`] the only thing that acts.
+//! [`Mount`] is a value, [`Mount::mount_at`] the only thing that acts on anything that is there.
 
 #[cfg(test)]
 pub(crate) mod contract;
@@ -226,6 +226,38 @@ impl Snapshots {
         self.remove_orphans()
     }
 
+    /// Finds out whether overlay takes the directories that are written to, by making one of
+    /// two empty ones. What this process may not find out, the client has to.
+    ///
+    /// # Errors
+    /// `Environment` if the file system that holds them cannot be written to through overlay,
+    /// or this kernel has none.
+    pub fn try_writable(&self) -> Result<()> {
+        let [lower, upper, target] = [self.dirs.make()?, self.dirs.make()?, self.dirs.make()?]
+            .map(|made| (self.dirs.files(made.number()), made));
+        let overlay = OverlayMount {
+            lowers: vec![lower.0.clone()],
+            upper: Some(Upper {
+                dir: upper.0.clone(),
+                work: self.dirs.work(upper.1.number()),
+            }),
+        };
+        match overlay.try_out(&target.0) {
+            Err(Error::Mount { source, detail, .. }) if !is_forbidden(&source) => {
+                Err(Error::Environment {
+                    op: "make writable snapshots",
+                    detail: format!(
+                        "overlay cannot write to {}: {source} ({detail}); \
+                         use a --root on ext4 or xfs",
+                        self.dirs.path().display()
+                    ),
+                })
+            }
+            Err(Error::Mount { .. }) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What is known about `key`.
     pub fn stat(&self, key: &str) -> Result<Record> {
         let mut found = None;
@@ -301,6 +333,10 @@ impl Snapshots {
                 .collect())
         })
     }
+}
+
+fn is_forbidden(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::PermissionDenied
 }
 
 /// Seconds since 1970.

@@ -138,12 +138,22 @@ impl FsContext {
         let mut buf = [0; 512];
         while lines.len() < LINES_MAX {
             match nix::unistd::read(&self.0, &mut buf) {
-                Ok(len @ 1..) => lines.push(String::from_utf8_lossy(&buf[..len]).trim().to_owned()),
+                Ok(len @ 1..) => lines.push(said(&buf[..len])),
                 Ok(0) | Err(_) => break,
             }
         }
         lines.join("; ")
     }
+}
+
+/// A line without its first letter, which says how bad it is.
+fn said(line: &[u8]) -> String {
+    let line = String::from_utf8_lossy(line);
+    let line = line.trim();
+    let bare = ["e ", "w ", "i "]
+        .iter()
+        .find_map(|level| line.strip_prefix(level));
+    bare.unwrap_or(line).to_owned()
 }
 
 /// Mounts what [`FsContext::create`] made at `target`.

@@ -10,6 +10,7 @@ mod group;
 mod many;
 mod pressure;
 mod restarts;
+mod scarce;
 mod served;
 
 use std::collections::BTreeSet;

@@ -4,6 +4,8 @@
 //! for, `FailedPrecondition` and `InvalidArgument` are the caller's doing. Never `NotFound`
 //! for bytes that a registry lacks: it would be taken for the snapshot.
 
+use std::io;
+
 use lazarette_fetcher::Error as StoreError;
 use lazarette_proto::Status;
 use tonic::Code;
@@ -32,15 +34,21 @@ fn code(error: &Error) -> Code {
             StoreError::Limit { .. } => Code::FailedPrecondition,
             StoreError::NoSpace { .. } => Code::ResourceExhausted,
             StoreError::Unsupported { .. } => Code::Unimplemented,
+            StoreError::Io { source, .. } if has_no_descriptors(source) => Code::ResourceExhausted,
             StoreError::Io { .. } => Code::Internal,
         },
     }
 }
 
+/// Whether this process, or the machine, has as many files open as it may.
+fn has_no_descriptors(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[test]
@@ -75,6 +83,10 @@ mod tests {
             ),
             (
                 Error::io("write", "/x", io::ErrorKind::StorageFull.into()),
+                Code::ResourceExhausted,
+            ),
+            (
+                Error::io("open", "/x", io::Error::from_raw_os_error(24)),
                 Code::ResourceExhausted,
             ),
             (

@@ -68,6 +68,11 @@ impl Dirs {
         Ok(dirs)
     }
 
+    /// What all snapshots are below.
+    pub(super) fn path(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
     /// Where the files of snapshot `number` are.
     pub(super) fn files(&self, number: u64) -> PathBuf {
         self.snapshot(number).join("fs")

@@ -89,16 +89,30 @@ impl OverlayMount {
         }
     }
 
+    /// Makes it and lets it go again. Mounted at `target` for that only where this kernel has
+    /// no other way.
+    pub(super) fn try_out(&self, target: &Path) -> Result<()> {
+        match Api::of_this_kernel() {
+            Api::New => self.make(target, |_| Ok(())),
+            Api::Classic => self.mount_classic(target).and_then(|()| unmount(target)),
+        }
+    }
+
     fn mount_new(&self, target: &Path) -> Result<()> {
+        self.make(target, |mount| sys::attach(mount, target))
+    }
+
+    /// Makes the file system, mounted nowhere, for `target`, and hands it to `then`.
+    fn make(&self, target: &Path, then: impl FnOnce(&OwnedFd) -> io::Result<()>) -> Result<()> {
         const OP: &str = "mount overlay at";
         let context =
             sys::FsContext::open("overlay").map_err(|error| Error::mount(OP, target, error))?;
-        let mounted = self
+        let made = self
             .configure(&context)
             // The descriptors that name long paths live until the file system exists.
             .and_then(|_paths| context.create(self.upper.is_none()))
-            .and_then(|mount| sys::attach(&mount, target));
-        mounted.map_err(|source| Error::Mount {
+            .and_then(|mount| then(&mount));
+        made.map_err(|source| Error::Mount {
             op: OP,
             path: target.to_path_buf(),
             detail: context.log(),
