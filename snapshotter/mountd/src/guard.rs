@@ -2,13 +2,16 @@
 //!
 //! Invariant: while the guard lives, a session outlives its server, and nobody who reads from
 //! it hangs or sees a byte that was not granted: without a server every read is answered with
-//! `EIO`, and so is what the server was asked and did not answer. It serves no data, ever. The next server gets all sessions back, still mounted.
+//! `EIO`, and so is what the server was asked and did not answer. It serves no data, ever. The
+//! next server gets all sessions back, still mounted.
 //!
 //! It learns of a server's death from the connection between them, which the kernel closes
 //! with the last process that has the server's end: so a server that is replaced by its
 //! successor is not dead. It ends by itself when there is neither a server nor a mount.
 
 mod keeper;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -144,6 +147,7 @@ impl Guard {
                 Ok(Some(_)) | Err(_) => {
                     log::say("the server says what this guard does not understand: leaving");
                     self.held.clear();
+                    self.group = None;
                     self.server = None;
                 }
             }
