@@ -7,15 +7,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::name::OPAQUE_XATTR;
 use super::{Ino, Kind, ROOT_INO, Tree};
 
 /// Symbolic links that are followed, as by the kernel.
 const LINKS_MAX: usize = 40;
 /// Names that are looked up for one path, those of its symbolic links included.
 const NAMES_MAX: usize = 4096;
-
-/// How an upper directory says that it hides the lower ones.
-const OPAQUE: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
 
 /// The layers of an image, the base first.
 #[derive(Debug, Clone)]
@@ -104,7 +102,7 @@ impl Merged {
             match inode.kind() {
                 Kind::Directory { .. } => {
                     merged.push((*layer, inode.ino()));
-                    if inode.xattr(OPAQUE.0) == Some(OPAQUE.1) {
+                    if inode.xattr(OPAQUE_XATTR.0) == Some(OPAQUE_XATTR.1) {
                         break;
                     }
                 }
