@@ -33,7 +33,7 @@ pub use lazarette_mountd::wire::Through;
 use lazarette_mountd::wire::{FileId, Listed, Message};
 use tokio::runtime::Handle;
 
-pub use self::choose::{Choice, Probed, choose, select};
+pub use self::choose::{Choice, select};
 pub use self::layer::{Place, Shown};
 use self::link::{Done, Link};
 pub use self::probe::probe;

@@ -52,7 +52,7 @@ pub struct Shown<'a> {
     /// Its bytes.
     pub data: Arc<dyn LentData>,
     /// Through what the kernel gets them. [`Through::Fanotify`] keeps others from evicting any
-    /// of the layer while it is mounted; see [`choose`](super::choose).
+    /// of the layer while it is mounted; see [`select`](super::select).
     pub through: Through,
 }
 

@@ -20,7 +20,6 @@ use lazarette_fetcher::index::{FileEntry, FileKind, LayerFormat, LayerIndex, Tim
 use lazarette_fetcher::types::Digest;
 use lazarette_mountd::fanotify::{Group, QUESTIONS_BYTES};
 
-use super::choose::Probed;
 use crate::erofs::Image;
 use crate::fuse::create_image;
 use crate::sys;
@@ -35,13 +34,13 @@ const DATA_BYTES: usize = FILE_BYTES + 100;
 /// In every byte of the data.
 const CONTENT: u8 = 0x5a;
 
-/// Finds it out, in `dir` on the file system that holds the store. Takes milliseconds and
-/// blocks for them. `erofs` is for the caller to say: mounting one over FUSE shows it.
-pub fn probe(dir: &Path, erofs: Result<(), String>) -> Probed {
-    Probed {
-        fanotify: Probe::new(dir).and_then(|probe| probe.run()),
-        erofs,
-    }
+/// Whether it asks before an EROFS reads its data file, and keeps to the answer; found out in
+/// `dir` on the file system that holds the store. Takes milliseconds and blocks for them.
+///
+/// # Errors
+/// What it does otherwise, in words.
+pub fn probe(dir: &Path) -> Result<(), String> {
+    Probe::new(dir).and_then(|probe| probe.run())
 }
 
 /// A layer on the disk that is there to be read.
@@ -229,8 +228,11 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let probed = probe(dir.path(), Ok(()));
-        assert_eq!(probed.fanotify, Ok(()), "layers are shown another way here");
+        assert_eq!(
+            probe(dir.path()),
+            Ok(()),
+            "layers are shown another way here"
+        );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!table.contains(dir.path().to_str().unwrap()));
@@ -243,7 +245,7 @@ mod tests {
         }
         // What is there is memory, on every kernel.
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let why = probe(dir.path(), Ok(())).fanotify.unwrap_err();
+        let why = probe(dir.path()).unwrap_err();
         assert!(why.contains("before it reads"), "{why}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
