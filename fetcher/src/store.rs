@@ -70,7 +70,9 @@ pub use check::{BlobCheck, StoreCheck};
 pub use copy::Copied;
 pub use details::PartialIndex;
 pub use evict::{Bounds, Evicted, Space, Trim};
-pub use file::{FlushPolicy, LayerCheck, LayerFile, LayerUsage, Lent, PIN_TIME, Shaped, Vouched};
+pub use file::{
+    FlushPolicy, LayerCheck, LayerFile, LayerUsage, Lent, PIN_TIME, Shaped, Vouched, Whole,
+};
 pub use ingest::LayerIngest;
 pub use taken::Taken;
 

@@ -29,6 +29,7 @@ mod read;
 mod record;
 mod shape;
 mod touched;
+mod whole;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -58,6 +59,7 @@ pub(super) use lock::{LayerLock, lock_layer, try_lock_layer};
 pub use pinned::PIN_TIME;
 pub(super) use record::write_new;
 pub use shape::Shaped;
+pub use whole::Whole;
 
 /// Names inside a layer's directory.
 pub(super) const DATA: &str = "data";

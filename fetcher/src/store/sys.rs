@@ -91,6 +91,31 @@ fn eviction_byte(kind: i32) -> libc::flock {
     }
 }
 
+/// Whether anybody but `file`, which is open for reading only, has its inode open: a process,
+/// or the kernel for a file system that is made of it.
+pub(super) fn is_open_elsewhere(file: &File) -> io::Result<bool> {
+    // Who opens the file in this moment waits until the lease is given back, and we would be
+    // told by a signal, as a rule one that kills.
+    set(file, F_SETSIG, libc::SIGURG)?;
+    // It is given to the only one who has the file open, and to nobody else.
+    match set(file, libc::F_SETLEASE, libc::F_WRLCK) {
+        Ok(()) => set(file, libc::F_SETLEASE, libc::F_UNLCK).map(|()| false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// `F_SETSIG` of `asm-generic/fcntl.h`, which libc does not name.
+const F_SETSIG: i32 = 10;
+
+#[expect(unsafe_code, reason = "no crate in the tree wraps leases")]
+fn set(file: &File, command: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is open while `file` is borrowed; both commands take a number and
+    // touch no memory of ours.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), command, value) };
+    Errno::result(done).map(drop).map_err(io::Error::from)
+}
+
 /// Another open file of the same inode, for reading, whatever its name is by now.
 pub(super) fn reopen(file: &File) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))

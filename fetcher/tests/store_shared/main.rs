@@ -13,6 +13,7 @@ mod lent;
 mod processes;
 mod support;
 mod sys;
+mod whole;
 mod worker;
 
 use std::path::Path;

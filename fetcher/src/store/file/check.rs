@@ -2,9 +2,11 @@
 //!
 //! Invariant: every byte of every present chunk is read from the data file and compared,
 //! whatever was known of it. Never fetches: what was dropped is fetched by its next
-//! reader, or by whoever asked for the check.
+//! reader, or by whoever asked for the check. Wrong bytes that the kernel reads by itself are
+//! not made a hole of; they stay until right ones are written over them.
 
 use super::LayerFile;
+use super::evict::Bytes;
 use super::record::try_read_bitmap;
 use crate::Result;
 use crate::index::ChunkId;
@@ -46,7 +48,7 @@ impl LayerFile {
                 found.dropped.push(id);
             }
         }
-        self.drop_chunks(&found.dropped)?;
+        self.drop_chunks(&found.dropped, Bytes::MayStay)?;
         self.note_present();
         Ok(found)
     }

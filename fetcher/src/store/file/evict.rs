@@ -39,6 +39,16 @@ use crate::store::Evicted;
 use crate::store::bitmap::{self, Bitmap, Stored};
 use crate::{Error, Result};
 
+/// What becomes of the bytes of chunks that are made absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bytes {
+    /// They go; where nobody may make holes now, nothing happens.
+    Freed,
+    /// They go, or where nobody may make holes they are left, and written over by who fetches
+    /// the chunk again: they are wrong, and no wrong ones are better than others.
+    MayStay,
+}
+
 impl LayerFile {
     /// Makes chunks absent and gives their blocks back to the device; ids in any order.
     /// Who reads them later fetches them again, so those that cannot be fetched alone
@@ -46,7 +56,7 @@ impl LayerFile {
     pub fn evict(&self, ids: &[ChunkId]) -> Result<Evicted> {
         let is_refetchable = |id: &ChunkId| self.chunk(*id).is_ok_and(Chunk::is_refetchable);
         let ids: Vec<ChunkId> = ids.iter().copied().filter(is_refetchable).collect();
-        self.drop_chunks(&ids)
+        self.drop_chunks(&ids, Bytes::Freed)
     }
 
     /// [`LayerFile::evict`] of every chunk, and of bytes that no bit speaks of.
@@ -56,7 +66,7 @@ impl LayerFile {
     }
 
     /// Makes chunks absent, whether or not they can be fetched again.
-    pub(super) fn drop_chunks(&self, ids: &[ChunkId]) -> Result<Evicted> {
+    pub(super) fn drop_chunks(&self, ids: &[ChunkId], bytes: Bytes) -> Result<Evicted> {
         let mut recorded = self.flushing.lock();
         if ids.is_empty() || self.is_removed() {
             return Ok(Evicted::default());
@@ -64,7 +74,10 @@ impl LayerFile {
         let Some(_lock) = self.lock_own()? else {
             return Ok(Evicted::default());
         };
-        let _may = self.may_make_holes()?;
+        let may = match (self.may_make_holes(), bytes) {
+            (Err(Error::Unsupported { .. }), Bytes::MayStay) => None,
+            (may, _) => Some(may?),
+        };
         self.catch_up(&mut recorded)?;
         let victims = Bitmap::empty(self.bits.count());
         for id in ids {
@@ -77,6 +90,10 @@ impl LayerFile {
         let evicted = self.clear(&victims);
         let now = self.evictions.advance()?;
         self.seen.store(now, Ordering::Release);
+        if may.is_none() {
+            return Ok(evicted);
+        }
+        self.remove_image();
         for hole in holes(&self.index, &victims) {
             self.disk
                 .punch(&self.data, hole.start, hole.end - hole.start)

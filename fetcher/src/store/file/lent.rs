@@ -115,14 +115,18 @@ impl LayerFile {
         ByteRange::new(start, end).map_or(range, |around| around.cover(&range))
     }
 
-    /// Whether somebody who serves the data file forbids holes in it.
+    /// Whether somebody who serves the data file forbids holes in it, or the kernel reads it
+    /// by itself.
     pub(in crate::store) fn is_kept(&self) -> bool {
         // Where there are no such locks nobody can forbid it.
         sys::may_make_holes(&self.data).is_ok_and(|may| !may)
+            || self.is_shown_whole().unwrap_or(true)
     }
 
-    /// The right to make holes. The caller is the only one of this object who does.
+    /// The right to make holes. The caller holds the layer's lock, and is the only one of this
+    /// object who makes some.
     pub(super) fn may_make_holes(&self) -> Result<MayMakeHoles<'_>> {
+        self.must_not_be_shown_whole()?;
         let locked = sys::lock_holes(&self.data, Holes::Make);
         if locked.map_err(|e| Error::io("lock", self.dir.join(DATA), e))? {
             return Ok(MayMakeHoles(&self.data));
