@@ -1,3 +1,5 @@
+//! What a guard lets go of.
+
 use super::*;
 use crate::wire::{Basis, Listed, Through};
 
