@@ -17,6 +17,7 @@
 //! <root>/layers/<algorithm>-<hex>/origin  where details are that the index lacks
 //! <root>/layers/<algorithm>-<hex>/bitmap  which chunks are present
 //! <root>/layers/<algorithm>-<hex>/data    payloads of files, sparse
+//! <root>/layers/<algorithm>-<hex>/image   what an EROFS over the whole of `data` is made of
 //! <root>/layers/<algorithm>-<hex>/learned digests of chunks, where the index lacks them
 //! <root>/layers/<algorithm>-<hex>/touched a hint: which parts were read lately
 //! <root>/layers/<algorithm>-<hex>/pinned  a hint: which parts start-ups read

@@ -73,6 +73,9 @@ pub struct Engine {
     mounting: FuseOptions,
     /// Whether what is served to containerd comes whole, in the background.
     fills_layers: bool,
+    /// Whether what came whole is the kernel's alone then. Nothing is evicted from it while it
+    /// is mounted: a store that is to stay within a budget needs that it is.
+    shows_whole: bool,
 }
 
 impl Engine {
@@ -109,6 +112,7 @@ impl Engine {
             fetching: FetchEngine::new(EngineConfig::default()),
             formats: config.formats,
             fills_layers: config.snapshotter.fill,
+            shows_whole: config.snapshotter.fill && config.store.budget.is_none(),
             mounting: FuseOptions {
                 backend: config.mounts.backend,
                 ..FuseOptions::default()

@@ -27,6 +27,7 @@ mod tests;
 pub(crate) use errno::number as errno_of;
 pub use mounts::{LayerMount, LayerMounts};
 pub use options::{Backend, FuseOptions};
+pub(crate) use read_ahead::Knob;
 pub use read_ahead::ReadAhead;
 pub use reader::FuseStats;
-pub(crate) use stack::{create as create_image, mount_image};
+pub(crate) use stack::{create as create_image, make_image, mount_image};

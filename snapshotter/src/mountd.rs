@@ -18,6 +18,7 @@ mod stale;
 mod start;
 mod try_erofs;
 mod want;
+mod whole;
 
 use std::fs::File;
 use std::io;
@@ -38,6 +39,7 @@ pub use self::layer::{Place, Shown};
 use self::link::{Done, Link};
 pub use self::probe::probe;
 pub use self::stale::clear;
+pub use self::whole::{hide_whole, show_whole};
 use crate::data::LayerData;
 use crate::{Error, Result};
 

@@ -50,7 +50,7 @@ use crate::{Error, Result};
 pub struct NodeLayers {
     engine: Arc<Engine>,
     ahead: Arc<Ahead>,
-    turns: Turns,
+    turns: Arc<Turns>,
     held: Arc<HeldLayers>,
     here: Here,
     /// `None` where this process mounts all layers itself.
@@ -72,7 +72,7 @@ impl NodeLayers {
         Ok(Arc::new(Self {
             ahead: Ahead::new(Arc::clone(engine)),
             engine: Arc::clone(engine),
-            turns: Turns::default(),
+            turns: Arc::default(),
             held,
             here,
             served,
@@ -239,18 +239,31 @@ impl NodeLayers {
         if !self.engine.fills_layers {
             return;
         }
-        let served = self
-            .served
-            .as_ref()
-            .filter(|served| served.wants_complete());
-        let Some(served) = served.map(Arc::clone) else {
+        let served = self.served.as_ref();
+        let Some(served) = served.filter(|served| served.wants_complete()) else {
             return layer.fetch_rest(false);
         };
+        let (served, turns, held) = (
+            Arc::clone(served),
+            Arc::clone(&self.turns),
+            Arc::clone(&self.held),
+        );
         // Ends with the layer, which is closed when it is released.
         tokio::spawn(async move {
-            match layer.fill_all().await {
-                Ok(()) => served.tell_complete(&layer).await,
-                Err(error) => tracing::debug!(%error, "a layer is not complete yet"),
+            let whole = match layer.fill_all().await {
+                Ok(()) => served.is_whole(&layer).await,
+                Err(error) => Err(error.into()),
+            };
+            if !matches!(whole, Ok(true)) {
+                return tracing::debug!(?whole, "a layer is not complete yet");
+            }
+            let digest = layer.index().blob_digest;
+            let _turn = turns.of(&digest).await;
+            let is_it = |held: &Held| Arc::ptr_eq(&held.layer, &layer);
+            // It may have been released meanwhile.
+            let is_held = held.lock().get(&digest).is_some_and(is_it);
+            if is_held {
+                served.complete(&layer).await;
             }
         });
     }

@@ -17,6 +17,7 @@ pub mod ranges;
 pub mod server;
 pub mod state;
 mod sys;
+pub mod table;
 pub mod wire;
 
 pub use error::{Error, Result};

@@ -2,14 +2,15 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use lazarette_mountd::client::Connection;
 use lazarette_mountd::server::{self, Config, Ended, WAIT_MAX};
-use lazarette_mountd::wire::{Message, Role};
-use lazarette_mountd::{Result, guard};
+use lazarette_mountd::table::Table;
+use lazarette_mountd::wire::{Message, Role, Through};
+use lazarette_mountd::{Error, Result, guard};
 
 const SOCKET: &str = "/run/lazarette/mountd.sock";
 /// Threads that answer the kernel: local reads are short, and readers are many.
@@ -88,8 +89,11 @@ fn parse(args: impl Iterator<Item = OsString>) -> Option<(Command, Config)> {
     Some((command, config))
 }
 
-/// Prints what is mounted: number, bytes, layer, mountpoint.
+/// Prints what is mounted: number, bytes, layer, mountpoint, and through what a container that
+/// comes now reads it.
 fn list(config: &Config) -> Result<()> {
+    let read = Table::read();
+    let table = read.map_err(|e| Error::io("read", "the table of mounts", e))?;
     let server = Connection::connect(&config.socket)?;
     server.send(&Message::Hello(Role::Guest), &[])?;
     let mut left = u32::MAX;
@@ -101,10 +105,17 @@ fn list(config: &Config) -> Result<()> {
                 left -= 1;
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 let (name, path) = (text(&listed.name), text(&listed.path));
+                let is_whole = table.erofs_at(Path::new(&path)) > 1;
+                let through = match (is_whole, listed.through) {
+                    (true, _) => "kernel",
+                    (false, Through::Fuse) => "fuse",
+                    (false, Through::Fanotify) => "fanotify",
+                };
+                let (mount, size) = (listed.mount, listed.size);
                 // Whoever reads it may stop reading.
-                let _ = writeln!(out, "{}\t{}\t{name}\t{path}", listed.mount, listed.size);
+                let _ = writeln!(out, "{mount}\t{size}\t{name}\t{path}\t{through}");
             }
-            _ => return Err(lazarette_mountd::Error::Protocol("this is no list")),
+            _ => return Err(Error::Protocol("this is no list")),
         }
     }
     Ok(())

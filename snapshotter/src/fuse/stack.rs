@@ -87,6 +87,14 @@ fn mount_over(path: &Path) -> Result<Option<Knob>> {
 
 /// Mounts the EROFS of `files`, an image and its data file, over the directory `path`.
 pub(crate) fn mount_image(files: &[PathBuf; 2], path: &Path) -> Result<Option<Knob>> {
+    let (mount, knob) = make_image(files, path)?;
+    sys::attach(&mount, path).map_err(|source| Error::mount("mount erofs at", path, source))?;
+    Ok(knob)
+}
+
+/// Makes the EROFS of `files`, an image and its data file, that will be mounted at `path`; and
+/// what sets its read-ahead, if it could be told which one it is.
+pub(crate) fn make_image(files: &[PathBuf; 2], path: &Path) -> Result<(OwnedFd, Option<Knob>)> {
     let (mut mount, mut knobs) = watch_erofs(|| create(files, path))?;
     for _ in 1..CREATIONS_MAX {
         if knobs.len() <= 1 {
@@ -94,10 +102,9 @@ pub(crate) fn mount_image(files: &[PathBuf; 2], path: &Path) -> Result<Option<Kn
         }
         (mount, knobs) = watch_erofs(|| create(files, path))?;
     }
-    sys::attach(&mount, path).map_err(|source| Error::mount("mount erofs at", path, source))?;
     // Nobody's is changed where it is not clear whose it is.
     let only = knobs.pop();
-    Ok(if knobs.is_empty() { only } else { None })
+    Ok((mount, if knobs.is_empty() { only } else { None }))
 }
 
 /// Makes the file system of an image and its data file that will be mounted at `path`.

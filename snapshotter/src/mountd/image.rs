@@ -17,12 +17,12 @@ const PIECE_BYTES: usize = 64 << 10;
 /// What a file is called until it is whole.
 const NEW: &str = ".new";
 
+/// What is done where an image does not fit.
+const OP: &str = "mount a layer through erofs";
+
 /// Sees to it that `to` is the image of `tree`. Makes the directory that it lies in.
 pub(super) fn put(tree: &Tree, to: &Path) -> Result<()> {
-    let image = Image::of(tree).map_err(|unfit| Error::Environment {
-        op: "mount a layer through erofs",
-        detail: unfit.to_string(),
-    })?;
+    let image = of(tree)?;
     if is_there(&image, to) {
         return Ok(());
     }
@@ -39,6 +39,22 @@ pub(super) fn put(tree: &Tree, to: &Path) -> Result<()> {
         fs::rename(new, to)
     };
     write().map_err(|e| Error::io("write", to, e))
+}
+
+/// Fails where `path` is not the image of `tree`.
+pub(super) fn must_be(tree: &Tree, path: &Path) -> Result<()> {
+    if is_there(&of(tree)?, path) {
+        return Ok(());
+    }
+    let detail = format!("{} is another one, and in use", path.display());
+    Err(Error::Environment { op: OP, detail })
+}
+
+fn of(tree: &Tree) -> Result<Image<'_>> {
+    Image::of(tree).map_err(|unfit| Error::Environment {
+        op: OP,
+        detail: unfit.to_string(),
+    })
 }
 
 /// Whether `path` holds the image and nothing else. What cannot be read is not it.

@@ -9,6 +9,8 @@
 //! <metadata>                     the image, a file on a local disk
 //! ```
 //!
+//! Of a layer that is complete there is one more on top ([`super::whole`]).
+//!
 //! Invariant: an image that is mounted is never written to ([`image`]). An EROFS is made only
 //! after the server answers for what it will read. Where mounting fails, nothing is left
 //! mounted. What a daemon that died left half way is finished by the next one that attaches;
@@ -29,9 +31,9 @@ use crate::fuse::{ReadAhead, mount_image};
 use crate::tree::Tree;
 use crate::{Error, Result, sys};
 
-/// Mounts that are taken down where one is to be: an EROFS, what is below it, and as much of
+/// Mounts that are taken down where one is to be: two EROFS, what is below them, and as much of
 /// an attempt before.
-const ORPHANS_MAX: usize = 4;
+const ORPHANS_MAX: usize = 6;
 
 /// Where a layer goes.
 #[derive(Debug, Clone, Copy)]
@@ -136,7 +138,10 @@ impl MountServer {
     /// `Mount` with `EBUSY` while something in it is open; then it stays mounted.
     pub fn unmount_layer(&self, mounted: &Mounted) -> Result<()> {
         let path = &mounted.path;
-        if is_covered(path)? {
+        for _ in 0..ORPHANS_MAX {
+            if !is_covered(path)? {
+                break;
+            }
             sys::unmount(path).map_err(|e| Error::mount("unmount", path, e))?;
         }
         self.unmount(mounted)?;

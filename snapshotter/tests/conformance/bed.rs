@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_snapshotter::fuse::{Backend, FuseOptions, LayerMount, LayerMounts};
-use lazarette_snapshotter::mountd::{MountServer, Mounted, Place, Shown, Through};
+use lazarette_snapshotter::mountd::{
+    MountServer, Mounted, Place, Shown, Through, clear, show_whole,
+};
 use lazarette_snapshotter::tree::Tree;
 use tokio::runtime::Runtime;
 
@@ -19,6 +21,8 @@ pub(crate) enum Shows {
     Erofs,
     ServerFuse,
     ServerFanotify,
+    /// The kernel alone: the layer is complete, and every process of ours has been killed.
+    Kernel,
 }
 
 impl Shows {
@@ -31,6 +35,8 @@ impl Shows {
 enum Mount {
     Own(Arc<LayerMount>),
     Server(MountServer, Mounted),
+    /// What was mounted by servers that are gone.
+    Left(PathBuf),
 }
 
 /// Nothing of the layer has been read.
@@ -62,6 +68,7 @@ impl Bed {
             Shows::Erofs => bed.mount_own(Backend::Erofs),
             Shows::ServerFuse => bed.mount_by_server(Through::Fuse),
             Shows::ServerFanotify => bed.mount_by_server(Through::Fanotify),
+            Shows::Kernel => bed.mount_by_kernel(),
         });
         bed
     }
@@ -98,11 +105,28 @@ impl Bed {
         Mount::Server(server, mounted)
     }
 
+    fn mount_by_kernel(&self) -> Mount {
+        let Mount::Server(server, mounted) = self.mount_by_server(Through::Fuse) else {
+            unreachable!("it is by a server");
+        };
+        self.runtime.block_on(self.layer.fill_all()).unwrap();
+        assert!(show_whole(&mounted, self.layer.file()).unwrap());
+        drop(server);
+        for (pid, _) in servers(self.dir.path()) {
+            sys::kill_by_id(pid);
+        }
+        while !servers(self.dir.path()).is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Mount::Left(mounted.path)
+    }
+
     /// Where the layer is.
     pub(crate) fn path(&self) -> &Path {
         match self.mount.as_ref().unwrap() {
             Mount::Own(mount) => mount.path(),
             Mount::Server(_, mounted) => &mounted.path,
+            Mount::Left(path) => path,
         }
     }
 
@@ -118,6 +142,15 @@ impl Bed {
         match self.mount.take().unwrap() {
             Mount::Own(mount) => drop(mount),
             Mount::Server(server, mounted) => server.unmount_layer(&mounted).unwrap(),
+            Mount::Left(path) => {
+                assert!(self.layer.file().evict_all().is_err(), "it is mounted");
+                let others = |other: &Path| other != path;
+                assert_eq!(clear(self.dir.path(), &others).unwrap(), 1);
+                self.layer
+                    .file()
+                    .evict_all()
+                    .expect("it is mounted no more");
+            }
         }
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!table.contains(self.dir.path().to_str().unwrap()));

@@ -11,6 +11,7 @@ mod checks;
 mod daemon;
 mod layer;
 mod sys;
+mod whole;
 mod zeros;
 
 use std::io::Write as _;
@@ -52,4 +53,5 @@ conforms! {
     privileged_erofs_over_fuse_shows_the_layer Erofs
     privileged_the_mount_servers_fuse_shows_the_layer ServerFuse
     privileged_fanotify_shows_the_layer ServerFanotify
+    privileged_the_kernel_alone_shows_a_complete_layer Kernel
 }

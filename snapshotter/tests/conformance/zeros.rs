@@ -23,7 +23,7 @@ use crate::{layer, must_be_root, sys};
 
 const EIO: i32 = 5;
 /// Seconds that a read may wait, where none should have to.
-const PATIENT: u64 = 120;
+pub(crate) const PATIENT: u64 = 120;
 /// Readers at a time.
 const READERS: usize = 4;
 
@@ -177,7 +177,7 @@ impl Reading {
     }
 }
 
-fn start_server(dir: &Path, wait: u64, take_over: bool) -> Child {
+pub(crate) fn start_server(dir: &Path, wait: u64, take_over: bool) -> Child {
     let mut command = Command::new(layer::program());
     command.arg("--socket").arg(dir.join("socket"));
     command.args(["--wait", &wait.to_string()]);

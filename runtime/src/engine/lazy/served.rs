@@ -17,7 +17,7 @@ use lazarette_fetcher::types::Digest;
 use lazarette_snapshotter::mountd;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{Mutex as Turn, RwLock, watch};
 use tokio::task::JoinHandle;
 
 use super::choose::{Facts, choose};
@@ -52,6 +52,8 @@ pub(super) struct Served {
     /// Counts connections.
     renewed: watch::Sender<u64>,
     keeper: Mutex<Option<JoinHandle<()>>>,
+    /// Held while a layer is read to see whether it is whole.
+    reading: Turn<()>,
 }
 
 impl Served {
@@ -82,6 +84,7 @@ impl Served {
     ) -> Result<Arc<Self>, String> {
         let (root, state) = (engine.root.clone(), engine.state.clone());
         let (backend, program) = (engine.mounting.backend, program.to_path_buf());
+        let shows_whole = engine.shows_whole;
         let places = blocking(move || {
             let mut facts = Facts {
                 is_root: sys::process::is_root(),
@@ -97,7 +100,7 @@ impl Served {
             };
             facts.refused = through.clone().err();
             choose(&facts)?;
-            Ok::<_, String>(Arc::new(places.through(through?)))
+            Ok::<_, String>(Arc::new(places.through(through?, shows_whole)))
         })
         .await?;
         let handle = Handle::current();
@@ -109,6 +112,7 @@ impl Served {
             current: RwLock::new(Some(Arc::clone(&session))),
             renewed: watch::channel(0).0,
             keeper: Mutex::default(),
+            reading: Turn::default(),
         });
         let keeper = tokio::spawn(Arc::clone(&served).keep_connected(session));
         *served.keeper.lock() = Some(keeper);
@@ -149,17 +153,28 @@ impl Served {
         Ok(path)
     }
 
-    /// Says that all of a layer is present, once it is: of what the kernel reads itself
-    /// nothing is asked any more then.
-    pub(super) async fn tell_complete(&self, layer: &Arc<Layer>) {
+    /// Whether all of a layer is present and right. Reads what this process has not seen, one
+    /// layer at a time: readers have the disk, too.
+    pub(super) async fn is_whole(&self, layer: &Arc<Layer>) -> Result<bool> {
+        if layer.file().is_known_whole() {
+            return Ok(true);
+        }
+        let _turn = self.reading.lock().await;
         let layer = Arc::clone(layer);
-        self.with_session(move |session| session.tell_complete(&layer))
+        blocking(move || Ok(layer.file().is_whole()?)).await
+    }
+
+    /// Has the kernel ask no more about a layer that is whole, and show it by itself if it
+    /// may. The caller has its turn.
+    pub(super) async fn complete(&self, layer: &Arc<Layer>) {
+        let layer = Arc::clone(layer);
+        self.with_session(move |session| session.complete(&layer))
             .await;
     }
 
-    /// Whether the server wants to know that.
+    /// Whether that is of any use.
     pub(super) fn wants_complete(&self) -> bool {
-        self.places.reads_itself()
+        self.places.wants_complete()
     }
 
     /// Unmounts what is at `path`; what is in use later.

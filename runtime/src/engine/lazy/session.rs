@@ -37,6 +37,8 @@ pub(super) struct Places {
     meta: PathBuf,
     /// Through what the kernel gets the data of layers that are mounted from now on.
     through: Through,
+    /// Whether it gets what is complete by itself.
+    shows_whole: bool,
     /// The next number of a mountpoint.
     next: AtomicU64,
 }
@@ -59,18 +61,23 @@ impl Places {
             layers,
             meta,
             through: Through::Fuse,
+            shows_whole: false,
             next: AtomicU64::new(0),
         })
     }
 
-    /// The same, for a way that this kernel has.
-    pub(super) fn through(self, through: Through) -> Self {
-        Self { through, ..self }
+    /// The same, for a way that this kernel has, and for layers that are complete.
+    pub(super) fn through(self, through: Through, shows_whole: bool) -> Self {
+        Self {
+            through,
+            shows_whole,
+            ..self
+        }
     }
 
-    /// Whether the kernel reads layers itself and asks the server before.
-    pub(super) fn reads_itself(&self) -> bool {
-        self.through == Through::Fanotify
+    /// Whether it matters that a layer is complete.
+    pub(super) fn wants_complete(&self) -> bool {
+        self.shows_whole || self.through == Through::Fanotify
     }
 
     /// Where images are.
@@ -164,6 +171,14 @@ impl Session {
     /// Answers for a layer from now on, where it is mounted already or else where it will
     /// be then. Nobody else does the same for this layer meanwhile.
     pub(super) fn hold(&self, layer: &Arc<Layer>) -> Result<PathBuf> {
+        let path = self.hold_lazily(layer)?;
+        if layer.file().is_known_whole() {
+            self.complete(layer);
+        }
+        Ok(path)
+    }
+
+    fn hold_lazily(&self, layer: &Arc<Layer>) -> Result<PathBuf> {
         let digest = layer.index().blob_digest;
         let metadata = self.places.metadata(&digest);
         let tree = || Tree::build(layer.index());
@@ -206,14 +221,23 @@ impl Session {
         }
     }
 
-    /// Tells the server that all of a layer is present.
-    pub(super) fn tell_complete(&self, layer: &Arc<Layer>) {
-        let (digest, len) = (layer.index().blob_digest, layer.index().data_len);
-        for mounted in self.mounts_of(&digest) {
-            let told = self.server.tell_complete(&mounted, layer.as_ref(), len);
-            if let Err(error) = told {
-                tracing::debug!(%digest, %error, "the kernel goes on asking about a layer");
+    /// Has the kernel ask no more about a layer of which all is known to be present, and show
+    /// it by itself to those who come from now on, if it may. Nobody else has its turn.
+    pub(super) fn complete(&self, layer: &Arc<Layer>) {
+        for mounted in self.mounts_of(&layer.index().blob_digest) {
+            if mounted.through == Through::Fanotify {
+                self.tell_complete(&mounted, layer);
             }
+            if self.places.shows_whole {
+                show_whole(&mounted, layer);
+            }
+        }
+    }
+
+    fn tell_complete(&self, mounted: &Mounted, layer: &Layer) {
+        let (digest, len) = (layer.index().blob_digest, layer.index().data_len);
+        if let Err(error) = self.server.tell_complete(mounted, layer, len) {
+            tracing::debug!(%digest, %error, "the kernel goes on asking about a layer");
         }
     }
 
@@ -271,5 +295,16 @@ impl Session {
     fn know(&self, mounted: Mounted, fate: Fate) {
         let path = mounted.path.clone();
         self.mounts.lock().insert(path, (mounted, fate));
+    }
+}
+
+fn show_whole(mounted: &Mounted, layer: &Layer) {
+    let digest = layer.index().blob_digest;
+    match mountd::show_whole(mounted, layer.file()) {
+        Ok(true) => tracing::debug!(%digest, "layer is the kernel's alone"),
+        Ok(false) => tracing::debug!(%digest, "a layer is not whole after all"),
+        Err(error) => {
+            tracing::info!(%digest, %error, "layer is complete, and served all the same");
+        }
     }
 }

@@ -32,6 +32,10 @@ const WAIT_MAX: Duration = Duration::from_secs(120);
 const EIO: i32 = 5;
 const ENOTCONN: i32 = 107;
 
+/// In the config where layers are to be evicted from while they are mounted: without a budget
+/// those that are complete are the kernel's alone.
+pub(super) const EVICTABLE: &str = "[store]\nbudget = \"1t\"\n";
+
 /// Files of each layer.
 const FILES: u32 = 18;
 
@@ -52,12 +56,13 @@ pub(super) struct Bed {
 }
 
 impl Bed {
-    /// Has layers and a container, mounted, and no daemon yet. Registries have `deadline`.
+    /// Has layers and a container, mounted, and no daemon yet. Registries have `deadline`, and
+    /// the config is [`EVICTABLE`].
     pub(super) async fn new(deadline: &str) -> Self {
-        Self::configured(deadline, "").await
+        Self::configured(deadline, EVICTABLE).await
     }
 
-    /// The same, with this in the config, too.
+    /// The same, with this in the config instead.
     pub(super) async fn configured(deadline: &str, more: &'static str) -> Self {
         Self::sized(deadline, more, 1).await
     }

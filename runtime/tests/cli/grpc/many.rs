@@ -66,14 +66,13 @@ async fn privileged_five_hundred_layers_are_mounted_at_once() {
     }
     let memory = memory(&servers(dir.path()));
     let _ = writeln!(std::io::stderr(), "{LAYERS} layers: {memory:?} KiB");
-    // Each is an EROFS over a FUSE.
-    assert_eq!(mounts(dir.path()).len(), 2 * LAYERS);
+    must_be_mounted(dir.path());
     node.close().await;
 
     drop(registry);
     let (node, restored) = Node::open_served(dir.path(), &program("laz-mountd")).await;
     assert_eq!(restored, LAYERS);
-    assert_eq!(mounts(dir.path()).len(), 2 * LAYERS);
+    must_be_mounted(dir.path());
     for (number, name) in names.iter().enumerate() {
         check(&node, number, name).await;
         node.remove(name).await;
@@ -83,6 +82,12 @@ async fn privileged_five_hundred_layers_are_mounted_at_once() {
     for left in ["state/layers", "root/meta", "root/layers"] {
         assert_eq!(fs::read_dir(dir.path().join(left)).unwrap().count(), 0);
     }
+}
+
+/// Each is an EROFS over a FUSE; over those that are complete is one of the kernel alone.
+fn must_be_mounted(dir: &std::path::Path) {
+    let mounted = mounts(dir).len();
+    assert!((2 * LAYERS..=3 * LAYERS).contains(&mounted), "{mounted}");
 }
 
 /// Reads a layer's file through a container's mounts.

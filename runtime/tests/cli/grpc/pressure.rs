@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::bed::{Bed, program};
+use super::bed::{Bed, EVICTABLE, program};
 use super::group::{Group, score_shift};
 use crate::support::is_root;
 
@@ -206,7 +206,7 @@ async fn privileged_what_a_container_reads_is_right_without_memory_for_it() {
     if !is_root("privileged_what_a_container_reads_is_right_without_memory_for_it") {
         return;
     }
-    press("").await;
+    press(EVICTABLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,5 +214,5 @@ async fn privileged_what_the_kernel_reads_itself_is_right_without_memory_for_it(
     if !is_root("privileged_what_the_kernel_reads_itself_is_right_without_memory_for_it") {
         return;
     }
-    press("[mounts]\nbackend = \"fanotify\"\n").await;
+    press("[mounts]\nbackend = \"fanotify\"\n[store]\nbudget = \"1t\"\n").await;
 }

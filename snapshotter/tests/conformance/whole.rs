@@ -1,0 +1,277 @@
+//! A complete layer that the kernel shows by itself: who evicts from it, and who dies.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::Arc;
+
+use lazarette_fetcher::layer::Layer;
+use lazarette_mountd::table::Table;
+use lazarette_snapshotter::mountd::{
+    MountServer, Mounted, Place, Shown, Through, clear, hide_whole, show_whole,
+};
+use lazarette_snapshotter::tree::Tree;
+use tokio::runtime::Runtime;
+
+use crate::bed::{end_servers, servers};
+use crate::checks::assert_same;
+use crate::daemon::connect;
+use crate::zeros::{PATIENT, start_server};
+use crate::{layer, must_be_root, sys};
+
+/// Makes two tests, for root, of each function.
+macro_rules! through_both {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                if must_be_root(stringify!($name)) {
+                    [Through::Fuse, Through::Fanotify].into_iter().for_each(scenes::$name);
+                }
+            }
+        )*
+    };
+}
+
+through_both! {
+    privileged_it_stays_whole_for_its_last_user_whoever_dies
+    privileged_what_is_hidden_again_is_evicted_and_fetched_again
+    privileged_another_server_and_another_daemon_go_on_with_it
+}
+
+/// A node: a server, what a daemon has of a layer, and what it has mounted.
+struct Scene {
+    origin: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    process: Child,
+    runtime: Runtime,
+    layer: Arc<Layer>,
+    server: MountServer,
+    mounted: Mounted,
+}
+
+impl Scene {
+    fn new(through: Through) -> Self {
+        let (origin, dir) = (layer::write(), tempfile::tempdir().unwrap());
+        let process = start_server(dir.path(), PATIENT, false);
+        let runtime = Runtime::new().unwrap();
+        let layer = layer::open(origin.path(), &dir.path().join("store"), &runtime);
+        let (server, _) = connect(dir.path(), &runtime);
+        let mounted = mount(&server, &layer, dir.path(), through);
+        Self {
+            origin,
+            dir,
+            process,
+            runtime,
+            layer,
+            server,
+            mounted,
+        }
+    }
+
+    fn fill(&self) {
+        self.runtime.block_on(self.layer.fill_all()).unwrap();
+    }
+
+    fn shows_whole(&self) -> bool {
+        show_whole(&self.mounted, self.layer.file()).unwrap()
+    }
+
+    /// How many EROFS lie where the layer is.
+    fn erofs(&self) -> usize {
+        Table::read().unwrap().erofs_at(&self.mounted.path)
+    }
+
+    /// Somebody else who looks at the store.
+    fn other(&self) -> Arc<Layer> {
+        layer::open(
+            self.origin.path(),
+            &self.dir.path().join("store"),
+            &self.runtime,
+        )
+    }
+
+    /// A container that begins now.
+    fn overlay(&self, name: &str) -> PathBuf {
+        let merged = self.dir.path().join(name);
+        fs::create_dir_all(&merged).unwrap();
+        let (at, other) = (self.mounted.path.display(), self.origin.path().display());
+        sys::mount_overlay(&merged, &format!("lowerdir={at}:{other}"));
+        merged
+    }
+
+    /// Ends the server and its guard, or the server alone.
+    fn kill(&mut self, guard_too: bool) {
+        for (pid, is_guard) in servers(self.dir.path()) {
+            if guard_too || !is_guard {
+                sys::kill_by_id(pid);
+            }
+        }
+        self.process.wait().unwrap();
+    }
+
+    /// A server again, of which we are the daemon; what it has mounted.
+    fn begin_again(&mut self, take_over: bool) -> Vec<Mounted> {
+        let process = start_server(self.dir.path(), PATIENT, take_over);
+        let mut before = std::mem::replace(&mut self.process, process);
+        before.wait().unwrap();
+        let (server, mounts) = connect(self.dir.path(), &self.runtime);
+        self.server = server;
+        mounts
+    }
+
+    #[track_caller]
+    fn is_right(&self, root: &Path) {
+        for name in layer::files(self.origin.path()) {
+            let read = layer::read_anew(&root.join(&name)).unwrap();
+            assert_same(&read, &layer::content(self.origin.path(), &name), &name);
+        }
+    }
+
+    /// The same, or it cannot be read.
+    fn is_not_wrong(&self, root: &Path) {
+        for name in layer::files(self.origin.path()) {
+            if let Ok(read) = layer::read_anew(&root.join(&name)) {
+                assert_same(&read, &layer::content(self.origin.path(), &name), &name);
+            }
+        }
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        for name in ["old", "new"] {
+            sys::detach(&self.dir.path().join(name));
+        }
+        end_servers(self.dir.path());
+        let _ = self.process.wait();
+    }
+}
+
+fn mount(server: &MountServer, layer: &Arc<Layer>, dir: &Path, through: Through) -> Mounted {
+    let tree = Tree::build(layer.index()).unwrap();
+    let shown = Shown {
+        blob_digest: layer.index().blob_digest,
+        tree: &tree,
+        data: Arc::clone(layer) as _,
+        through,
+    };
+    let place = Place {
+        path: &dir.join("mnt"),
+        metadata: &dir.join("metadata"),
+    };
+    server.mount_shown(&shown, place).unwrap()
+}
+
+#[track_caller]
+fn refuses_to_evict(layer: &Layer) {
+    let refused = layer.file().evict_all().unwrap_err().to_string();
+    assert!(refused.contains("evicting from layer"), "{refused}");
+}
+
+mod scenes {
+    use super::*;
+
+    pub(super) fn privileged_it_stays_whole_for_its_last_user_whoever_dies(through: Through) {
+        let mut scene = Scene::new(through);
+        let old = scene.overlay("old");
+        assert!(!scene.shows_whole(), "nothing of it is there");
+        scene.fill();
+        assert!(scene.shows_whole() && scene.shows_whole());
+        assert_eq!(scene.erofs(), 2, "once");
+        let new = scene.overlay("new");
+        let name = layer::fresh(3);
+        let held = File::open(scene.mounted.path.join(&name)).unwrap();
+        refuses_to_evict(&scene.layer);
+        scene.is_right(&old);
+        scene.kill(true);
+        // The server's lock is gone. What has not ended is known all the same.
+        refuses_to_evict(&scene.layer);
+        refuses_to_evict(&scene.other());
+        scene.is_right(&new);
+        scene.is_right(&scene.mounted.path);
+        let others = |path: &Path| path != scene.mounted.path;
+        assert_eq!(clear(scene.dir.path(), &others).unwrap(), 1);
+        assert!(!scene.mounted.path.exists());
+        refuses_to_evict(&scene.layer);
+        scene.is_right(&new);
+        scene.is_not_wrong(&old);
+        sys::unmount(&old);
+        sys::unmount(&new);
+        // A file that is open is the last one that needs it.
+        refuses_to_evict(&scene.other());
+        sys::forget(&held);
+        let mut read = Vec::new();
+        std::io::Read::read_to_end(&mut &held, &mut read).unwrap();
+        let origin = layer::content(scene.origin.path(), &name);
+        assert_same(&read, &origin, &name);
+        drop(held);
+        assert!(scene.other().file().evict_all().unwrap().chunks > 0);
+        assert!(scene.begin_again(false).is_empty());
+        scene.mounted = mount(&scene.server, &scene.layer, scene.dir.path(), through);
+        assert!(!scene.shows_whole(), "it was evicted");
+        scene.is_right(&scene.mounted.path);
+        scene.fill();
+        assert!(scene.shows_whole());
+        scene.is_right(&scene.mounted.path);
+    }
+
+    pub(super) fn privileged_what_is_hidden_again_is_evicted_and_fetched_again(through: Through) {
+        let scene = Scene::new(through);
+        scene.fill();
+        let len = scene.layer.index().data_len;
+        let layer = scene.layer.as_ref();
+        let told = scene.server.tell_complete(&scene.mounted, layer, len);
+        assert!(told.unwrap() && scene.shows_whole());
+        let new = scene.overlay("new");
+        assert!(hide_whole(&scene.mounted).unwrap());
+        assert!(!hide_whole(&scene.mounted).unwrap(), "it is");
+        assert_eq!(scene.erofs(), 1);
+        refuses_to_evict(&scene.layer);
+        scene.is_right(&new);
+        sys::unmount(&new);
+        if through == Through::Fanotify {
+            // The one below has the same rule.
+            refuses_to_evict(&scene.layer);
+        } else {
+            assert!(scene.layer.file().evict_all().unwrap().chunks > 0);
+            assert!(!scene.shows_whole());
+            scene.is_right(&scene.mounted.path);
+            scene.fill();
+        }
+        assert!(scene.shows_whole());
+        scene.is_right(&scene.mounted.path);
+        scene.server.unmount_layer(&scene.mounted).unwrap();
+        assert!(!scene.mounted.path.exists());
+        assert!(scene.layer.file().evict_all().unwrap().chunks > 0);
+    }
+
+    pub(super) fn privileged_another_server_and_another_daemon_go_on_with_it(through: Through) {
+        let mut scene = Scene::new(through);
+        scene.fill();
+        assert!(scene.shows_whole());
+        for take_over in [true, false] {
+            if !take_over {
+                scene.kill(false);
+            }
+            let mounts = scene.begin_again(take_over);
+            assert_eq!(mounts, [scene.mounted.clone()]);
+            // A daemon that has seen nothing of the layer yet.
+            scene.layer = scene.other();
+            let metadata = scene.dir.path().join("metadata");
+            let no_tree = || unreachable!("it is mounted");
+            let data = Arc::clone(&scene.layer) as _;
+            let attached = scene
+                .server
+                .attach_layer(&scene.mounted, no_tree, data, &metadata);
+            attached.unwrap();
+            assert!(scene.shows_whole());
+            assert_eq!(scene.erofs(), 2);
+            refuses_to_evict(&scene.layer);
+            scene.is_right(&scene.mounted.path);
+        }
+        scene.server.unmount_layer(&scene.mounted).unwrap();
+        assert_eq!(scene.erofs(), 0);
+        assert!(scene.layer.file().evict_all().unwrap().chunks > 0);
+    }
+}
