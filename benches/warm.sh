@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # warm.sh - complete images shown by lazd to containerd, beside overlayfs on ext4. Needs root.
-#   warm.sh [--images A,B] [--backends A,B] [--rounds N] [--writable]
+#   warm.sh [--images A,B] [--backends A,B] [--rounds N] [--writable] [--begun]
 #     --images    python (default), and the others of tests/images; each is on disk once for each backend
 #                 and twice for containerd
 #     --backends  of [mounts] in lazd's config; erofs,fuse (default)
 #     --rounds    5 by default
 #     --writable  as a container has it, instead of a view
+#     --begun     as a container has it that began before the image was complete
 #   LAZD=path     measures that lazd instead of building it
 #   CONTAINERD_NEW=dir  takes the containerd and ctr in dir instead of those of Debian's sid
 # `make bench ARGS=--warm` runs it. Everything started here is ended, and everything made outside
@@ -22,7 +23,7 @@ parse_options() {
   IMAGES=python OPTIONS=()
   while [ $# -gt 0 ]; do
     case $1 in
-      --writable) OPTIONS+=("$1") ;;
+      --writable|--begun) OPTIONS+=("$1") ;;
       --images|--backends|--rounds)
         [ $# -gt 1 ] || die "$1 needs a value"
         if [ "$1" = --images ]; then IMAGES=$2; else OPTIONS+=("$1" "$2"); fi

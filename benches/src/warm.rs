@@ -2,7 +2,7 @@
 //!
 //! One containerd has every image once by its own overlayfs snapshotter, which unpacks it, and once
 //! by each `lazd`, a backend each. All roots are mounted at once, their trees and bytes are compared,
-//! which also makes ours complete, and then every step of [`step::STEPS`] is done in all of them
+//! which also makes ours complete, ours are mounted again, and then every step of [`step::STEPS`] is done in all of them
 //! one after another, in an order that turns from round to round.
 //!
 //! Invariant: what is compared is the same tree, the same files and the same places in them; a
@@ -54,6 +54,9 @@ pub(crate) struct Options {
     /// Mount as a container has it, with a directory for what is written, instead of a view
     #[arg(long)]
     writable: bool,
+    /// Measure containers that began before the image was complete
+    #[arg(long)]
+    begun: bool,
     /// Directory for warm.json
     #[arg(long)]
     out: PathBuf,
@@ -70,6 +73,9 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
         let roots = bed.roots(image)?;
         eprintln!("{}: comparing the trees", image.name());
         root::must_be_equal(&roots)?;
+        if !options.begun {
+            bed.mount_again(image)?;
+        }
         rounds(image, &roots, options.rounds, &mut report)?;
         // What was measured before a failure is not lost.
         fs::write(&path, report.json()?).with_context(|| format!("write {}", path.display()))?;

@@ -4,10 +4,12 @@
 //! then containerd, then what serves it.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -18,6 +20,9 @@ use crate::process::{self, Daemon};
 
 /// The snapshotter that ratios are to.
 pub(super) const REFERENCE: &str = "overlayfs";
+
+/// Longest wait for layers to be the kernel's alone.
+const KERNEL_WAIT: Duration = Duration::from_secs(20);
 
 /// What runs while images are measured.
 pub(super) struct Bed {
@@ -63,7 +68,7 @@ impl Bed {
     pub(super) fn roots(&self, image: Image) -> Result<Vec<Root>> {
         let mut roots = Vec::new();
         for system in &self.systems {
-            let name = format!("{}/{}:gzip", self.registry, image.name());
+            let name = self.reference(image);
             eprintln!("{}: pulling with {system}", image.name());
             let pull = [
                 "images",
@@ -74,29 +79,60 @@ impl Bed {
                 &name,
             ];
             process::output(self.ctr().args(pull))?;
-            let path = self
-                .dir
-                .join("roots")
-                .join(format!("{}-{system}", image.name()));
+            let path = self.path(image, system);
             fs::create_dir_all(&path)?;
-            let mut mount = self.ctr();
-            mount.args(["images", "mount", "--snapshotter", system]);
-            if self.writable {
-                mount.arg("--rw");
-            }
-            process::output(mount.arg(&name).arg(&path))?;
-            self.mounted.borrow_mut().push(path.clone());
-            // Java looks there for itself; who walks the root does not go in.
-            let proc = path.join("proc");
-            process::run(
-                Command::new("mount")
-                    .args(["-t", "proc", "proc"])
-                    .arg(&proc),
-            )?;
-            self.mounted.borrow_mut().push(proc);
+            self.mount(image, system, &path)?;
             roots.push(Root::at(system.clone(), path, system != REFERENCE)?);
         }
         Ok(roots)
+    }
+
+    /// Mounts `image` again at the same places, as a container finds it that begins when
+    /// everything is there.
+    pub(super) fn mount_again(&self, image: Image) -> Result<()> {
+        for system in self.systems.iter().filter(|system| *system != REFERENCE) {
+            let layers = self.dir.join(system).join("run/layers");
+            let by_kernel = wait_for_kernel(&layers)?;
+            let (name, path) = (image.name(), self.path(image, system));
+            eprintln!("{name}: {system} shows {by_kernel} layers by the kernel alone");
+            for path in [path.join("proc"), path.clone()] {
+                process::run(Command::new("umount").arg(&path))?;
+                self.mounted.borrow_mut().retain(|other| *other != path);
+            }
+            let mut remove = self.ctr();
+            let remove = remove.args(["snapshots", "--snapshotter", system, "remove"]);
+            process::output(remove.arg(&path))?;
+            self.mount(image, system, &path)?;
+        }
+        Ok(())
+    }
+
+    fn mount(&self, image: Image, system: &str, path: &Path) -> Result<()> {
+        let mut mount = self.ctr();
+        mount.args(["images", "mount", "--snapshotter", system]);
+        if self.writable {
+            mount.arg("--rw");
+        }
+        process::output(mount.arg(self.reference(image)).arg(path))?;
+        self.mounted.borrow_mut().push(path.to_path_buf());
+        // Java looks there for itself; who walks the root does not go in.
+        let proc = path.join("proc");
+        process::run(
+            Command::new("mount")
+                .args(["-t", "proc", "proc"])
+                .arg(&proc),
+        )?;
+        self.mounted.borrow_mut().push(proc);
+        Ok(())
+    }
+
+    fn reference(&self, image: Image) -> String {
+        format!("{}/{}:gzip", self.registry, image.name())
+    }
+
+    fn path(&self, image: Image, system: &str) -> PathBuf {
+        let name = format!("{}-{system}", image.name());
+        self.dir.join("roots").join(name)
     }
 
     fn ctr(&self) -> Command {
@@ -114,6 +150,33 @@ impl Drop for Bed {
             }
         }
     }
+}
+
+/// Waits until all layers that are mounted in `layers` are the kernel's alone, for a while at
+/// most: other builds and backends have none. How many are.
+fn wait_for_kernel(layers: &Path) -> Result<usize> {
+    let since = Instant::now();
+    loop {
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        let counts = erofs(&table, layers);
+        let by_kernel = counts.values().filter(|count| **count > 1).count();
+        if by_kernel == counts.len() || since.elapsed() > KERNEL_WAIT {
+            return Ok(by_kernel);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// How many EROFS lie on each directory in `layers`.
+fn erofs(table: &str, layers: &Path) -> BTreeMap<PathBuf, usize> {
+    let mut counts = BTreeMap::new();
+    for line in table.lines().filter(|line| line.contains(" - erofs ")) {
+        let at = line.split(' ').nth(4).map(PathBuf::from);
+        if let Some(at) = at.filter(|at| at.starts_with(layers)) {
+            *counts.entry(at).or_default() += 1;
+        }
+    }
+    counts
 }
 
 /// What a `lazd` with this backend is called.
@@ -182,6 +245,17 @@ fn configuration(own: &Path, backends: &[String], dir: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_on_a_layers_place() {
+        let table = "1 0 0:5 / /run/layers/0 ro - fuse.lazarette lazarette ro\n\
+                     2 1 0:6 / /run/layers/0 ro - erofs none ro\n\
+                     3 2 0:7 / /run/layers/0 ro - erofs none ro\n\
+                     4 0 0:8 / /run/layers/1 ro - erofs none ro\n\
+                     5 0 0:9 / /other/layers/1 ro - erofs none ro\n";
+        let counts = erofs(table, Path::new("/run/layers"));
+        assert_eq!(counts.into_values().collect::<Vec<_>>(), [2, 1]);
+    }
 
     #[test]
     fn every_backend_is_a_snapshotter_that_pulls_go_to() {
