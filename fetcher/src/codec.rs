@@ -8,6 +8,7 @@ pub mod deflate;
 pub mod gzip;
 pub mod pieces;
 pub mod stream;
+pub mod twin;
 pub mod unpack;
 pub mod whole;
 pub mod zran;
@@ -116,6 +117,15 @@ pub fn verify_stream(
     hasher: Hasher,
 ) -> Result<()> {
     same(what, expected, hasher.finish())
+}
+
+/// Compares the digest that something has with the promised one.
+pub fn verify_digest(
+    what: impl FnOnce() -> String,
+    expected: &Digest,
+    actual: Digest,
+) -> Result<()> {
+    same(what, expected, actual)
 }
 
 /// SHA-256 over pieces, as a chunk table holds it.

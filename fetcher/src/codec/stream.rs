@@ -17,12 +17,9 @@ pub const DETECT_LEN: usize = 4;
 /// without being asked to, and the largest that its levels up to 22 write. Lower refuses
 /// real layers, higher lets a blob take more memory.
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-/// Decoded bytes are handed on in pieces of at most this size. What is read of a blob to
-/// get at a piece is known to as many decoded bytes.
-const BUFFER_LEN: usize = 64 << 10;
-/// The same of gzip. How far the encoded bytes of a chunk reach is known to this many decoded
-/// bytes, and what a start reads too much of them adds up.
-const GZIP_BUFFER_LEN: usize = 8 << 10;
+/// Decoded bytes are handed on in pieces of at most this size, or as the sink wants them. What
+/// is read of a blob to get at a piece is known to as many decoded bytes.
+pub const STEP_LEN_MAX: usize = 64 << 10;
 
 /// How the tar inside a blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,6 +44,10 @@ pub fn detect(head: &[u8]) -> Compression {
 
 /// Receives what the decoder does, step by step, in order.
 pub type Sink<'a> = dyn FnMut(Run<'_>) -> Result<()> + 'a;
+
+/// A [`Sink`] that answers how many decoded bytes the next step of gzip may make at most, from 1
+/// to [`STEP_LEN_MAX`]: where a step ends, it is known how many encoded bytes it took.
+pub type Stepping<'a> = dyn FnMut(Run<'_>) -> Result<usize> + 'a;
 
 /// One step of a decoder.
 pub struct Run<'a> {
@@ -87,6 +88,8 @@ impl BlockEnd<'_> {
 pub struct Decoder {
     state: State,
     buffer: Vec<u8>,
+    /// Decoded bytes of the next step at most.
+    step_len: usize,
     out: Budget,
 }
 
@@ -109,29 +112,46 @@ impl Decoder {
             Compression::Stored => (State::Stored, Vec::new()),
             Compression::Gzip => {
                 let inflater = Inflater::stopping_at_blocks()?;
-                (State::Gzip(Box::new(inflater)), vec![0; GZIP_BUFFER_LEN])
+                (State::Gzip(Box::new(inflater)), vec![0; STEP_LEN_MAX])
             }
-            Compression::Zstd => (State::Zstd(Zstd::new()?), vec![0; BUFFER_LEN]),
+            Compression::Zstd => (State::Zstd(Zstd::new()?), vec![0; STEP_LEN_MAX]),
         };
         let out = Budget {
             len: 0,
             max: out_max,
         };
-        Ok(Self { state, buffer, out })
+        Ok(Self {
+            state,
+            buffer,
+            step_len: STEP_LEN_MAX,
+            out,
+        })
     }
 
     /// Decodes `input` and hands every step to `sink`, whose errors end it.
     pub fn push(&mut self, input: &[u8], sink: &mut Sink<'_>) -> Result<()> {
-        let Self { state, buffer, out } = self;
+        self.push_stepping(input, &mut |run| sink(run).map(|()| STEP_LEN_MAX))
+    }
+
+    /// [`Self::push`] in steps as long as `sink` wants them.
+    pub fn push_stepping(&mut self, input: &[u8], sink: &mut Stepping<'_>) -> Result<()> {
+        let Self {
+            state,
+            buffer,
+            step_len,
+            out,
+        } = self;
         let mut rest = input;
         if input.is_empty() {
             return Ok(());
         }
         loop {
             let before = rest;
+            // Whether there may be more output without more input.
+            let is_full;
             let (produced, stop) = match state {
                 State::Stored => {
-                    for piece in input.chunks(BUFFER_LEN) {
+                    for piece in input.chunks(STEP_LEN_MAX) {
                         out.spend(piece.len())?;
                         sink(Run {
                             encoded: piece,
@@ -142,7 +162,10 @@ impl Decoder {
                     return Ok(());
                 }
                 State::Gzip(inflater) => {
-                    let produced = inflater.run(&mut rest, buffer)?;
+                    let room = (*step_len).clamp(1, buffer.len().max(1));
+                    let produced =
+                        inflater.run(&mut rest, buffer.get_mut(..room).unwrap_or_default())?;
+                    is_full = produced == room;
                     let block_end = inflater.block_end();
                     let stop = block_end.map_or(Stop::Anywhere, |bits| {
                         Stop::Block(BlockEnd { bits, inflater })
@@ -151,6 +174,7 @@ impl Decoder {
                 }
                 State::Zstd(zstd) => {
                     let produced = zstd.run(&mut rest, buffer)?;
+                    is_full = produced == buffer.len();
                     let stop = if zstd.at_end {
                         Stop::Frame
                     } else {
@@ -161,10 +185,10 @@ impl Decoder {
             };
             out.spend(produced)?;
             let consumed = before.len() - rest.len();
-            let is_done = rest.is_empty() && produced < buffer.len();
+            let is_done = rest.is_empty() && !is_full;
             // Gzip says so itself: what is left of it makes no output.
             let is_idle = consumed == 0 && produced == 0 && matches!(stop, Stop::Anywhere);
-            sink(Run {
+            *step_len = sink(Run {
                 encoded: before.get(..consumed).unwrap_or_default(),
                 decoded: buffer.get(..produced).unwrap_or_default(),
                 stop,

@@ -19,7 +19,7 @@ use super::seams::{Recorder, Seam};
 use super::tables::Tables;
 use super::tar::{Parser, Step};
 use super::{FileKind, LayerBlob, LayerFormat, LayerIndex};
-use crate::codec::{self, ChunkHasher, stream};
+use crate::codec::{self, stream};
 use crate::types::{Digest, Hasher};
 use crate::{Error, Result};
 
@@ -28,6 +28,10 @@ use crate::{Error, Result};
 pub const PIECE_LEN: u32 = 64 << 10;
 /// Decoded bytes per chunk where the layer can only be streamed anew.
 pub const STREAM_CHUNK_LEN: u32 = 1 << 20;
+/// Decoded bytes of one step of gzip at least. How far the encoded bytes of a chunk reach is
+/// known to this many decoded bytes, and what a start reads too much of them adds up; shorter
+/// steps take more time.
+const STEP_LEN_MIN: usize = 8 << 10;
 /// Most decoded bytes of one layer unless a plan says otherwise. No real layer comes
 /// near; a bomb of 1 GiB of gzip would make a TiB.
 pub const DECODED_LEN_MAX: u64 = 256 << 30;
@@ -112,10 +116,10 @@ impl<S: LayerSink> Ingest<S> {
                 recorder: None,
                 at: Position::default(),
                 file: Payload::None,
-                writer: Writer::new(Work {
-                    tar_hasher: plan.diff_id.map(|diff_id| Hasher::new(diff_id.algorithm())),
+                writer: Writer::new(Work::new(
+                    plan.diff_id.as_ref().map(Digest::algorithm),
                     sink,
-                }),
+                )),
             },
             broken: None,
             plan,
@@ -210,7 +214,10 @@ impl<S: LayerSink> Ingest<S> {
     fn feed(&mut self, encoded: &[u8]) -> Result<()> {
         let unpack = &mut self.unpack;
         match &mut self.decoder {
-            Some((_, decoder)) => decoder.push(encoded, &mut |run| unpack.push(&run)),
+            Some((_, decoder)) => decoder.push_stepping(encoded, &mut |run| {
+                unpack.push(&run)?;
+                Ok(unpack.step_len())
+            }),
             None => Ok(()),
         }
     }
@@ -288,10 +295,6 @@ struct Unpack<S> {
 }
 
 /// What to do with the payload that is passing.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one per layer; boxing would allocate for every chunk"
-)]
 enum Payload {
     /// Nothing passes.
     None,
@@ -300,12 +303,7 @@ enum Payload {
     /// It is kept; a chunk begins with its next byte.
     Kept,
     /// It is kept; the chunk so far, its first byte's place in the tar and its full length.
-    Chunk {
-        hasher: ChunkHasher,
-        len: u32,
-        start: u64,
-        len_max: u32,
-    },
+    Chunk { len: u32, start: u64, len_max: u32 },
 }
 
 impl<S: LayerSink> Unpack<S> {
@@ -325,6 +323,19 @@ impl<S: LayerSink> Unpack<S> {
             recorder.seam(seam, is_entered);
         }
         Ok(())
+    }
+
+    /// How many decoded bytes are wanted next: as many as end the chunk that passes, so that it
+    /// is known how far its encoded bytes reach, or few, where it is not known what comes.
+    fn step_len(&self) -> usize {
+        let left = self.parser.as_ref().map_or(0, Parser::payload_left);
+        let room = match self.file {
+            Payload::Chunk { len, len_max, .. } => len_max.saturating_sub(len),
+            Payload::Kept => PIECE_LEN,
+            Payload::None | Payload::Dropped => 0,
+        };
+        let wanted = usize::try_from(left.min(u64::from(room))).unwrap_or(usize::MAX);
+        wanted.clamp(STEP_LEN_MIN, stream::STEP_LEN_MAX)
     }
 
     /// Takes note of what passed of `tar` since the last payload, before `left` bytes of it.
@@ -382,24 +393,16 @@ impl<S: LayerSink> Unpack<S> {
         while !rest.is_empty() {
             if matches!(self.file, Payload::Kept) {
                 self.file = Payload::Chunk {
-                    hasher: ChunkHasher::new(),
                     len: 0,
                     start: at,
                     len_max: self.locator.chunk_len(at),
                 };
             }
-            let Payload::Chunk {
-                hasher,
-                len,
-                len_max,
-                ..
-            } = &mut self.file
-            else {
+            let Payload::Chunk { len, len_max, .. } = &mut self.file else {
                 return Ok(());
             };
             let room = usize::try_from(*len_max - *len).unwrap_or(usize::MAX);
             let (piece, after) = rest.split_at_checked(room).unwrap_or((rest, &[]));
-            hasher.update(piece);
             let data_offset = self.tables.chunk_offset() + u64::from(*len);
             self.writer.write(at, piece.len(), data_offset);
             *len = len.saturating_add(u32::try_from(piece.len()).unwrap_or(u32::MAX));
@@ -415,27 +418,31 @@ impl<S: LayerSink> Unpack<S> {
     /// Records the chunk that passed, if there is one.
     fn end_chunk(&mut self) {
         match std::mem::replace(&mut self.file, Payload::Kept) {
-            Payload::Chunk {
-                hasher, len, start, ..
-            } => {
-                let digest = hasher.finish();
-                let (encoding, digest) = self.locator.chunk(start, len, digest, self.at);
-                self.tables.chunk_of_span(encoding, len, digest);
+            Payload::Chunk { len, start, .. } => {
+                self.writer.end_chunk(start.saturating_add(u64::from(len)));
+                let encoding = self.locator.chunk(start, len, self.at);
+                // Its digest is with the writer until the end.
+                self.tables.chunk_of_span(encoding, len, None);
             }
             other => self.file = other,
         }
     }
 
-    fn finish(self, blob: LayerBlob, diff_id: Option<&Digest>) -> Result<Ingested<S>> {
-        let Work { tar_hasher, sink } = self.writer.finish()?;
-        if let (Some(expected), Some(hasher)) = (diff_id, tar_hasher) {
+    fn finish(mut self, blob: LayerBlob, diff_id: Option<&Digest>) -> Result<Ingested<S>> {
+        let Work {
+            hasher,
+            chunk_digests,
+            sink,
+        } = self.writer.finish()?;
+        if let (Some(expected), Some(actual)) = (diff_id, hasher.finish()) {
             let what = || format!("tar of layer {} (its diff_id)", blob.digest);
-            codec::verify_stream(what, expected, hasher)?;
+            codec::verify_digest(what, expected, actual)?;
         }
         if let Some(parser) = self.parser {
             parser.finish()?;
         }
-        let (spans, details) = self.locator.finish()?;
+        let chunks = self.tables.chunks_mut();
+        let (spans, details) = self.locator.finish(chunks, &chunk_digests)?;
         let seams = match self.recorder {
             Some(recorder) => recorder.finish(&blob.digest)?,
             None => None,

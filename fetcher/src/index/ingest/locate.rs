@@ -12,7 +12,7 @@ use super::{PIECE_LEN, Position, STREAM_CHUNK_LEN};
 use crate::codec::Packer;
 use crate::codec::stream::{BlockEnd, Compression, Run, Stop};
 use crate::codec::zran::{REACH, sparse_window};
-use crate::index::{Encoding, Span, details};
+use crate::index::{Chunk, Encoding, Span, details};
 use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
 
@@ -56,14 +56,8 @@ impl Locator {
     }
 
     /// How to find the chunk that began at `start` of the tar, now that all of it was
-    /// decoded; and its digest, where it has its own.
-    pub(super) fn chunk(
-        &mut self,
-        start: u64,
-        len: u32,
-        digest: [u8; 32],
-        now: Position,
-    ) -> (Encoding, Option<[u8; 32]>) {
+    /// decoded.
+    pub(super) fn chunk(&mut self, start: u64, len: u32, now: Position) -> Encoding {
         let near = |from: u64| start.checked_sub(from).filter(|skip| *skip <= SKIP_MAX);
         let found = match self {
             Self::Stored => {
@@ -72,13 +66,9 @@ impl Locator {
             Self::Zstd(frame) => ByteRange::new(frame.encoded, now.encoded)
                 .zip(near(frame.decoded))
                 .map(|(blob, skip)| Encoding::ZstdFrame { blob, skip }),
-            Self::Gzip(gzip) => gzip.chunk(start, digest, now.encoded),
+            Self::Gzip(gzip) => gzip.chunk(start, now.encoded),
         };
-        match found {
-            Some(encoding @ Encoding::GzipSpan { .. }) => (encoding, None),
-            Some(encoding) => (encoding, Some(digest)),
-            None => (Encoding::Stream, Some(digest)),
-        }
+        found.unwrap_or(Encoding::Stream)
     }
 
     /// Takes note of a step, after its bytes were looked at; whether a span of gzip begins
@@ -92,12 +82,23 @@ impl Locator {
         Ok(false)
     }
 
-    /// The spans that have chunks, and the details of all of them.
-    pub(super) fn finish(self) -> Result<(Vec<Span>, Bytes)> {
-        match self {
-            Self::Gzip(gzip) => gzip.finish(),
-            Self::Stored | Self::Zstd(_) => Ok((Vec::new(), Bytes::new())),
+    /// The spans that have chunks, and the details of all of them. `digests` are those of
+    /// `chunks`, one each; here they come to where they belong.
+    pub(super) fn finish(
+        self,
+        chunks: &mut [Chunk],
+        digests: &[[u8; 32]],
+    ) -> Result<(Vec<Span>, Bytes)> {
+        let spans = match self {
+            Self::Gzip(gzip) => gzip.finish(chunks, digests)?,
+            Self::Stored | Self::Zstd(_) => (Vec::new(), Bytes::new()),
+        };
+        for (chunk, digest) in chunks.iter_mut().zip(digests) {
+            if !matches!(chunk.encoding, Encoding::GzipSpan { .. }) {
+                chunk.chunk_digest = Some(*digest);
+            }
         }
+        Ok(spans)
     }
 }
 
@@ -118,8 +119,7 @@ struct Entry {
     decoded: u64,
     /// Number among those with chunks.
     number: Option<u32>,
-    digests: Vec<[u8; 32]>,
-    /// As much as is needed; packed only at the end, with the digests.
+    /// As much as is needed, packed.
     window: Vec<u8>,
 }
 
@@ -136,7 +136,7 @@ impl Gzip {
         entries.rev().find(|(_, entry)| entry.decoded <= start)
     }
 
-    fn chunk(&mut self, start: u64, digest: [u8; 32], encoded: u64) -> Option<Encoding> {
+    fn chunk(&mut self, start: u64, encoded: u64) -> Option<Encoding> {
         let (at, entry) = self.entry(start)?;
         let skip = start
             .checked_sub(entry.decoded)
@@ -147,7 +147,6 @@ impl Gzip {
         };
         let entry = self.entries.get_mut(at)?;
         entry.number = Some(number);
-        entry.digests.push(digest);
         Some(Encoding::GzipSpan {
             blob: ByteRange::new(entry.start, encoded)?,
             skip,
@@ -191,7 +190,6 @@ impl Gzip {
             bits: end.bits,
             decoded: now.decoded,
             number: None,
-            digests: Vec::new(),
             window: Vec::new(),
         });
         self.probe = Some(Probe {
@@ -219,15 +217,26 @@ impl Gzip {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<(Vec<Span>, Bytes)> {
+    fn finish(mut self, chunks: &[Chunk], digests: &[[u8; 32]]) -> Result<(Vec<Span>, Bytes)> {
         self.settle()?;
         let (mut spans, mut all) = (Vec::new(), Vec::new());
+        let mut of_spans = chunks
+            .iter()
+            .zip(digests)
+            .filter_map(span_and_digest)
+            .peekable();
+        let mut of_span = Vec::new();
         for entry in self
             .entries
             .into_iter()
             .filter(|entry| entry.number.is_some())
         {
-            let bytes = details::encode(&entry.digests, &entry.window);
+            of_span.clear();
+            while let Some((_, digest)) = of_spans.next_if(|(span, _)| Some(*span) == entry.number)
+            {
+                of_span.push(*digest);
+            }
+            let bytes = details::encode(&of_span, &entry.window);
             let too_long = || Error::limit("layer index", "its details are too long");
             let place = ByteRange::at(all.len() as u64, bytes.len() as u64).ok_or_else(too_long)?;
             let digest = Digest::sha256(&bytes);
@@ -242,5 +251,13 @@ impl Gzip {
             all.extend(bytes);
         }
         Ok((spans, all.into()))
+    }
+}
+
+/// The number of the span that has the chunk's digest, if one has.
+fn span_and_digest<'a>((chunk, digest): (&Chunk, &'a [u8; 32])) -> Option<(u32, &'a [u8; 32])> {
+    match chunk.encoding {
+        Encoding::GzipSpan { span, .. } => Some((span, digest)),
+        _ => None,
     }
 }

@@ -1,4 +1,4 @@
-//! The second stage of an ingest: the digest of the tar, and the data file.
+//! The second stage of an ingest: the digests of the tar and of its chunks, and the data file.
 //!
 //! Decoded bytes are gathered in batches. A batch is hashed and written in one go, on a
 //! thread beside the decoder if there is one, so that a layer uses two cores; what a file has
@@ -14,7 +14,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
 use super::LayerSink;
-use crate::types::Hasher;
+use crate::codec::twin::TwinHasher;
+use crate::types::Algorithm;
 use crate::{Error, Result};
 
 /// Decoded bytes of a batch: large enough that waking a thread costs nothing beside it, and
@@ -30,6 +31,9 @@ struct Batch {
     start: u64,
     tar: Vec<u8>,
     writes: Vec<Write>,
+    /// Where in `tar` chunks end, ascending. The next one begins with the payload after that;
+    /// one that ended before is said to end at 0.
+    ends: Vec<usize>,
 }
 
 /// Bytes of a batch for the data file.
@@ -44,28 +48,62 @@ impl Batch {
         self.start = start;
         self.tar.clear();
         self.writes.clear();
+        self.ends.clear();
+    }
+
+    /// Bytes of it between two places; none if the first is behind the second.
+    fn slice(&self, from: usize, to: usize) -> &[u8] {
+        self.tar.get(from..to).unwrap_or_default()
     }
 }
 
 /// What is done with a batch.
 pub(super) struct Work<S> {
-    /// Of the tar, where its digest is to be checked.
-    pub(super) tar_hasher: Option<Hasher>,
+    /// Of the tar, where its digest is to be checked, and of the chunk that passes.
+    pub(super) hasher: TwinHasher,
+    /// Of the chunks that passed, in order.
+    pub(super) chunk_digests: Vec<[u8; 32]>,
     /// Where payloads go.
     pub(super) sink: S,
 }
 
 impl<S: LayerSink> Work<S> {
+    /// With nothing done. `whole` is the algorithm of the tar's digest, where it is wanted.
+    pub(super) fn new(whole: Option<Algorithm>, sink: S) -> Self {
+        Self {
+            hasher: TwinHasher::new(whole),
+            chunk_digests: Vec::new(),
+            sink,
+        }
+    }
+
     fn take(&mut self, batch: &Batch) -> Result<()> {
-        if let Some(hasher) = &mut self.tar_hasher {
-            hasher.update(&batch.tar);
-        }
+        let mut ends = batch.ends.iter().copied().peekable();
+        let mut at = 0;
         for write in &batch.writes {
-            let end = write.from.saturating_add(write.len);
-            let bytes = batch.tar.get(write.from..end).unwrap_or_default();
-            self.sink.write_at(write.data_offset, bytes)?;
+            self.hasher.between(batch.slice(at, write.from));
+            while ends.next_if(|end| *end <= write.from).is_some() {
+                self.end_chunk();
+            }
+            at = write.from;
+            let write_end = write.from.saturating_add(write.len);
+            while let Some(end) = ends.next_if(|end| *end <= write_end) {
+                self.hasher.piece(batch.slice(at, end));
+                self.end_chunk();
+                at = end;
+            }
+            self.hasher.piece(batch.slice(at, write_end));
+            at = write_end;
+            self.sink
+                .write_at(write.data_offset, batch.slice(write.from, write_end))?;
         }
+        self.hasher.between(batch.slice(at, batch.tar.len()));
+        ends.for_each(|_| self.end_chunk());
         Ok(())
+    }
+
+    fn end_chunk(&mut self) {
+        self.chunk_digests.push(self.hasher.end_piece());
     }
 }
 
@@ -99,7 +137,7 @@ impl<S: LayerSink> Writer<S> {
     /// Makes no digest of the tar. Called before the first byte.
     pub(super) fn hash_nothing(&mut self) {
         if let Stage::Here(work) = &mut self.stage {
-            work.tar_hasher = None;
+            work.hasher = TwinHasher::new(None);
         }
     }
 
@@ -130,6 +168,14 @@ impl<S: LayerSink> Writer<S> {
             len,
             data_offset,
         });
+    }
+
+    /// Says that a chunk ends before `at` of the tar, which is no further than what was
+    /// pushed. What is written after that belongs to the next one.
+    pub(super) fn end_chunk(&mut self, at: u64) {
+        let end = at.saturating_sub(self.batch.start);
+        let end = usize::try_from(end).unwrap_or(usize::MAX);
+        self.batch.ends.push(end);
     }
 
     /// Waits until everything is written.

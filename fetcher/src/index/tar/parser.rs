@@ -136,6 +136,14 @@ impl Parser {
         }
     }
 
+    /// How many bytes of the payload that passes are left; 0 where none passes.
+    pub fn payload_left(&self) -> u64 {
+        match &self.state {
+            State::Data { left, .. } => *left,
+            State::Header { .. } | State::Meta { .. } | State::Padding { .. } | State::Ended => 0,
+        }
+    }
+
     /// Checks that the stream ended where an entry ended. The two zero blocks may be
     /// missing: some writers leave them out, and digests guard against a cut.
     pub fn finish(self) -> Result<()> {

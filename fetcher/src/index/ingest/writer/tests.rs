@@ -6,7 +6,10 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::{Algorithm, Digest};
+use crate::types::Digest;
+
+/// Bytes after which the next step begins another chunk.
+const CHUNK_MAX: usize = 100_000;
 
 /// A data file that others look at, and that breaks at some length.
 #[derive(Clone)]
@@ -42,16 +45,24 @@ impl LayerSink for Shared {
     }
 }
 
-/// Pushes `steps` of so many bytes, each but for its first `skip` going to the file.
-fn run(steps: &[(usize, usize)], sink: &Shared, beside: bool) -> Result<Digest> {
-    let work = Work {
-        tar_hasher: Some(Hasher::new(Algorithm::Sha256)),
-        sink: sink.clone(),
-    };
+/// What a writer was given, or made of it.
+#[derive(Debug, Default, PartialEq)]
+struct Made {
+    tar: Option<Digest>,
+    chunks: Vec<Digest>,
+}
+
+/// Pushes `steps` of so many bytes, each but for its first `skip` going to the file. A step
+/// that skips something begins a chunk, and so does one that comes after [`CHUNK_MAX`] bytes.
+/// What the writer made of it, and what it should have.
+fn run(steps: &[(usize, usize)], sink: &Shared, beside: bool) -> Result<(Made, Made)> {
+    let work = Work::new(Some(Algorithm::Sha256), sink.clone());
     let mut writer = Writer::new(work);
     if beside {
         writer = writer.beside();
     }
+    let (mut all, mut chunk) = (Vec::new(), Vec::new());
+    let mut right = Made::default();
     let mut at = 0_u64;
     for (len, skip) in steps {
         let seed = u8::try_from(at % 251).unwrap();
@@ -59,15 +70,32 @@ fn run(steps: &[(usize, usize)], sink: &Shared, beside: bool) -> Result<Digest> 
             .map(|i| seed.wrapping_add(i.to_le_bytes()[0]))
             .collect();
         writer.push(&tar)?;
+        all.extend_from_slice(&tar);
         let skip = (*skip).min(*len);
+        if !chunk.is_empty() && (skip > 0 || chunk.len() >= CHUNK_MAX) {
+            writer.end_chunk(at);
+            right
+                .chunks
+                .push(Digest::sha256(&std::mem::take(&mut chunk)));
+        }
         if skip < *len {
             let from = at + skip as u64;
             writer.write(from, len - skip, from);
+            chunk.extend_from_slice(tar.get(skip..).unwrap());
         }
         at += *len as u64;
     }
+    if !chunk.is_empty() {
+        writer.end_chunk(at);
+        right.chunks.push(Digest::sha256(&chunk));
+    }
+    right.tar = Some(Digest::sha256(&all));
     let work = writer.finish()?;
-    Ok(work.tar_hasher.map(Hasher::finish).unwrap())
+    let made = Made {
+        tar: work.hasher.finish(),
+        chunks: work.chunk_digests.into_iter().map(Digest::Sha256).collect(),
+    };
+    Ok((made, right))
 }
 
 proptest! {
@@ -78,8 +106,10 @@ proptest! {
         steps in prop::collection::vec((1_usize..70_000, 0_usize..200), 0..60),
     ) {
         let (here, there) = (Shared::new(usize::MAX), Shared::new(usize::MAX));
-        let digest = run(&steps, &here, false).unwrap();
-        prop_assert_eq!(run(&steps, &there, true).unwrap(), digest);
+        for (sink, beside) in [(&here, false), (&there, true)] {
+            let (made, right) = run(&steps, sink, beside).unwrap();
+            prop_assert_eq!(made, right);
+        }
         prop_assert!(*here.bytes.lock() == *there.bytes.lock());
     }
 }
@@ -102,10 +132,7 @@ fn an_error_of_the_sink_comes_back_as_it_is() {
 fn what_is_given_up_is_gone_at_once() {
     let sink = Shared::new(usize::MAX);
     let file = Arc::clone(&sink.bytes);
-    let work = Work {
-        tar_hasher: None,
-        sink,
-    };
+    let work = Work::new(None, sink);
     let mut writer = Writer::new(work).beside();
     for _ in 0..20 {
         writer.push(&[0; 50_000]).unwrap();
@@ -124,10 +151,7 @@ fn what_lies_together_is_one_write() {
             Ok(())
         }
     }
-    let work = Work {
-        tar_hasher: None,
-        sink: Count(0),
-    };
+    let work = Work::new(None, Count(0));
     let mut writer = Writer::new(work);
     for at in (0..200_000).step_by(1000) {
         writer.push(&[7; 1000]).unwrap();
