@@ -11,6 +11,9 @@ use std::time::Duration;
 use crate::wire::{DATAGRAM_BYTES_MAX, Message, decode, encode};
 use crate::{Error, Result, sys};
 
+/// Longest wait for what the other side does at once if it does anything.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
+
 /// A connection.
 pub struct Connection {
     socket: OwnedFd,
@@ -23,7 +26,7 @@ impl Connection {
     /// `Closed` when nobody listens there.
     pub fn connect(path: &Path) -> Result<Self> {
         use io::ErrorKind::{ConnectionRefused, NotFound};
-        match sys::connect_to(path) {
+        match sys::connect_to(path, ANSWER_WAIT) {
             Ok(socket) => Ok(Self { socket }),
             Err(e) if matches!(e.kind(), ConnectionRefused | NotFound) => Err(Error::Closed),
             Err(e) => Err(Error::io("connect to", path, e)),
@@ -41,10 +44,14 @@ impl Connection {
     }
 
     /// Sends a message, waiting while the other side is slow. Any thread, any number at once.
+    /// If it fails the connection has ended.
     pub fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<()> {
         debug_assert_eq!(message.descriptors(), fds.len());
         let sent = sys::send(self.socket.as_fd(), &encode(message), fds, true);
-        sent.map_err(closed)
+        sent.map_err(|error| {
+            self.shut_down();
+            closed(error)
+        })
     }
 
     /// The same, not waiting; `false` if it would have had to.
@@ -69,13 +76,19 @@ impl Connection {
 
     /// The next message, if it comes in time. If not, the connection has ended, for the other
     /// side too: no message is lost that it believes to have sent.
-    pub(crate) fn receive_within(&self, time: Duration) -> Result<(Message, Vec<OwnedFd>)> {
-        let late = Error::Protocol("it says nothing");
+    pub fn receive_within(&self, time: Duration) -> Result<(Message, Vec<OwnedFd>)> {
+        let late = || Error::Protocol("it says nothing");
         let ready = sys::wait(&[(self.as_fd(), false)], Some(time));
-        if !ready.is_ok_and(|ready| ready == [true]) {
-            self.shut_down();
+        if ready.is_ok_and(|ready| ready == [true]) {
+            return self.try_receive()?.ok_or_else(late);
         }
-        self.try_receive()?.ok_or(late)
+        self.shut_down();
+        // It may have come in this moment.
+        match self.try_receive() {
+            Ok(None) | Err(Error::Closed) => Err(late()),
+            Ok(Some(received)) => Ok(received),
+            Err(error) => Err(error),
+        }
     }
 
     /// The next message if there is one.
@@ -118,9 +131,10 @@ impl AsFd for Connection {
 }
 
 fn closed(error: io::Error) -> Error {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, WouldBlock};
     match error.kind() {
         BrokenPipe | ConnectionReset | NotConnected => Error::Closed,
+        WouldBlock => Error::Protocol("it takes nothing"),
         _ => Error::io("use", "the mount server's socket", error),
     }
 }

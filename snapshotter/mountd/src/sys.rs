@@ -21,8 +21,10 @@ use nix::sys::epoll::{EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag,
-    SockType, UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, shutdown, socket,
+    SockType, UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, setsockopt, shutdown,
+    socket, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 16;
@@ -38,9 +40,12 @@ pub(crate) fn listen_at(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A connection to whoever listens at `path`.
-pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+/// A connection to whoever listens at `path`; `WouldBlock` if it is not taken in time, or
+/// later what is sent.
+pub(crate) fn connect_to(path: &Path, time: Duration) -> io::Result<OwnedFd> {
     let socket = seqpacket()?;
+    let time = TimeVal::milliseconds(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
+    setsockopt(&socket, sockopt::SendTimeout, &time)?;
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(socket)
 }

@@ -1,7 +1,7 @@
 //! The connection: one thread receives, any thread asks.
 //!
-//! Invariant: who asks is answered, by the server or by the end of the connection. A mount
-//! is known here before the first of its wants is looked at.
+//! Invariant: who asks is answered, by the server or by the end of the connection, which a
+//! server that says nothing for [`ANSWER_WAIT`] does not outlast. A mount is known here before the first of its wants is looked at.
 //!
 //! Locks: `pending` and `layers`, each held for a moment, never one within the other.
 
@@ -11,10 +11,10 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 
-use lazarette_mountd::client::Connection;
+use lazarette_mountd::client::{ANSWER_WAIT, Connection};
 use lazarette_mountd::wire::{Listed, Message, Role};
 use lazarette_mountd::{Error, Result};
 use parking_lot::Mutex;
@@ -87,7 +87,14 @@ impl Link {
         };
         // If it fails the connection has ended, and the receiver says so to all.
         let _ = self.connection.send(&message(request), fds);
-        answered.recv().map_err(|_| Error::Closed)
+        answered.recv_timeout(ANSWER_WAIT).map_err(|why| {
+            // What it does later of what was asked, the next connection finds in its list.
+            self.connection.shut_down();
+            match why {
+                RecvTimeoutError::Timeout => Error::Protocol("it does not answer"),
+                RecvTimeoutError::Disconnected => Error::Closed,
+            }
+        })
     }
 
     /// Says something that has no answer. Waits while the server is slow.
@@ -168,7 +175,7 @@ impl Link {
 }
 
 fn receive_list(connection: &Connection) -> Result<Vec<Listed>> {
-    let count = match connection.receive()?.0 {
+    let count = match connection.receive_within(ANSWER_WAIT)?.0 {
         Message::Welcome { mounts } => mounts,
         Message::Done { errno, .. } => {
             return Err(Error::Refused {
@@ -180,7 +187,7 @@ fn receive_list(connection: &Connection) -> Result<Vec<Listed>> {
     };
     let mut listed = Vec::new();
     for _ in 0..count {
-        match connection.receive()?.0 {
+        match connection.receive_within(ANSWER_WAIT)?.0 {
             Message::Listed(one) => listed.push(one),
             _ => return Err(Error::Protocol("this is no list")),
         }

@@ -281,3 +281,48 @@ fn privileged_daemons_that_are_killed_break_no_read_of_a_layer() {
     server.unmount_layer(&mounts[0]).unwrap();
     assert!(!dir.path().join("mnt").exists());
 }
+
+#[test]
+fn privileged_a_server_that_hangs_is_waited_for_and_given_up() {
+    if !sys::is_root() {
+        let test = "privileged_a_server_that_hangs_is_waited_for_and_given_up";
+        let _ = writeln!(std::io::stderr(), "SKIPPED (needs root): {test}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write_blob(dir.path(), &content());
+    let _end = EndServers(dir.path());
+    let runtime = Runtime::new().unwrap();
+    let layer = open_layer(dir.path(), &runtime);
+    let digest = layer.index().blob_digest;
+    let path = dir.path().join("mnt");
+    fs::create_dir(&path).unwrap();
+    let (server, _) = connect(dir.path(), &runtime);
+    let pids = servers(dir.path());
+    pids.iter().for_each(|pid| sys::stop(*pid, true));
+    std::thread::scope(|threads| {
+        let another = threads.spawn(|| {
+            let handle = runtime.handle().clone();
+            MountServer::connect(&dir.path().join("socket"), handle).map(drop)
+        });
+        let mounted = server.mount(digest, Arc::clone(&layer) as _, &path);
+        assert!(mounted.unwrap_err().to_string().contains("does not answer"));
+        assert!(
+            server.is_closed(),
+            "what comes later would be taken for another answer"
+        );
+        let connected = another.join().unwrap();
+        assert!(connected.unwrap_err().to_string().contains("says nothing"));
+    });
+    pids.iter().for_each(|pid| sys::stop(*pid, false));
+
+    // What it did in the end is in its list.
+    let (server, mounts) = loop {
+        let (server, mounts) = connect(dir.path(), &runtime);
+        match mounts.is_empty() {
+            true => std::thread::sleep(Duration::from_millis(10)),
+            false => break (server, mounts),
+        }
+    };
+    server.unmount(&mounts[0]).unwrap();
+}

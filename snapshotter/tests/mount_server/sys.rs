@@ -18,3 +18,13 @@ pub(crate) fn forget(file: &File) {
 pub(crate) fn kill_by_id(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
+
+/// Has a process do nothing from now on, or go on.
+pub(crate) fn stop(pid: i32, stopped: bool) {
+    let signal = if stopped {
+        Signal::SIGSTOP
+    } else {
+        Signal::SIGCONT
+    };
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
