@@ -70,7 +70,7 @@ pub use blobs::BLOB_BYTES_MAX;
 pub use check::{BlobCheck, StoreCheck};
 pub use copy::Copied;
 pub use details::PartialIndex;
-pub use evict::{Bounds, Evicted, Space, Trim};
+pub use evict::{Bounds, Evicted, Hides, Space, Trim};
 pub use file::{
     FlushPolicy, LayerCheck, LayerFile, LayerUsage, Lent, PIN_TIME, Shaped, Vouched, Whole,
 };

@@ -149,9 +149,21 @@ pub(super) struct Keeper {
     bounds: Mutex<Option<Bounds>>,
     /// Held while one thread evicts; another that wants to finds it held and leaves.
     policy: Mutex<Policy<Extent>>,
+    /// Who can have the kernel no more read a layer by itself.
+    hides: Mutex<Option<Arc<Hides>>>,
 }
 
+/// Has nobody who comes from now on read the data file of a layer by the kernel alone, unless
+/// somebody needs that; see [`super::Whole`]. Told in a thread that evicts, and waits for nobody.
+pub type Hides = dyn Fn(&Digest) + Send + Sync;
+
 impl Store {
+    /// Has `hides` told of complete layers when nothing else is left to be evicted, the one that
+    /// was used longest ago first.
+    pub fn hide_by(&self, hides: Arc<Hides>) {
+        *self.keeper.hides.lock() = Some(hides);
+    }
+
     /// Bounds the store from now on: after each flush, and when a write finds the disk
     /// full, chunks are evicted.
     pub fn keep_within_bounds(&self, bounds: Bounds) {
@@ -199,11 +211,40 @@ impl Store {
             let before = trim.evicted.chunks;
             trim.kept.clear();
             self.evict_chosen(&mut policy, &files, excess, &mut trim);
-            if trim.evicted.chunks == before {
+            if trim.evicted.chunks == before && !self.hide_shown(excess)? {
                 break;
             }
         }
         Ok(trim)
+    }
+
+    /// Has layers evicted from again that the kernel reads by itself, as many as hold `excess`
+    /// bytes; `false` if there are none that can.
+    fn hide_shown(&self, excess: u64) -> Result<bool> {
+        let hides = self.keeper.hides.lock().clone();
+        let Some(hides) = hides else {
+            return Ok(false);
+        };
+        let mut shown = Vec::new();
+        for digest in self.digests_in("layers")? {
+            if let Ok(Some(file)) = self.open_layer(&digest)
+                && file.is_shown_whole().unwrap_or(false)
+            {
+                shown.push((self.last_read(&digest), file));
+            }
+        }
+        shown.sort_by_key(|(last_read, file)| (*last_read, *file.digest()));
+        let mut bytes = 0_u64;
+        for (_, file) in shown {
+            if bytes >= excess {
+                break;
+            }
+            hides(file.digest());
+            if !file.is_shown_whole().unwrap_or(true) {
+                bytes = bytes.saturating_add(file.present_bytes());
+            }
+        }
+        Ok(bytes > 0)
     }
 
     /// Evicts every chunk that can be fetched again of these layers, or of all.

@@ -14,6 +14,7 @@
 mod ahead;
 mod choose;
 mod held;
+mod idle;
 mod record;
 mod served;
 mod session;
@@ -69,10 +70,14 @@ impl NodeLayers {
         let here = here.await?;
         let held = Arc::default();
         let served = Served::open(engine, program, &held).await;
+        let turns = Arc::default();
+        if let Some(served) = &served {
+            hide_by(engine, served, &turns);
+        }
         Ok(Arc::new(Self {
             ahead: Ahead::new(Arc::clone(engine)),
             engine: Arc::clone(engine),
-            turns: Arc::default(),
+            turns,
             held,
             here,
             served,
@@ -365,6 +370,22 @@ impl LazyLayers for NodeLayers {
         let outcome = put_down.and(self.discard(blob_digest).await);
         outcome.map_err(|error| plain(error, blob_digest))
     }
+}
+
+/// Has the store evict from complete layers that no container has, before it has no room.
+fn hide_by(engine: &Arc<Engine>, served: &Arc<Served>, turns: &Arc<Turns>) {
+    let (snapshots, turns) = (Arc::clone(&engine.snapshots), Arc::clone(turns));
+    let served = Arc::downgrade(served);
+    engine.store.hide_by(Arc::new(move |digest| {
+        let (Some(served), Some(_turn)) = (served.upgrade(), turns.try_of(digest)) else {
+            return;
+        };
+        match snapshots.list() {
+            Ok(records) if !idle::used(&records).contains(digest) => served.hide_whole(digest),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%digest, %error, "cannot tell who has a layer"),
+        }
+    }));
 }
 
 /// Which layer of the image is wanted: the one of this blob at the end of this chain. An

@@ -12,6 +12,7 @@ mod pressure;
 mod restarts;
 mod scarce;
 mod served;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -47,6 +48,7 @@ const CRI: &str = "containerd.io/snapshot/cri";
 struct Node {
     /// How many layers it mounted to begin with.
     restored: usize,
+    engine: Arc<Engine>,
     layers: Arc<NodeLayers>,
     client: SnapshotsClient<SnapshotsServer<Service>>,
 }
@@ -77,6 +79,7 @@ impl Node {
         let client = SnapshotsClient::new(SnapshotsServer::new(Arc::new(service)));
         let node = Self {
             restored,
+            engine,
             layers,
             client,
         };

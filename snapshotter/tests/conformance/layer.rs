@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lazarette_fetcher::index::write::{Format, Options, write_layer};
@@ -167,4 +168,18 @@ pub(crate) fn program() -> PathBuf {
 pub(crate) fn read_anew(path: &Path) -> std::io::Result<Vec<u8>> {
     sys::forget(&File::open(path)?);
     fs::read(path)
+}
+
+/// Evicts all of a layer, as soon as the guard has let go of a mount that has ended; how many
+/// chunks were there.
+#[track_caller]
+pub(crate) fn evict_soon(layer: &Layer) -> u64 {
+    let since = Instant::now();
+    loop {
+        match layer.file().evict_all() {
+            Ok(evicted) => return evicted.chunks,
+            Err(error) => assert!(since.elapsed() < Duration::from_secs(60), "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -172,6 +172,15 @@ impl Served {
             .await;
     }
 
+    /// Has a layer seen through the server again, unless another one is being connected to.
+    /// Blocks; the caller has its turn.
+    pub(super) fn hide_whole(&self, digest: &Digest) {
+        let current = self.current.try_read();
+        if let Some(session) = current.as_ref().ok().and_then(|current| current.as_ref()) {
+            session.hide_whole(digest);
+        }
+    }
+
     /// Whether that is of any use.
     pub(super) fn wants_complete(&self) -> bool {
         self.places.wants_complete()

@@ -234,6 +234,18 @@ impl Session {
         }
     }
 
+    /// Has those who come from now on see a layer through the server again. Nobody else has its
+    /// turn.
+    pub(super) fn hide_whole(&self, digest: &Digest) {
+        for mounted in self.mounts_of(digest) {
+            match mountd::hide_whole(&mounted) {
+                Ok(true) => tracing::debug!(%digest, "layer can be evicted from"),
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%digest, %error, "layer stays the kernel's alone"),
+            }
+        }
+    }
+
     fn tell_complete(&self, mounted: &Mounted, layer: &Layer) {
         let (digest, len) = (layer.index().blob_digest, layer.index().data_len);
         if let Err(error) = self.server.tell_complete(mounted, layer, len) {

@@ -22,6 +22,11 @@ impl Turns {
         self.find(digest).lock_owned().await
     }
 
+    /// The layer's turn if nobody has it, until the answer is dropped.
+    pub(super) fn try_of(&self, digest: &Digest) -> Option<OwnedMutexGuard<()>> {
+        self.find(digest).try_lock_owned().ok()
+    }
+
     fn find(&self, digest: &Digest) -> Arc<Turn<()>> {
         let mut turns = self.turns.lock();
         turns.retain(|_, turn| turn.strong_count() > 0);

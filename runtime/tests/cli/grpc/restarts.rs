@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lazarette_fetcher::test_util::{Endpoint, Fault};
 use rand::rngs::StdRng;
@@ -152,59 +152,6 @@ async fn privileged_what_the_kernel_reads_itself_is_right_while_lazd_dies() {
     bed.stop_lazd();
     bed.files.read_all();
     readers.end();
-}
-
-/// Waits until so many file systems are mounted below the node's directory.
-fn wait_for_mounts(bed: &Bed, count: usize) {
-    let since = Instant::now();
-    while bed.mounts().len() != count {
-        let late = since.elapsed() > Duration::from_secs(120);
-        assert!(!late, "{:?} {}", bed.mounts(), bed.files.log());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn privileged_what_is_complete_needs_no_process_of_ours() {
-    if !is_root("privileged_what_is_complete_needs_no_process_of_ours") {
-        return;
-    }
-    let mut bed = Bed::configured(PATIENT, "").await;
-    bed.start_lazd(&program("lazd"));
-    // Three for each of two layers, and the container that was there before.
-    wait_for_mounts(&bed, 7);
-    let list = Command::new(program("laz-mountd"))
-        .arg("list")
-        .arg("--socket")
-        .arg(bed.path().join("state/mountd.sock"))
-        .output()
-        .unwrap();
-    let list = String::from_utf8(list.stdout).unwrap();
-    let by_kernel = list.lines().filter(|line| line.ends_with("\tkernel"));
-    assert_eq!(by_kernel.count(), 2, "{list}");
-    let state = bed.path().join("state");
-    let later = bed.path().join("later");
-    let [base, top] = [0, 1].map(|number| state.join(format!("layers/{number}")));
-    let lowers = format!("ro,lowerdir={}:{}", top.display(), base.display());
-    fs::create_dir_all(&later).unwrap();
-    let mut mount = Command::new("mount");
-    let mount = mount.args(["-t", "overlay", "overlay", "-o", &lowers]);
-    assert!(mount.arg(&later).status().unwrap().success());
-    bed.kill_lazd();
-    bed.servers().into_iter().for_each(sys::kill_by_id);
-    bed.wait_for_servers(0);
-    assert!(!bed.store().evict(), "the kernel reads it by itself");
-    bed.read_all_at(&later).await;
-
-    // Nothing but the disk is left, and nobody but it is asked.
-    bed.reset();
-    for endpoint in [Endpoint::Blob, Endpoint::Manifest] {
-        bed.registry.always(endpoint, Fault::Status(503, None));
-    }
-    bed.start_lazd(&program("lazd"));
-    wait_for_mounts(&bed, 6);
-    assert!(!bed.store().evict());
-    bed.stop_lazd();
 }
 
 #[tokio::test(flavor = "multi_thread")]
