@@ -90,8 +90,9 @@ struct Shared {
     marked: Marked,
     /// Everything that the kernel sends requests through, and `stop`.
     epoll: sys::Epoll,
-    /// Rung to have all workers end.
+    /// Rung to have all workers end, and whether it was.
     stop: sys::Bell,
+    stopping: AtomicBool,
     /// Rung when there is a want to be sent.
     poke: sys::Bell,
     /// Whether this kernel sends requests again when told to.
@@ -112,6 +113,7 @@ impl Shared {
             marked: Marked::default(),
             epoll: sys::Epoll::new().map_err(err)?,
             stop: sys::Bell::new().map_err(err)?,
+            stopping: AtomicBool::new(false),
             poke: sys::Bell::new().map_err(err)?,
             resends: AtomicBool::new(false),
         };
@@ -130,7 +132,7 @@ impl Shared {
             .write()
             .insert(served.mount, Arc::clone(&served));
         if let Some(fuse) = served.fuse() {
-            let added = self.epoll.add(fuse, served.mount);
+            let added = self.epoll.add_once(fuse, served.mount);
             added.map_err(|e| Error::io("wait for requests of", &served.path, e))?;
         }
         Ok(served)

@@ -187,6 +187,9 @@ impl AsFd for Bell {
     }
 }
 
+/// What is told once, each time that something comes.
+const ONCE: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
+
 /// Descriptors that many threads wait for.
 pub(crate) struct Epoll(nix::sys::epoll::Epoll);
 
@@ -199,6 +202,17 @@ impl Epoll {
     /// Waits for `fd`, too, as `id`.
     pub(crate) fn add(&self, fd: impl AsFd, id: u64) -> io::Result<()> {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, id))?)
+    }
+
+    /// The same, and has one thread told each time that something comes, not as long as it is
+    /// there: that one reads until there is nothing.
+    pub(crate) fn add_once(&self, fd: impl AsFd, id: u64) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(ONCE, id))?)
+    }
+
+    /// Has a thread told again if something is there now, which nobody may be about to read.
+    pub(crate) fn tell_again(&self, fd: impl AsFd, id: u64) -> io::Result<()> {
+        Ok(self.0.modify(fd, &mut EpollEvent::new(ONCE, id))?)
     }
 
     /// Does so no longer.

@@ -290,6 +290,6 @@ impl Shared {
             zeros: 0,
             since: now.checked_sub(question.waited).unwrap_or(now),
         };
-        self.serve(&served, read, &mut Vec::new());
+        self.serve(&served, read, &mut []);
     }
 }

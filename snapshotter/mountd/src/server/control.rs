@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::layer::{EIO, Served};
+use super::layer::{ANSWER_BYTES_MAX, EIO, Served};
 use super::link::Link;
 use super::workers::Workers;
 use super::{Config, Ended, Shared};
@@ -46,6 +46,8 @@ pub(super) struct Control {
     clients: Vec<Link>,
     /// Whether one of them is a daemon.
     has_daemon: bool,
+    /// For the longest answer to a read.
+    buf: Vec<u8>,
 }
 
 impl Control {
@@ -65,6 +67,7 @@ impl Control {
             guard,
             clients: Vec::new(),
             has_daemon: false,
+            buf: vec![0; ANSWER_BYTES_MAX],
         })
     }
 

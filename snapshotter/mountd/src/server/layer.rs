@@ -13,6 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::Shared;
 use crate::fanotify::Group;
+use crate::fuse::READ_MAX;
 use crate::fuse::answer::{self, HEADER_BYTES};
 use crate::ranges::Span;
 use crate::state::{Decision, Read};
@@ -20,6 +21,9 @@ use crate::state::{Decision, Read};
 /// How often a read begins again because somebody evicted meanwhile. Each time takes
 /// another eviction in the microseconds of a read.
 const ATTEMPTS_MAX: u32 = 100;
+
+/// Longest answer to a read.
+pub(super) const ANSWER_BYTES_MAX: usize = HEADER_BYTES + READ_MAX as usize;
 
 pub(super) const EIO: i32 = 5;
 pub(super) const EINTR: i32 = 4;
@@ -96,8 +100,8 @@ pub(super) fn resend(mut fuse: &File) -> io::Result<()> {
 }
 
 impl Shared {
-    /// Answers a read, or lets it wait. `buf` is for its bytes.
-    pub(super) fn serve(&self, served: &Served, read: Read, buf: &mut Vec<u8>) {
+    /// Answers a read, or lets it wait. `buf` is for its bytes, and holds any answer.
+    pub(super) fn serve(&self, served: &Served, read: Read, buf: &mut [u8]) {
         for _ in 0..ATTEMPTS_MAX {
             // Not in the match: the lock would be held in its arms.
             let decision = self.state.lock().read(read);
@@ -110,29 +114,30 @@ impl Shared {
                 Way::Fuse(fuse) => fuse,
                 Way::Fanotify(group) => return self.allow(served, group, read.unique),
             };
-            let Ok(number) = fill(served, read, buf) else {
+            let Ok((number, answer)) = fill(served, read, buf) else {
                 return served.refuse(read.unique, EIO);
             };
             if self.state.lock().holds(read.mount, ticket, number) {
-                return send(fuse, buf);
+                return send(fuse, answer);
             }
         }
         served.refuse(read.unique, EIO);
     }
 }
 
-/// Reads the bytes behind the header of a good answer, and then the number.
-fn fill(served: &Served, read: Read, buf: &mut Vec<u8>) -> io::Result<u64> {
-    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let len = u32::try_from(read.span.len()).map_err(too_long)?;
+/// Reads the bytes behind the header of a good answer, and then the number; both.
+fn fill<'a>(served: &Served, read: Read, buf: &'a mut [u8]) -> io::Result<(u64, &'a [u8])> {
+    let too_long = || io::Error::from(io::ErrorKind::InvalidInput);
+    let len = u32::try_from(read.span.len()).map_err(|_| too_long())?;
     let whole = len.saturating_add(read.zeros);
-    buf.clear();
-    buf.extend_from_slice(&answer::ok_header(read.unique, whole));
-    buf.resize(HEADER_BYTES + whole as usize, 0);
-    let body = buf.get_mut(HEADER_BYTES..HEADER_BYTES + len as usize);
-    let body = body.unwrap_or_default();
-    served.data.read_exact_at(body, read.span.start())?;
-    served.number_now()
+    let answer = buf.get_mut(..HEADER_BYTES + whole as usize);
+    let answer = answer.ok_or_else(too_long)?;
+    let (header, body) = answer.split_at_mut(HEADER_BYTES);
+    header.copy_from_slice(&answer::ok_header(read.unique, whole));
+    let (bytes, zeros) = body.split_at_mut(len as usize);
+    served.data.read_exact_at(bytes, read.span.start())?;
+    zeros.fill(0);
+    Ok((served.number_now()?, answer))
 }
 
 /// What a read of `len` bytes takes of the data file, all of it inside what is shown; `None`

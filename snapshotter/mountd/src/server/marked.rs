@@ -125,7 +125,7 @@ impl Shared {
             zeros: 0,
             since: Instant::now(),
         };
-        self.serve(&served, read, &mut Vec::new());
+        self.serve(&served, read, &mut []);
     }
 
     /// Lets a reader read what is granted; for ever, once everything is.

@@ -2,17 +2,19 @@
 //!
 //! Invariant: a worker takes some requests at a time and is done with them, or has put them
 //! into the state, before it takes another; so when all have ended, what is not answered waits.
+//! Each time a session has something one worker is told, and goes on until nothing is left: two
+//! that wake up for one request cost more than the request.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::layer::{self, EINTR, Served, receive, send};
+use super::layer::{self, ANSWER_BYTES_MAX, EINTR, Served, receive, send};
 use super::{QUESTIONS, STOP, Shared};
 use crate::fanotify::QUESTIONS_BYTES;
-use crate::fuse::answer::{HEADER_BYTES, Reaction, react};
-use crate::fuse::{self, READ_MAX, REQUEST_BYTES};
+use crate::fuse::answer::{Reaction, react};
+use crate::fuse::{self, REQUEST_BYTES};
 use crate::state::Read;
 use crate::{Error, Result};
 
@@ -20,6 +22,7 @@ use crate::{Error, Result};
 const STACK_BYTES: usize = 128 << 10;
 /// The kernel let go of a session.
 const ENODEV: i32 = 19;
+const ENOENT: i32 = 2;
 
 /// Running workers.
 pub(super) struct Workers {
@@ -30,7 +33,15 @@ pub(super) struct Workers {
 impl Workers {
     /// Starts `count` of them.
     pub(super) fn start(shared: &Arc<Shared>, count: usize) -> Result<Self> {
+        shared.stopping.store(false, Ordering::Relaxed);
         shared.stop.hush();
+        // Those before may have left something, of which nobody would be told.
+        for served in shared.layers.read().values() {
+            // One that was unmounted by somebody else has nothing.
+            let _ = served
+                .fuse()
+                .map(|fuse| shared.epoll.tell_again(fuse, served.mount));
+        }
         let mut workers = Self {
             shared: Arc::clone(shared),
             threads: Vec::new(),
@@ -47,6 +58,7 @@ impl Workers {
 
     /// Has them end and waits for that: the time of a local read.
     pub(super) fn stop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
         self.shared.stop.ring();
         for thread in self.threads.drain(..) {
             // One that panicked has ended, too.
@@ -57,36 +69,45 @@ impl Workers {
 
 fn work(shared: &Shared) {
     let mut request = vec![0; REQUEST_BYTES.max(QUESTIONS_BYTES)];
-    let mut answer = Vec::with_capacity(HEADER_BYTES + READ_MAX as usize);
+    let mut answer = vec![0; ANSWER_BYTES_MAX];
     loop {
-        let mount = match shared.epoll.next() {
+        match shared.epoll.next() {
             Ok(STOP) => return,
-            Ok(QUESTIONS) => {
-                shared.take_questions(&mut request);
-                continue;
+            Ok(QUESTIONS) => shared.take_questions(&mut request),
+            Ok(mount) => {
+                if let Some(served) = shared.layer(mount) {
+                    drain(shared, &served, &mut request, &mut answer);
+                }
             }
-            Ok(mount) => mount,
-            Err(_) => continue,
-        };
-        let Some(served) = shared.layer(mount) else {
-            continue;
-        };
-        let Some(fuse) = served.fuse() else {
-            continue;
-        };
-        match receive(fuse, &mut request) {
-            Ok(bytes) => handle(shared, &served, bytes, &mut answer),
-            Err(error) if error.raw_os_error() == Some(ENODEV) => {
-                // Unmounted by somebody else; the daemon will say so.
-                let _ = shared.epoll.remove(fuse);
-            }
-            // Another worker was faster, or the request was withdrawn.
             Err(_) => {}
         }
     }
 }
 
-fn handle(shared: &Shared, served: &Served, bytes: &[u8], answer: &mut Vec<u8>) {
+/// Takes all requests of a session that are there now, unless the workers are to end. Of those
+/// that come later one worker is told, once; of what is left here nobody would be.
+fn drain(shared: &Shared, served: &Served, request: &mut [u8], answer: &mut [u8]) {
+    let Some(fuse) = served.fuse() else {
+        return;
+    };
+    while !shared.stopping.load(Ordering::Relaxed) {
+        match receive(fuse, request) {
+            Ok(bytes) => handle(shared, served, bytes, answer),
+            Err(error) => match error.raw_os_error() {
+                // The request was withdrawn while it was read; there may be others.
+                Some(ENOENT | EINTR) => {}
+                Some(ENODEV) => {
+                    // Unmounted by somebody else; the daemon will say so.
+                    let _ = shared.epoll.remove(fuse);
+                    return;
+                }
+                _ => return,
+            },
+        }
+    }
+}
+
+fn handle(shared: &Shared, served: &Served, bytes: &[u8], answer: &mut [u8]) {
     // Bytes that are no request have no number that an answer could name.
     let (Ok(request), Some(session)) = (fuse::parse(bytes), served.fuse()) else {
         return;

@@ -89,13 +89,12 @@ impl Control {
     }
 
     /// Answers the reads that waited for a grant.
-    fn answer(&self, mount: u64, granted: Granted) {
+    fn answer(&mut self, mount: u64, granted: Granted) {
         let Some(served) = self.shared.layer(mount) else {
             return;
         };
-        let mut buf = Vec::new();
         for read in granted.again {
-            self.shared.serve(&served, read, &mut buf);
+            self.shared.serve(&served, read, &mut self.buf);
         }
         if let Some(read) = granted.refused {
             served.refuse(read.unique, EIO);
