@@ -30,6 +30,7 @@ struct World {
     store: Arc<Store>,
     engine: Arc<FetchEngine>,
     opener: LayerOpener,
+    read_soon: bool,
     _dir: tempfile::TempDir,
 }
 
@@ -48,6 +49,7 @@ impl World {
             opener: opener.fetching_with(Arc::clone(&engine)),
             store,
             engine,
+            read_soon: true,
             _dir: dir,
         }
     }
@@ -59,7 +61,8 @@ impl World {
     ) -> lazarette_fetcher::Result<(Arc<Layer>, OpenedBy)> {
         let reference = format!("{}/a/b:t", self.registry.url_host());
         let repository = Reference::parse(&reference).unwrap().repository().clone();
-        let request = LayerRequest::new(repository, layer, diff_id)?;
+        let mut request = LayerRequest::new(repository, layer, diff_id)?;
+        request.read_soon = self.read_soon;
         self.opener.open(&request, &AtomicU64::new(0)).await
     }
 
@@ -120,6 +123,26 @@ async fn a_layer_is_whole_whatever_happens_to_its_parts() {
         assert_eq!(world.engine.memory_bytes(), 0, "{case}");
         layer.close().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_layer_that_nobody_reads_soon_is_the_same() {
+    // More than one write past the page cache, on whatever file system tests run.
+    let (first, second) = (noise(1_500_000), content::noise(2, 0xff, 700_001));
+    let tar = tar(&[("first", &first), ("second", &second)]);
+    let mut world = World::new().await;
+    world.read_soon = false;
+    let (layer, _) = world
+        .open(&world.add_gzip(&tar), Digest::sha256(&tar))
+        .await
+        .unwrap();
+    let data_len = usize::try_from(layer.file().index().data_len).unwrap();
+    let bytes = read_file(&layer, data_len);
+    let second_at = data_len - second.len();
+    assert!(bytes.starts_with(&first) && bytes.ends_with(&second));
+    assert!(bytes[first.len()..second_at].iter().all(|byte| *byte == 0));
+    assert_eq!(layer.file().check_all().unwrap().dropped, Vec::<u32>::new());
+    layer.close().await.unwrap();
 }
 
 #[tokio::test]

@@ -268,7 +268,10 @@ fn ingest(
     beside: bool,
     pieces: Pieces,
 ) -> Result<Arc<LayerFile>> {
-    let sink: LayerIngest = store.begin_ingest(&request.blob.digest)?;
+    let mut sink: LayerIngest = store.begin_ingest(&request.blob.digest)?;
+    if !request.read_soon {
+        sink = sink.past_page_cache()?;
+    }
     let plan = IngestPlan::new(
         request.blob.digest,
         request.blob.size,

@@ -32,6 +32,12 @@ pub trait Disk: Send + Sync + 'static {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Opens a file for reading and writing, made if absent, emptied if present.
     fn create(&self, path: &Path) -> io::Result<File>;
+    /// Opens a file that is there for writes past the page cache, of whole blocks from memory
+    /// that begins one; `None` where there are no such writes. Changes nothing.
+    fn open_past(&self, path: &Path) -> io::Result<Option<File>> {
+        let _ = path;
+        Ok(None)
+    }
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes bytes of `to` those of `from` by sharing their blocks, which must be whole. Fails
@@ -72,6 +78,10 @@ impl Disk for RealDisk {
             .create(true)
             .truncate(true)
             .open(path)
+    }
+
+    fn open_past(&self, path: &Path) -> io::Result<Option<File>> {
+        sys::open_past(path)
     }
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -4,11 +4,14 @@
 //! holds a lock on its `data` file; a directory whose lock is free belongs to a dead
 //! process and is dropped when a store is opened.
 
+mod past;
+
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::past::{BUFFER_LEN, Past, Ways};
 use super::bitmap::{Bitmap, Stored};
 use super::details::Provided;
 use super::disk::Disk;
@@ -138,6 +141,8 @@ pub struct LayerIngest {
     digest: Digest,
     draft: Draft,
     seams: Option<Vec<u8>>,
+    /// Of a layer that nobody is about to read.
+    past: Option<Past<Both>>,
 }
 
 impl LayerIngest {
@@ -148,7 +153,29 @@ impl LayerIngest {
             digest,
             draft,
             seams: None,
+            past: None,
         })
+    }
+
+    /// The same, whose bytes go to the device past the page cache as far as it takes them as
+    /// fast as they come: for a layer that nobody is about to read. Called before the first write.
+    pub fn past_page_cache(mut self) -> Result<Self> {
+        let path = self.draft.path(DATA);
+        let disk = &self.draft.disk;
+        let opened = disk
+            .open_past(&path)
+            .map_err(|e| Error::io("open", &path, e))?;
+        if let Some(past) = opened {
+            let data = self.draft.data().try_clone();
+            let both = Both {
+                store: Arc::clone(&self.store),
+                data: data.map_err(|e| Error::io("open", &path, e))?,
+                path,
+                past,
+            };
+            self.past = Some(Past::new(both, BUFFER_LEN));
+        }
+        Ok(self)
     }
 
     /// The same, that keeps `seams` ([`crate::index::seams`]) with the layer.
@@ -188,11 +215,13 @@ impl LayerIngest {
 
     /// The layer, and whether its data is what was written here.
     fn complete(
-        self,
+        mut self,
         index: LayerIndex,
         details: &[u8],
         bits: &Bitmap,
     ) -> Result<(Arc<LayerFile>, bool)> {
+        // Before the file gets its length, which is no whole number of blocks.
+        self.past.take().map_or(Ok(()), Past::finish)?;
         if index.blob_digest != self.digest {
             return Err(Error::Corrupt {
                 what: "the index of an ingested layer".to_owned(),
@@ -221,12 +250,55 @@ impl LayerIngest {
 
 impl LayerSink for LayerIngest {
     fn write_at(&mut self, data_offset: u64, bytes: &[u8]) -> Result<()> {
+        if let Some(past) = &mut self.past {
+            return past.write_at(data_offset, bytes);
+        }
         let write = || {
             let disk = &self.draft.disk;
             disk.write_at(self.draft.data(), data_offset, bytes)
                 .map_err(|e| Error::io("write to", self.draft.path(DATA), e))
         };
         self.store.with_room(write)
+    }
+}
+
+/// The data file of a draft, for both ways to write it.
+struct Both {
+    store: Arc<Store>,
+    path: PathBuf,
+    data: File,
+    past: File,
+}
+
+impl Both {
+    fn write(&self, to: &File, (start, bytes): (u64, &[u8])) -> Result<()> {
+        let disk = self.store.disk();
+        let write = || {
+            let written = disk.write_at(to, start, bytes);
+            written.map_err(|e| Error::io("write to", &self.path, e))
+        };
+        self.store.with_room(write)
+    }
+}
+
+impl Ways for Both {
+    fn past(&self, start: u64, blocks: &[u8]) -> Result<bool> {
+        match self.write(&self.past, (start, blocks)) {
+            // Not every file system that opens a file for it does it.
+            Err(Error::Io { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+                ) =>
+            {
+                Ok(false)
+            }
+            written => written.map(|()| true),
+        }
+    }
+
+    fn through(&self, start: u64, bytes: &[u8]) -> Result<()> {
+        self.write(&self.data, (start, bytes))
     }
 }
 

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -119,6 +120,16 @@ fn set(file: &File, command: i32, value: i32) -> io::Result<()> {
 /// Another open file of the same inode, for reading, whatever its name is by now.
 pub(super) fn reopen(file: &File) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// The file at `path` for writes past the page cache; `None` where its file system has none.
+pub(super) fn open_past(path: &Path) -> io::Result<Option<File>> {
+    let mut options = File::options();
+    match options.write(true).custom_flags(libc::O_DIRECT).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Swaps the names `a` and `b`, both of which must exist on one file system.

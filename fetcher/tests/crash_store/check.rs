@@ -12,7 +12,7 @@ use lazarette_fetcher::store::{LayerFile, Store};
 use lazarette_fetcher::test_util::layers::chunk_bytes;
 use lazarette_fetcher::types::Digest;
 
-use crate::layers::{CHUNKS, LARGE, STREAMED, index, streamed};
+use crate::layers::{CHUNKS, LARGE, PAST, STREAMED, index, streamed};
 use crate::scenarios::{Acked, fill_and_flush, ingest};
 
 /// The real disk, which nobody unplugs while a state is only looked at: syncs of
@@ -64,7 +64,7 @@ pub(crate) fn check(root: &Path, acked: &Acked, when: &str) {
         let left = std::fs::read_dir(root.join(leftovers)).unwrap().count();
         assert_eq!(left, 0, "{when}: {leftovers}");
     }
-    for name in ["lazy", "whole", "aborted", LARGE[0], LARGE[1]] {
+    for name in ["lazy", "whole", "aborted", PAST, LARGE[0], LARGE[1]] {
         let file = store
             .open_layer(&index(name).blob_digest)
             .unwrap_or_else(|e| panic!("{when}: layer {name}: {e}"));

@@ -18,6 +18,8 @@ pub(crate) const CHUNKS: u32 = 5;
 /// The layers of the scenario `copy`: large enough for their blocks to be shared.
 pub(crate) const LARGE: [&str; 2] = ["large", "other large"];
 pub(crate) const LARGE_LEN: u32 = 33_000;
+/// The layer of the scenario `ingest past the page cache`: longer than one write of it.
+pub(crate) const PAST: &str = "past";
 /// The layer of the scenario `shape`.
 pub(crate) const STREAMED: &str = "streamed";
 
@@ -27,7 +29,15 @@ pub(crate) fn index(name: &str) -> LayerIndex {
         let bytes = |id| vec![u8::try_from(id + 1).unwrap(); LARGE_LEN as usize];
         return layer_of(name, &[bytes(0), bytes(1), bytes(2)]);
     }
+    if name == PAST {
+        return layer_of(name, &(0..CHUNKS).map(past_bytes).collect::<Vec<_>>());
+    }
     layer_of(name, &(0..CHUNKS).map(chunk_bytes).collect::<Vec<_>>())
+}
+
+/// The bytes of chunk `id` of the layer [`PAST`].
+pub(crate) fn past_bytes(id: ChunkId) -> Vec<u8> {
+    chunk_bytes(id).repeat(50)
 }
 
 /// The same layer with two spans, whose details came without it; and those.

@@ -13,8 +13,8 @@ use lazarette_fetcher::types::Digest;
 
 use crate::check::check_layer;
 use crate::layers::{
-    CHUNKS, LARGE, LARGE_LEN, STREAMED, complete_details, index, index_of_whole_spans,
-    index_without_details, streamed,
+    CHUNKS, LARGE, LARGE_LEN, PAST, STREAMED, complete_details, index, index_of_whole_spans,
+    index_without_details, past_bytes, streamed,
 };
 
 /// What the scenario was told is safe. A crash must not take it.
@@ -37,7 +37,7 @@ pub(crate) struct Acked {
 /// Runs all of it, or up to the first error; notes what was acknowledged.
 pub(crate) type Scenario = fn(&Arc<Store>, &mut Acked) -> Result<()>;
 
-pub(crate) const SCENARIOS: [(&str, Scenario); 14] = [
+pub(crate) const SCENARIOS: [(&str, Scenario); 15] = [
     ("shape", shape),
     ("shape and doubt", shape_and_doubt),
     ("take details and flush", take_details_and_flush),
@@ -47,6 +47,7 @@ pub(crate) const SCENARIOS: [(&str, Scenario); 14] = [
     ("evict and fill again", evict_and_fill_again),
     ("fill and flush", fill_and_flush),
     ("ingest", ingest),
+    ("ingest past the page cache", ingest_past_the_page_cache),
     ("publish and flush", publish_and_flush),
     ("ingest over a partial layer", ingest_over_a_partial_layer),
     ("aborted ingest", aborted_ingest),
@@ -100,6 +101,18 @@ pub(crate) fn ingest(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
     }
     ingest.commit(index, &[])?;
     acked.complete.insert("whole");
+    Ok(())
+}
+
+/// What is in the device's queue is as little safe as what is in the page cache.
+pub(crate) fn ingest_past_the_page_cache(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    let index = index(PAST);
+    let mut ingest = store.begin_ingest(&index.blob_digest)?.past_page_cache()?;
+    for (id, chunk) in (0..).zip(&index.chunks) {
+        ingest.write_at(chunk.data_offset, &past_bytes(id))?;
+    }
+    ingest.commit(index, &[])?;
+    acked.complete.insert(PAST);
     Ok(())
 }
 

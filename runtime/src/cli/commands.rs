@@ -32,7 +32,9 @@ pub(super) async fn pull(
     } else {
         PullMode::Lazy
     };
-    let puller = engine.puller(mode, trace);
+    let mut puller = engine.puller(mode, trace);
+    // All of an image is fetched ahead of time where nothing starts right behind it.
+    puller.read_soon = !args.full;
     let display = Display::start(Arc::clone(&puller.progress));
     let outcome = engine.pull(&image, &puller).await;
     display.stop();

@@ -65,6 +65,8 @@ pub struct Puller {
     pub progress: Arc<PullProgress>,
     /// How much is fetched.
     pub mode: PullMode,
+    /// Whether a container is about to read what comes; see [`LayerRequest::read_soon`].
+    pub read_soon: bool,
     /// Indexes that the registry has beside the image, by layer; set before layers open.
     pub offered: OnceLock<HashMap<Digest, OfferedIndex>>,
     /// SOCI zTOCs that may be used, by layer; set before layers open.
@@ -148,6 +150,7 @@ impl Puller {
             trace,
             progress: Arc::default(),
             mode,
+            read_soon: true,
             offered: OnceLock::new(),
             ztocs: OnceLock::new(),
         }
@@ -179,6 +182,7 @@ impl Puller {
             .and_then(|all| all.get(&layer.descriptor.digest))
             .cloned();
         request.fetch_landmark = landmarks == Landmarks::Honour;
+        request.read_soon = self.read_soon;
         let span = self.trace.start("index", Some(number));
         let (opened, by) = self.opener.open(&request, &progress.streamed).await?;
         span.end();

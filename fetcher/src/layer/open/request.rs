@@ -26,6 +26,9 @@ pub struct LayerRequest {
     pub ztoc: Option<BlobRef>,
     /// Whether to start fetching what the builder marked to be fetched first.
     pub fetch_landmark: bool,
+    /// Whether somebody is about to read its files: what a full stream brings is then left in
+    /// the page cache, else it goes past it.
+    pub read_soon: bool,
 }
 
 /// What a manifest says of a layer's table of contents.
@@ -57,6 +60,7 @@ impl LayerRequest {
             index: None,
             ztoc: None,
             fetch_landmark: true,
+            read_soon: true,
         })
     }
 
