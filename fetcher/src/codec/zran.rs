@@ -15,6 +15,8 @@ use crate::Result;
 
 /// Decoded bytes after a place in which it can be referred back past it.
 pub const REACH: usize = WINDOW_LEN;
+/// Decoded bytes that are looked at together.
+const PIECE_LEN: usize = 64;
 /// Bytes that deflate copies at least.
 const COPY_LEN_MIN: usize = 3;
 
@@ -26,23 +28,28 @@ const COPY_LEN_MIN: usize = 3;
 /// with the right bytes, they say which byte of the window was copied.
 pub fn sparse_window(encoded: &[u8], bits: u8, window: &[u8], decoded: &[u8]) -> Result<Vec<u8>> {
     let decoded = decoded.get(..REACH).unwrap_or(decoded);
-    let place = |at: usize| u16::try_from(at).unwrap_or(u16::MAX).to_le_bytes();
-    let trial = |byte: usize| -> Result<Vec<u8>> {
-        let marked: Vec<u8> = (0..window.len())
-            .map(|at| place(at).get(byte).copied().unwrap_or_default())
-            .collect();
+    let trial = |mark: fn([u8; size_of::<usize>()]) -> u8| -> Result<Vec<u8>> {
+        let places = (0..window.len()).map(usize::to_le_bytes);
+        let marked: Vec<u8> = places.map(mark).collect();
         decode(encoded, bits, &marked, decoded.len())
     };
-    let (low, high) = (trial(0)?, trial(1)?);
+    let (low, high) = (trial(|[low, ..]| low)?, trial(|[_, high, ..]| high)?);
     let mut needed = vec![0; window.len()];
     let mut keep = |at: usize| {
         if let (Some(to), Some(from)) = (needed.get_mut(at), window.get(at)) {
             *to = *from;
         }
     };
-    for ((right, low), high) in decoded.iter().zip(&low).zip(&high) {
-        if low != right || high != right {
-            keep(usize::from(u16::from_le_bytes([*low, *high])));
+    let pieces = decoded.chunks(PIECE_LEN).zip(low.chunks(PIECE_LEN));
+    for ((right, low), high) in pieces.zip(high.chunks(PIECE_LEN)) {
+        // Most of it was not copied from the window, and is compared at once.
+        if right == low && right == high {
+            continue;
+        }
+        for ((right, low), high) in right.iter().zip(low).zip(high) {
+            if low != right || high != right {
+                keep(usize::from(u16::from_le_bytes([*low, *high])));
+            }
         }
     }
     // Places that look alike in both trials cannot be told from bytes that are right.
