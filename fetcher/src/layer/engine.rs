@@ -16,6 +16,7 @@ use super::details;
 use super::first::{self, SecondTries};
 use super::gate::Gate;
 use super::local::Room;
+use super::stream;
 use crate::link::{Link, LinkEstimator};
 
 /// Hosts that are remembered without a layer that fetches from them.
@@ -76,6 +77,8 @@ pub struct FetchEngine {
     pub(super) remakes: Semaphore,
     /// For what is copied from other layers.
     pub(super) copies: Room,
+    /// Bytes of streams that may wait for their decoders; see `layer::stream`.
+    pub(super) waiting: Arc<Semaphore>,
 }
 
 impl FetchEngine {
@@ -95,6 +98,7 @@ impl FetchEngine {
             details_for_others: Semaphore::new(details::TURNS),
             remakes: Semaphore::new(details::REMAKES),
             copies: Room::new(config.memory_bytes_max),
+            waiting: Arc::new(Semaphore::new(stream::WAITING_BYTES_MAX)),
         })
     }
 

@@ -24,7 +24,7 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-pub(super) use self::ingest::Pieces;
+pub(super) use self::ingest::{Pieces, WAITING_BYTES_MAX};
 use super::engine::{Arrival, Host};
 use super::gate::{Ask, Entering, Pass};
 use super::{FetchEngine, Priority};

@@ -219,7 +219,10 @@ impl Gzip {
 
     fn finish(mut self, chunks: &[Chunk], digests: &[[u8; 32]]) -> Result<(Vec<Span>, Bytes)> {
         self.settle()?;
-        let (mut spans, mut all) = (Vec::new(), Vec::new());
+        let windows: usize = self.entries.iter().map(|entry| entry.window.len()).sum();
+        let most = windows.saturating_add(digests.len().saturating_mul(size_of::<[u8; 32]>()));
+        // Tens of MiB of a large layer: not to be moved while it grows.
+        let (mut spans, mut all) = (Vec::new(), Vec::with_capacity(most));
         let mut of_spans = chunks
             .iter()
             .zip(digests)

@@ -1,26 +1,43 @@
 //! A blob streamed in full through an ingest.
 //!
-//! Invariant: the body is read here, on the caller's task, and decoded on a blocking thread
-//! that holds at most [`PIECES_WAITING_MAX`] pieces of it. What comes back was checked as a
-//! whole. Where the body breaks off, or the caller goes away, the ingest ends with an error.
+//! Invariant: the body is read here, on the caller's task, and decoded on a blocking thread.
+//! What waits between them comes to [`WAITING_BYTES_MAX`] and a piece, over all streams of an
+//! engine. What comes back was checked as a whole. Where the body breaks off, or the caller goes away, the ingest ends with an error.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::Stream;
 use crate::index::ingest::{Ingest, Ingested, LayerSink};
 use crate::task::blocking;
 use crate::{Error, Result};
 
-/// Pieces of a body that may wait for the decoder. Bodies come in pieces of at most some
-/// hundred KiB, so this bounds a streaming pull's memory to a few MiB.
+/// Bytes of bodies that may wait for their decoders. A decoder takes as many in some tens of
+/// milliseconds; less would have it wait for the network's thread instead.
+pub(in crate::layer) const WAITING_BYTES_MAX: usize = 4 << 20;
+/// Pieces of one body that may wait. They have some hundred KiB at most, so that one whose
+/// decoder stands still leaves room for others.
 const PIECES_WAITING_MAX: usize = 8;
 
 /// The body as it comes, for a blocking thread.
 pub(in crate::layer) struct Pieces {
-    inbox: mpsc::Receiver<Bytes>,
+    inbox: mpsc::Receiver<Waiting>,
+}
+
+/// A piece, and its share of what may wait.
+struct Waiting {
+    piece: Bytes,
+    _leave: OwnedSemaphorePermit,
+}
+
+/// Waits until `piece` may wait for its decoder; `None` only if nothing may any more.
+async fn leave(room: &Arc<Semaphore>, piece: &Bytes) -> Option<OwnedSemaphorePermit> {
+    let bytes = piece.len().min(WAITING_BYTES_MAX);
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Arc::clone(room).acquire_many_owned(bytes).await.ok()
 }
 
 impl Pieces {
@@ -29,8 +46,8 @@ impl Pieces {
         mut self,
         mut ingest: Ingest<S>,
     ) -> Result<Ingested<S>> {
-        while let Some(piece) = self.inbox.blocking_recv() {
-            ingest.push(&piece)?;
+        while let Some(waiting) = self.inbox.blocking_recv() {
+            ingest.push(&waiting.piece)?;
         }
         ingest.finish()
     }
@@ -52,7 +69,14 @@ impl Stream {
             match self.next().await {
                 Ok(Some(piece)) => {
                     received.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                    if pieces.send(piece).await.is_err() {
+                    let Some(leave) = leave(&self.engine.waiting, &piece).await else {
+                        break;
+                    };
+                    let waiting = Waiting {
+                        piece,
+                        _leave: leave,
+                    };
+                    if pieces.send(waiting).await.is_err() {
                         break; // the worker failed; its error says why
                     }
                 }
