@@ -6,7 +6,7 @@
 #     --quick         one round                                 --all        every image and link
 #     --reference S, --starts-only: see `lazarette-benches measure --help`
 #   run.sh --warm [OPTION...]: complete images instead of cold starts; see warm.sh
-#   LAZ=path          measures that laz instead of building it
+#   LAZ=path          measures that laz instead of building it; lazd and laz-mountd are those beside it
 #   LAZ=none          measures the peers alone
 #   CONTAINERD_NEW=dir  measures the containerd, ctr and shim in dir instead of those of Debian's sid
 # Everything started here is ended, and everything made outside the cache is removed, also on failure.
@@ -128,6 +128,7 @@ for link in "${LINKS[@]}"; do
   OPTIONS+=(--registry "$link=$LINK_REGISTRY")
 done
 [ "${LAZ:-}" = none ] || { OPTIONS+=(--laz "$LAZ"); use_fresh_store "$SCRATCH/convert"; }
+if [ -x "${LAZ%/*}/lazd" ] && [ -x "${LAZ%/*}/laz-mountd" ]; then OPTIONS+=(--lazd "${LAZ%/*}/lazd"); fi
 [ -z "$STARGZ" ] || start_optimizer
 read -ra names <<<"${IMAGES//,/ }"
 # On a descriptor of its own: containers may read standard input.

@@ -29,7 +29,7 @@ use proxy::Proxy;
 use report::{Failure, Report, Sample, Skip};
 use system::{Abilities, Bench, Outcome, Programs};
 
-/// Cold starts of real images: laz, containerd with overlayfs, stargz-snapshotter.
+/// Cold starts of real images: laz, lazd in containerd, containerd with overlayfs, stargz-snapshotter.
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -60,6 +60,9 @@ struct Measure {
     /// The laz program; without it only the peers are measured
     #[arg(long)]
     laz: Option<PathBuf>,
+    /// The lazd program, with laz-mountd beside it; without it its rows are left out
+    #[arg(long)]
+    lazd: Option<PathBuf>,
     /// Directory with containerd-stargz-grpc and ctr-remote
     #[arg(long)]
     stargz: Option<PathBuf>,
@@ -157,6 +160,7 @@ fn bench(args: &Measure) -> Result<Bench> {
         abilities: Abilities::of(args.laz.as_deref()),
         programs: Programs {
             laz: args.laz.clone(),
+            lazd: args.lazd.clone(),
             stargz: args.stargz.clone(),
             containerd_new: args.containerd_new.clone(),
         },

@@ -150,7 +150,7 @@ impl Link {
     }
 }
 
-/// The state of `laz`'s store before the timed start.
+/// The state of our store before the timed start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Store {
     /// Empty.
@@ -173,8 +173,10 @@ pub(crate) enum Release {
 /// What a system is built of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// This project.
+    /// This project's `laz`.
     Laz(Store),
+    /// This project's `lazd` as a snapshotter of the newest containerd.
+    Lazd(Store),
     /// containerd with stargz-snapshotter.
     Stargz,
     /// containerd with overlayfs, pulling in full.
@@ -215,7 +217,7 @@ const fn other(name: &'static str, kind: Kind, tag: &'static str) -> System {
 }
 
 /// All of them, in the order of a round.
-pub(crate) const SYSTEMS: [System; 12] = [
+pub(crate) const SYSTEMS: [System; 15] = [
     system("laz", Kind::Laz(Store::Fresh), "esgz"),
     system("laz-optimized", Kind::Laz(Store::Fresh), "optimized"),
     system("laz-index", Kind::Laz(Store::Indexed), "gzip"),
@@ -226,11 +228,14 @@ pub(crate) const SYSTEMS: [System; 12] = [
         "optimized",
     ),
     system("laz-converted", Kind::Laz(Store::Fresh), "profiled"),
+    system("lazd-optimized", Kind::Lazd(Store::Fresh), "optimized"),
+    system("lazd-profile", Kind::Lazd(Store::Profiled), "gzip"),
     system("stargz", Kind::Stargz, "optimized"),
     system("containerd", Kind::Containerd(Release::Newest), "gzip"),
     system("containerd-1.6", Kind::Containerd(Release::System), "gzip"),
     other("laz-other", Kind::Laz(Store::Fresh), "optimized"),
     other("laz-profile-other", Kind::Laz(Store::Profiled), "gzip"),
+    other("lazd-other", Kind::Lazd(Store::Fresh), "optimized"),
     other("stargz-other", Kind::Stargz, "optimized"),
 ];
 

@@ -12,7 +12,7 @@ use crate::machine;
 use crate::plan::{Cell, Image, Kind, Link, Release, System, Workload};
 use crate::process;
 use crate::report::FullPull;
-use crate::system::{Bench, Job};
+use crate::system::{Bench, Job, Plugin};
 
 /// Who pulls; the names are those of the table.
 const PULLERS: [System; 2] = [
@@ -64,10 +64,10 @@ fn pull(job: &Job<'_>, cell: &Cell) -> Result<FullPull> {
     let log = job.dir.join("pull.log");
     let (mut command, daemon) = match cell.system.kind {
         Kind::Containerd(release) => {
-            let (daemon, socket) = job.start_containerd(release, None)?;
-            (job.pull(release, &socket), Some(daemon))
+            let (daemon, socket) = job.start_containerd(release, &Plugin::None)?;
+            (job.pull(release, &socket, &[]), Some(daemon))
         }
-        Kind::Laz(_) | Kind::Stargz => (laz_pull(job)?, None),
+        Kind::Laz(_) | Kind::Lazd(_) | Kind::Stargz => (laz_pull(job)?, None),
     };
     let meter = job.go_cold()?;
     let began = Instant::now();

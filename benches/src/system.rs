@@ -6,21 +6,23 @@
 
 mod containerd;
 mod laz;
+mod lazd;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
 use crate::machine;
-use crate::plan::{Cell, Image, Kind, Link, System};
+use crate::plan::{Cell, Image, Kind, Link, Store, System};
 use crate::process;
 use crate::proxy::{Meter, Proxy};
 use crate::report::{Span, Start};
 
+pub(crate) use containerd::Plugin;
 pub(crate) use laz::Abilities;
 
 /// The programs of all systems.
@@ -28,6 +30,8 @@ pub(crate) use laz::Abilities;
 pub(crate) struct Programs {
     /// `laz`; none to measure the peers alone.
     pub(crate) laz: Option<PathBuf>,
+    /// `lazd`, with `laz-mountd` beside it; none to leave its rows out.
+    pub(crate) lazd: Option<PathBuf>,
     /// Directory of containerd-stargz-grpc and ctr-remote; none without Go.
     pub(crate) stargz: Option<PathBuf>,
     /// Directory of the newest containerd, ctr and shim.
@@ -72,6 +76,7 @@ impl Bench {
         let job = self.job(cell, blobs)?;
         let start = match cell.system.kind {
             Kind::Laz(store) => job.laz(store),
+            Kind::Lazd(store) => job.lazd(store),
             Kind::Stargz => job.stargz(),
             Kind::Containerd(release) => job.containerd(release),
         };
@@ -107,6 +112,17 @@ impl Bench {
         match system.kind {
             Kind::Laz(_) if programs.laz.is_none() => Some("no laz was given".into()),
             Kind::Laz(store) => self.abilities.missing(store),
+            Kind::Lazd(_) if programs.lazd.is_none() => {
+                Some("no lazd with its laz-mountd was given".into())
+            }
+            Kind::Lazd(_) if programs.containerd_new.is_none() => {
+                Some("no containerd of 2.1 or later was given".into())
+            }
+            // Its store is made by `laz run`.
+            Kind::Lazd(Store::Profiled) if programs.laz.is_none() => {
+                Some("no laz was given".into())
+            }
+            Kind::Lazd(store) => self.abilities.missing(store),
             Kind::Stargz if programs.stargz.is_none() => {
                 Some("stargz-snapshotter is built with Go, which is not here".into())
             }
@@ -144,13 +160,22 @@ impl Job<'_> {
     }
 
     /// The clock: cold caches, then the commands, until ready.
-    fn time(&self, before: &mut [Command], run: &mut Command) -> Result<Start> {
+    fn time(&self, run: &mut Command) -> Result<Start> {
+        self.time_both(None, run)
+    }
+
+    /// The same with a pull before.
+    fn time_both(&self, pull: Option<Command>, run: &mut Command) -> Result<Start> {
         let (_, ready) = self.image().workload(self.cell.system.workload);
         let meter = self.go_cold()?;
         let began = Instant::now();
-        for command in before {
-            process::run(command)?;
-        }
+        let pulled = match pull {
+            Some(mut pull) => {
+                process::run(&mut pull)?;
+                Some(began.elapsed())
+            }
+            None => None,
+        };
         let mut start = process::run_until_ready(run, ready, || Start {
             ready_seconds: began.elapsed().as_secs_f64(),
             wire_bytes: meter.received(),
@@ -158,9 +183,24 @@ impl Job<'_> {
             bytes_over_time: meter.samples(),
             spans: Vec::new(),
         })?;
-        start.spans = spans(&self.dir.join("trace.json"));
+        start.spans = match pulled {
+            Some(pulled) => two_steps(pulled, start.ready_seconds),
+            None => spans(&self.dir.join("trace.json")),
+        };
         Ok(start)
     }
+}
+
+/// A pull, and what follows until ready.
+fn two_steps(pulled: Duration, ready_seconds: f64) -> Vec<Span> {
+    let (pull_ms, ready_ms) = (pulled.as_secs_f64() * 1e3, ready_seconds * 1e3);
+    let span = |name: &str, start_ms, end_ms| Span {
+        name: name.to_owned(),
+        layer: None,
+        start_ms,
+        duration_ms: end_ms - start_ms,
+    };
+    vec![span("pull", 0.0, pull_ms), span("run", pull_ms, ready_ms)]
 }
 
 /// The steps in a record of `laz run --trace-file`; none where there is no such record.
@@ -171,4 +211,16 @@ fn spans(record: &Path) -> Vec<Span> {
     }
     let text = fs::read(record).unwrap_or_default();
     serde_json::from_slice(&text).map_or_else(|_| Vec::new(), |record: Record| record.spans)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_steps_fill_the_time_to_ready() {
+        let spans = two_steps(Duration::from_millis(250), 0.75);
+        let ends: Vec<_> = spans.iter().map(|s| s.start_ms + s.duration_ms).collect();
+        assert_eq!((spans[0].start_ms, ends), (0.0, vec![250.0, 750.0]));
+    }
 }

@@ -1,4 +1,4 @@
-//! containerd with overlayfs, and with stargz-snapshotter beside it.
+//! containerd: with overlayfs, with stargz-snapshotter beside it, and as a daemon for `lazd`.
 //!
 //! Invariant: daemons are new for every start, keep everything below its directory, and end
 //! with it. Kubernetes' plugin and metrics are off; everything else is as it comes.
@@ -16,20 +16,21 @@ use crate::report::Start;
 
 impl Job<'_> {
     pub(super) fn containerd(&self, release: Release) -> Result<Start> {
-        let (_daemon, socket) = self.start_containerd(release, None)?;
-        let pull = self.pull(release, &socket);
+        let (_daemon, socket) = self.start_containerd(release, &Plugin::None)?;
+        let pull = self.pull(release, &socket, &[]);
         let mut run = Command::new(self.ctr(release));
         run.arg("--address").arg(&socket).args(["run", "--rm"]);
         self.host_network(&mut run);
         run.args([&self.reference, "bench"]).args(self.command());
-        self.time(&mut [pull], &mut run)
+        self.time_both(Some(pull), &mut run)
     }
 
-    /// The command that pulls and unpacks the image.
-    pub(crate) fn pull(&self, release: Release, socket: &Path) -> Command {
+    /// The command that pulls and unpacks the image; `options` are more of its options.
+    pub(crate) fn pull(&self, release: Release, socket: &Path, options: &[&str]) -> Command {
         let mut pull = Command::new(self.ctr(release));
         pull.arg("--address").arg(socket);
-        pull.args(["images", "pull", "--plain-http", &self.reference]);
+        pull.args(["images", "pull", "--plain-http"]);
+        pull.args(options).arg(&self.reference);
         pull
     }
 
@@ -41,7 +42,8 @@ impl Job<'_> {
         let mut daemon = Command::new(bin.join("containerd-stargz-grpc"));
         daemon.arg(&socket).arg(&root);
         let _snapshotter = Daemon::start(&mut daemon, &self.dir.join("stargz.log"), &socket)?;
-        let (_daemon, containerd) = self.start_containerd(Release::System, Some(&socket))?;
+        let (_daemon, containerd) =
+            self.start_containerd(Release::System, &Plugin::Stargz(&socket))?;
         let ctr = bin.join("ctr-remote");
         let mut pull = Command::new(&ctr);
         pull.arg("--address").arg(&containerd);
@@ -52,18 +54,18 @@ impl Job<'_> {
             .args(["run", "--rm", "--snapshotter=stargz"]);
         self.host_network(&mut run);
         run.args([&self.reference, "bench"]).args(self.command());
-        self.time(&mut [pull], &mut run)
+        self.time_both(Some(pull), &mut run)
     }
 
     /// What is reached by its port is run in the host's network, as `laz run` does by itself.
-    fn host_network(&self, run: &mut Command) {
+    pub(super) fn host_network(&self, run: &mut Command) {
         let (_, ready) = self.image().workload(self.cell.system.workload);
         if let Ready::Port(_) = ready {
             run.arg("--net-host");
         }
     }
 
-    fn ctr(&self, release: Release) -> PathBuf {
+    pub(super) fn ctr(&self, release: Release) -> PathBuf {
         self.bin(release)
             .map_or_else(|| PathBuf::from("ctr"), |bin| bin.join("ctr"))
     }
@@ -79,12 +81,12 @@ impl Job<'_> {
     pub(crate) fn start_containerd(
         &self,
         release: Release,
-        stargz: Option<&Path>,
+        plugin: &Plugin<'_>,
     ) -> Result<(Daemon, PathBuf)> {
         let bin = self.bin(release);
         let socket = self.dir.join("containerd.sock");
         let config = self.dir.join("containerd.toml");
-        fs::write(&config, configuration(&self.dir, &socket, stargz))?;
+        fs::write(&config, configuration(&self.dir, &socket, plugin))?;
         let mut daemon =
             Command::new(bin.map_or_else(|| "containerd".into(), |b| b.join("containerd")));
         if let Some(bin) = bin {
@@ -98,18 +100,36 @@ impl Job<'_> {
     }
 }
 
-fn configuration(dir: &Path, socket: &Path, stargz: Option<&Path>) -> String {
+/// A snapshotter beside containerd.
+pub(crate) enum Plugin<'a> {
+    /// None: it has its own.
+    None,
+    /// stargz-snapshotter, at this socket.
+    Stargz(&'a Path),
+    /// `lazd`, whose part of the config this is.
+    Lazd(&'a str),
+}
+
+fn configuration(dir: &Path, socket: &Path, plugin: &Plugin<'_>) -> String {
+    let version = match plugin {
+        Plugin::None | Plugin::Stargz(_) => 2,
+        Plugin::Lazd(_) => 3,
+    };
     let (dir, socket) = (dir.display(), socket.display());
-    let mut config = format!(
-        "version = 2\nroot = \"{dir}/containerd\"\nstate = \"{dir}/containerd-state\"\n\
+    let config = format!(
+        "version = {version}\nroot = \"{dir}/containerd\"\nstate = \"{dir}/containerd-state\"\n\
          disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
          [grpc]\naddress = \"{socket}\"\n"
     );
-    if let Some(stargz) = stargz {
-        let stargz = stargz.display();
-        config += &format!("[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"{stargz}\"\n");
-    }
     config
+        + &match plugin {
+            Plugin::None => String::new(),
+            Plugin::Stargz(at) => {
+                let at = at.display();
+                format!("[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"{at}\"\n")
+            }
+            Plugin::Lazd(part) => (*part).to_owned(),
+        }
 }
 
 #[cfg(test)]
@@ -119,9 +139,11 @@ mod tests {
     #[test]
     fn the_snapshotter_is_plugged_in_only_where_it_is_measured() {
         let (dir, socket) = (Path::new("/d"), Path::new("/d/s"));
-        let plain = configuration(dir, socket, None);
+        let plain = configuration(dir, socket, &Plugin::None);
         assert!(plain.contains("root = \"/d/containerd\"") && !plain.contains("proxy_plugins"));
-        let lazy = configuration(dir, socket, Some(Path::new("/d/z")));
+        let lazy = configuration(dir, socket, &Plugin::Stargz(Path::new("/d/z")));
         assert!(lazy.ends_with("type = \"snapshot\"\naddress = \"/d/z\"\n"));
+        let ours = configuration(dir, socket, &Plugin::Lazd("[part]\n"));
+        assert!(ours.starts_with("version = 3\n") && ours.ends_with("[part]\n"));
     }
 }

@@ -74,17 +74,13 @@ impl Job<'_> {
             Store::Profiled => self.prepare_store()?,
         }
         run.arg(&self.reference).args(self.command());
-        let start = self.time(&mut [], &mut run)?;
-        // Content that was still here would be a warm start under the name of a cold one.
-        ensure!(
-            start.wire_bytes > 0,
-            "nothing was fetched: the store was not empty or evicted"
-        );
+        let start = self.time(&mut run)?;
+        ensure_cold(&start)?;
         Ok(start)
     }
 
     /// A store in which the recorded workload ran once, and which was evicted then.
-    fn prepare_store(&self) -> Result<()> {
+    pub(super) fn prepare_store(&self) -> Result<()> {
         let (cell, root) = (&self.cell, self.dir.join("root"));
         let name = [cell.link.name(), cell.image.name(), cell.system.tag].join("-");
         let kept = self.bench.scratch.join("prepared").join(name);
@@ -99,6 +95,15 @@ impl Job<'_> {
         }
         copy(&kept, &root)
     }
+}
+
+/// Content that was still here would be a warm start under the name of a cold one.
+pub(super) fn ensure_cold(start: &Start) -> Result<()> {
+    ensure!(
+        start.wire_bytes > 0,
+        "nothing was fetched: the store was not empty or evicted"
+    );
+    Ok(())
 }
 
 /// Copies a store with its holes.
