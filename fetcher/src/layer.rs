@@ -51,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::ahead::Ahead;
+use self::behind::Pace;
 use self::counters::Counters;
 pub use self::counters::LayerCounters;
 use self::details::Remote;
@@ -254,7 +255,7 @@ impl Layer {
     /// after its current chunk until the reader has been served. The first error ends it.
     /// Dropping the future stops it after the requests under way.
     pub async fn fill_all(&self) -> Result<()> {
-        behind::fill(&self.shared, None).await?;
+        behind::fill(&self.shared, None, Pace::Now).await?;
         self.flush().await
     }
 
@@ -268,7 +269,7 @@ impl Layer {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => {}
-                outcome = behind::fill(&shared, Some(blob_end)) => if let Err(error) = outcome {
+                outcome = behind::fill(&shared, Some(blob_end), Pace::Now) => if let Err(error) = outcome {
                     tracing::debug!(digest = %shared.blob.digest, %error, "prefetch ended early");
                 }
             }

@@ -12,8 +12,10 @@ use std::sync::Arc;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use tokio::time::{Instant, timeout};
 
-use super::{Priority, Shared, inflight};
+use super::engine::QUIET_WAITS;
+use super::{Layer, Priority, Shared, inflight};
 use crate::Result;
 use crate::index::ChunkId;
 use crate::plan;
@@ -21,6 +23,16 @@ use crate::plan;
 /// Encoded bytes of one request at most. A reader may need one that is on its way: 4 MiB
 /// are 30 ms of a gigabit, and still many round trips' worth.
 const BYTES_MAX: u64 = 4 << 20;
+
+/// When requests begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Whenever nobody else's is under way or waits.
+    Now,
+    /// When there has been none for a while, so as not to be in the way of the next one,
+    /// either: of its bytes on the link, and of the cores.
+    Quiet,
+}
 
 /// What is asked for next.
 struct Batch {
@@ -41,8 +53,25 @@ struct Reach {
     is_free_only: bool,
 }
 
+impl Layer {
+    /// [`Layer::fill_all`] for who has time: requests begin only when nobody has waited for anything on
+    /// this node for some seconds, or as slowly as if there were no end to that. So starts are
+    /// not slowed down by the rest of what they are starting. `false` if the layer was
+    /// closed before.
+    pub async fn fill_when_quiet(&self) -> Result<bool> {
+        tokio::select! {
+            biased;
+            () = self.shared.cancel.cancelled() => return Ok(false),
+            filled = fill(&self.shared, None, Pace::Quiet) => filled?,
+        }
+        self.flush().await?;
+        Ok(true)
+    }
+}
+
 /// Fills the layer up to the first chunk that begins at or after `blob_end` in the blob.
-pub(super) async fn fill(shared: &Arc<Shared>, blob_end: Option<u64>) -> Result<()> {
+pub(super) async fn fill(shared: &Arc<Shared>, blob_end: Option<u64>, pace: Pace) -> Result<()> {
+    let began = Instant::now();
     let flying_max = usize::try_from(shared.engine.config.background_max).unwrap_or(1);
     for (is_free_only, flying_max) in [(true, flying_max), (false, 1)] {
         let mut reach = Reach {
@@ -51,7 +80,13 @@ pub(super) async fn fill(shared: &Arc<Shared>, blob_end: Option<u64>) -> Result<
             is_free_only,
         };
         let mut flying = FuturesUnordered::new();
-        while let Some(batch) = next(shared, reach)? {
+        loop {
+            if pace == Pace::Quiet {
+                wait_for_quiet(shared, began).await;
+            }
+            let Some(batch) = next(shared, reach)? else {
+                break;
+            };
             reach.from = batch.first.saturating_add(1);
             flying.push(inflight::wait(fetch(shared, &batch).await));
             while flying.len() >= flying_max
@@ -68,6 +103,14 @@ pub(super) async fn fill(shared: &Arc<Shared>, blob_end: Option<u64>) -> Result<
         }
     }
     Ok(())
+}
+
+/// Waits until nobody has waited for anything for a while, but not for ever.
+async fn wait_for_quiet(shared: &Shared, began: Instant) {
+    let quiet = shared.engine.config.quiet;
+    let wait = shared.engine.gate.quiet(began, quiet);
+    // Late is as good as quiet.
+    let _ = timeout(quiet.saturating_mul(QUIET_WAITS), wait).await;
 }
 
 /// Waits for a pass, and starts to fetch on it what is still missing then.

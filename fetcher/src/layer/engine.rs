@@ -22,6 +22,9 @@ use crate::link::{Link, LinkEstimator};
 /// Hosts that are remembered without a layer that fetches from them.
 const HOSTS_MAX: usize = 256;
 
+/// See [`EngineConfig::quiet`]. Layers become whole at some hundred KiB/s then.
+pub(super) const QUIET_WAITS: u32 = 5;
+
 /// Bounds of what all layers of an engine do at once.
 ///
 /// The three limits on requests come to 16 together, which is what a source sends to one
@@ -43,6 +46,10 @@ pub struct EngineConfig {
     /// How long a background request under way keeps its connection, without reading from
     /// it, while others go ahead. Then it gives it up and asks again later.
     pub pause_max: Duration,
+    /// How long nobody may have waited for anything before what has time is asked for: longer
+    /// than a start does something else between two reads. Where somebody always waits, it is
+    /// asked for after five times as long.
+    pub quiet: Duration,
     /// How long a reader's request waits at least for its first byte before it is sent
     /// once more. The usual time of the host makes it longer.
     pub late_after_min: Duration,
@@ -58,6 +65,7 @@ impl Default for EngineConfig {
             memory_bytes_max: 64 << 20,
             // A burst of misses is over by then; no server gives a reader up as early.
             pause_max: Duration::from_secs(2),
+            quiet: Duration::from_secs(2),
             // A busy node takes tens of milliseconds to look at an answer that is there.
             late_after_min: Duration::from_millis(100),
         }

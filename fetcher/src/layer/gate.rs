@@ -2,8 +2,8 @@
 //!
 //! Invariant: what [`line`] decides is what happens, at once: every change of the lines
 //! lets go whoever may go since. A request that is given up leaves its line, or gives back
-//! the pass it was just given. The one lock is held for look-ups only. Never does I/O,
-//! never knows chunks.
+//! the pass it was just given. The lines' lock, and within it that of a time, are held for
+//! look-ups only. Never does I/O, never knows chunks.
 
 mod line;
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use self::line::Lines;
 use super::{EngineConfig, Priority};
@@ -52,6 +52,8 @@ pub(super) enum Turn {
 #[derive(Debug)]
 pub(super) struct Gate {
     lines: Mutex<Lines<oneshot::Sender<Pass>>>,
+    /// When somebody was last ahead of background requests.
+    busy: Mutex<Instant>,
     tickets: AtomicU64,
     pause_max: Duration,
     /// Written under the lock, so that the last word is the latest one.
@@ -77,6 +79,7 @@ impl Gate {
     pub(super) fn new(config: EngineConfig) -> Arc<Self> {
         Arc::new(Self {
             lines: Mutex::new(Lines::new(config)),
+            busy: Mutex::new(Instant::now()),
             tickets: AtomicU64::new(1),
             pause_max: config.pause_max,
             ahead: watch::Sender::new(Ahead::Nobody),
@@ -111,8 +114,13 @@ impl Gate {
                 let mut lines = self.lines.lock();
                 let next = lines.next();
                 let ahead = lines.ahead();
-                self.ahead
-                    .send_if_modified(|was| std::mem::replace(was, ahead) != ahead);
+                self.ahead.send_if_modified(|was| {
+                    let was = std::mem::replace(was, ahead);
+                    if (was, ahead) != (Ahead::Nobody, Ahead::Nobody) {
+                        *self.busy.lock() = Instant::now();
+                    }
+                    was != ahead
+                });
                 next
             };
             let Some((ticket, tell)) = next else {
@@ -126,6 +134,26 @@ impl Gate {
             if let Err(mut unused) = tell.send(pass) {
                 unused.gate = None;
                 self.lines.lock().end(ticket);
+            }
+        }
+    }
+
+    /// Waits until nobody has been ahead of background requests since `pause` ago, or since
+    /// `since` if that was later.
+    pub(super) async fn quiet(&self, since: Instant, pause: Duration) {
+        let mut changes = self.ahead.subscribe();
+        loop {
+            let ahead = *changes.borrow_and_update();
+            let until = (*self.busy.lock()).max(since) + pause;
+            let is_quiet = ahead == Ahead::Nobody;
+            if is_quiet && Instant::now() >= until {
+                return;
+            }
+            tokio::select! {
+                () = sleep_until(until), if is_quiet => {}
+                changed = changes.changed() => if changed.is_err() {
+                    return;
+                },
             }
         }
     }

@@ -238,30 +238,28 @@ impl NodeLayers {
         Ok(path)
     }
 
-    /// Fetches the rest of a layer in the background, if the config says so: readers go
-    /// first, and what a profile names.
+    /// Fetches the rest of a layer in the background, if the config says so: when nobody has
+    /// waited for anything for a while, as a start is not the only one on its cores.
     fn fill(&self, layer: Arc<Layer>) {
         if !self.engine.fills_layers {
             return;
         }
         let served = self.served.as_ref();
-        let Some(served) = served.filter(|served| served.wants_complete()) else {
-            return layer.fetch_rest(false);
-        };
-        let (served, turns, held) = (
-            Arc::clone(served),
-            Arc::clone(&self.turns),
-            Arc::clone(&self.held),
-        );
+        let served = served
+            .filter(|served| served.wants_complete())
+            .map(Arc::clone);
+        let (turns, held) = (Arc::clone(&self.turns), Arc::clone(&self.held));
         // Ends with the layer, which is closed when it is released.
         tokio::spawn(async move {
-            let whole = match layer.fill_all().await {
-                Ok(()) => served.is_whole(&layer).await,
-                Err(error) => Err(error.into()),
+            let filled = layer.fill_when_quiet().await;
+            let whole = match (filled, &served) {
+                (Ok(true), Some(served)) => served.is_whole(&layer).await,
+                (Ok(filled), _) => Ok(filled),
+                (Err(error), _) => Err(error.into()),
             };
-            if !matches!(whole, Ok(true)) {
+            let Some(served) = served.filter(|_| matches!(whole, Ok(true))) else {
                 return tracing::debug!(?whole, "a layer is not complete yet");
-            }
+            };
             let digest = layer.index().blob_digest;
             let _turn = turns.of(&digest).await;
             let is_it = |held: &Held| Arc::ptr_eq(&held.layer, &layer);

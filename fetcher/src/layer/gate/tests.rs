@@ -114,3 +114,28 @@ async fn a_pause_ends_by_leaving_or_by_being_hurried() {
     drop(goes(&mut large).await.unwrap());
     assert_eq!(gate.memory(), 0);
 }
+
+#[tokio::test]
+async fn it_is_quiet_once_nobody_has_been_ahead_for_a_while() {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let gate = gate(2);
+    let began = Instant::now();
+    let behind = enter(&gate, Priority::Background, 10).await.unwrap();
+    gate.quiet(began, PAUSE).await;
+    assert!(
+        began.elapsed() >= PAUSE,
+        "that was nobody, but it has just begun"
+    );
+    drop(behind);
+    for class in [Priority::OnDemand, Priority::Profile] {
+        let waiting = gate.quiet(began, PAUSE);
+        tokio::pin!(waiting);
+        let pass = enter(&gate, class, 10).await.unwrap();
+        let while_it_goes_on = timeout(4 * PAUSE, &mut waiting).await;
+        assert!(while_it_goes_on.is_err(), "{class:?}");
+        drop(pass);
+        let ended = Instant::now();
+        waiting.await;
+        assert!(ended.elapsed() >= PAUSE, "{class:?}");
+    }
+}

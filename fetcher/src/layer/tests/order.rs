@@ -211,3 +211,30 @@ async fn a_prefetch_brings_what_is_before_the_landmark_and_no_more() {
     assert_eq!(present, [true, true, false, false]);
     assert_eq!(bench.layer.counters().requests, 1);
 }
+
+#[tokio::test]
+async fn what_has_time_comes_when_nobody_has_waited_for_a_while() {
+    let bounds = EngineConfig {
+        quiet: Duration::from_millis(10),
+        ..patient()
+    };
+    let bench = bench_within(&[&[5000], &[5000], &[5000]], unmerged(), bounds);
+    bench.layer.fill(range(0, 1)).await.unwrap();
+    assert!(bench.layer.fill_when_quiet().await.unwrap());
+    assert!(bench.layer.file().is_complete());
+}
+
+#[tokio::test]
+async fn what_has_time_ends_with_its_layer() {
+    let bounds = EngineConfig {
+        quiet: Duration::from_secs(3600),
+        ..patient()
+    };
+    let bench = bench_within(&[&[5000]], unmerged(), bounds);
+    let layer = Arc::clone(&bench.layer);
+    let filling = tokio::spawn(async move { layer.fill_when_quiet().await });
+    tokio::task::yield_now().await;
+    bench.layer.close().await.unwrap();
+    assert!(!filling.await.unwrap().unwrap(), "it is not whole");
+    assert_eq!(bench.layer.counters().requests, 0);
+}
