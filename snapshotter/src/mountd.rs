@@ -56,6 +56,12 @@ pub trait LentData: LayerData {
     /// `range` and what is around it, if it is present and right. Local disk only.
     fn vouch(&self, range: ByteRange) -> lazarette_fetcher::Result<Option<Vouched>>;
 
+    /// Whether it is known what will be read of it soon: then nothing beside that is wanted,
+    /// either.
+    fn is_known(&self) -> bool {
+        false
+    }
+
     /// Has the data file end with a block of 4096, where it is to be read by the kernel itself.
     fn pad(&self) -> lazarette_fetcher::Result<()>;
 }
@@ -67,6 +73,10 @@ impl LentData for Layer {
 
     fn vouch(&self, range: ByteRange) -> lazarette_fetcher::Result<Option<Vouched>> {
         self.file().vouch(range)
+    }
+
+    fn is_known(&self) -> bool {
+        !self.foresees()
     }
 
     fn pad(&self) -> lazarette_fetcher::Result<()> {

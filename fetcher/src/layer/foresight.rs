@@ -86,6 +86,11 @@ impl Layer {
         self.shared.foresight.switch(on);
     }
 
+    /// Whether that is so.
+    pub fn foresees(&self) -> bool {
+        self.shared.foresight.is_on()
+    }
+
     /// Has what programs of this layer need told to somebody who knows where that is.
     pub fn on_needs(&self, on_needs: Option<OnNeeds>) {
         self.shared.foresight.tell(on_needs);

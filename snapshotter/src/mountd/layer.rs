@@ -21,13 +21,14 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_mountd::ranges::Span;
 use lazarette_mountd::wire::Message;
 
 use super::{DATA, LentData, MountServer, Mounted, Through, image, lost, outcome};
-use crate::fuse::{ReadAhead, mount_image};
+use crate::fuse::{Knob, ReadAhead, mount_image};
 use crate::tree::Tree;
 use crate::{Error, Result, sys};
 
@@ -44,6 +45,10 @@ pub struct Place<'a> {
     /// unless it is right.
     pub metadata: &'a Path,
 }
+
+/// How long a layer is read as it is known to be: a start is over by then, and who goes on
+/// reads as anybody.
+const NARROW_LASTS: Duration = Duration::from_secs(60);
 
 /// A layer, and how it is to be mounted.
 pub struct Shown<'a> {
@@ -189,9 +194,21 @@ impl MountServer {
             }
         };
         if let Some(knob) = mount_image(&[metadata.to_path_buf(), device], path)? {
-            knob.set(ReadAhead::Wide);
+            match data.is_known() {
+                true => self.narrow(knob),
+                false => knob.set(ReadAhead::Wide),
+            }
         }
         Ok(())
+    }
+
+    /// Has the kernel read hardly more than is asked for, for a while.
+    fn narrow(&self, knob: Knob) {
+        knob.set(ReadAhead::Narrow);
+        self.link.handle().spawn(async move {
+            tokio::time::sleep(NARROW_LASTS).await;
+            knob.set(ReadAhead::Wide);
+        });
     }
 
     /// Makes a mount of the data file alone, and has the kernel ask the server before anything

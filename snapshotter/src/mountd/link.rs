@@ -50,6 +50,11 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Where what goes on by itself runs.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// Connects as daemon; what the server shows.
     pub(super) fn open(socket: &Path, handle: Handle) -> Result<(Arc<Self>, Vec<Listed>)> {
         let connection = Connection::connect(socket)?;
