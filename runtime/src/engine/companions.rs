@@ -4,8 +4,8 @@
 //! Each layer foresees what is read of its own files; which files belong together goes over
 //! the layers of an image, so it is told here.
 //!
-//! Invariant: only tells layers what to expect; what comes of it is theirs. Holds the layers
-//! until it is dropped, and nothing holds it. Pure but for that.
+//! Invariant: only tells layers what to expect; what comes of it is theirs. Holds no layer,
+//! and nothing holds it. Pure but for that.
 
 use std::sync::{Arc, Weak};
 
@@ -37,11 +37,11 @@ pub(super) struct Companions {
     all: Mutex<Option<Arc<Stack>>>,
 }
 
-type Opened = (Arc<Layer>, Arc<Tree>);
+type Opened = (Weak<Layer>, Arc<Tree>);
 
 /// All layers of an image, base first.
 struct Stack {
-    layers: Vec<Arc<Layer>>,
+    layers: Vec<Weak<Layer>>,
     merged: Merged,
 }
 
@@ -55,12 +55,18 @@ impl Companions {
         }
     }
 
+    /// Whether nobody has said yet that layer `number` can be read.
+    pub(super) fn lacks(&self, number: usize) -> bool {
+        self.opened.lock().get(number).is_some_and(Option::is_none)
+    }
+
     /// Layer `number` can be read. With the last of them, what the start reads is expected.
     pub(super) fn opened(&self, number: usize, layer: &Arc<Layer>, tree: &Arc<Tree>) {
         let mut opened = self.opened.lock();
-        if let Some(place) = opened.get_mut(number) {
-            *place = Some((Arc::clone(layer), Arc::clone(tree)));
-        }
+        let Some(place) = opened.get_mut(number) else {
+            return;
+        };
+        *place = Some((Arc::downgrade(layer), Arc::clone(tree)));
         if opened.iter().any(Option::is_none) {
             return;
         }
@@ -73,8 +79,9 @@ impl Companions {
         *self.all.lock() = Some(stack);
     }
 
-    /// Expects nothing more, and lets go of the layers.
+    /// Expects nothing more, and forgets the layers.
     pub(super) fn close(&self) {
+        self.opened.lock().clear();
         self.all.lock().take();
     }
 }
@@ -82,7 +89,7 @@ impl Companions {
 impl Stack {
     /// Has every layer tell what its programs need.
     fn listen(self: &Arc<Self>) {
-        for layer in &self.layers {
+        for layer in self.layers.iter().filter_map(Weak::upgrade) {
             let stack: Weak<Self> = Arc::downgrade(self);
             layer.on_needs(Some(Arc::new(move |needs| {
                 if let Some(stack) = stack.upgrade() {
@@ -118,7 +125,7 @@ impl Stack {
         let Some(found) = self.merged.file(path) else {
             return false;
         };
-        if let Some(layer) = self.layers.get(found.layer)
+        if let Some(layer) = self.layers.get(found.layer).and_then(Weak::upgrade)
             && found.size > 0
         {
             layer.expect_file(found.data_offset);

@@ -18,11 +18,13 @@ mod idle;
 mod record;
 mod served;
 mod session;
+mod start;
 mod turns;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -161,16 +163,22 @@ impl NodeLayers {
     }
 
     async fn try_claim(&self, wanted: &Wanted) -> Result<()> {
+        let began = Instant::now();
         let (resolved, number) = self.find(wanted).await?;
+        let resolved_ms = began.elapsed().as_millis();
         let above = Ahead::above(&resolved, number, &wanted.ahead);
         // Before any of them is opened: restore() finds what is in the store by its record.
         let numbers: Vec<_> = above.iter().copied().chain([number]).collect();
         self.record(&resolved, &numbers).await?;
         self.ahead.begin(&resolved, &above);
+        self.share_held(&resolved, number);
         let layer = self.ahead.open(&resolved, number).await?;
+        let opened_ms = began.elapsed().as_millis();
         // Somebody may have released the same layer meanwhile.
         self.record(&resolved, &[number]).await?;
         self.hold(layer).await?;
+        let held_ms = began.elapsed().as_millis();
+        tracing::debug!(digest = %wanted.blob_digest, resolved_ms, opened_ms, held_ms, "layer is brought");
         self.ahead.forget(&wanted.blob_digest);
         Ok(())
     }
@@ -187,6 +195,20 @@ impl NodeLayers {
         let resolved = self.ahead.resolve(wanted).await?;
         let number = position(&resolved.image, wanted)?;
         Ok((resolved, number))
+    }
+
+    /// Says which layers below `number` other images brought here.
+    fn share_held(&self, resolved: &Resolved, number: usize) {
+        for digest in resolved.below(number) {
+            let held = self
+                .held
+                .lock()
+                .get(&digest)
+                .map(|held| Arc::clone(&held.layer));
+            if let Some(layer) = held {
+                resolved.opened(&layer);
+            }
+        }
     }
 
     /// Records those layers of the image that have no record.
@@ -300,7 +322,7 @@ impl NodeLayers {
             .of_image(&served.reference);
         let puller = self
             .engine
-            .puller(PullMode::Lazy, Trace::new(std::time::Instant::now()));
+            .puller(PullMode::Lazy, Trace::new(Instant::now()));
         let (layer, _) = puller.opener().open(&request, &Default::default()).await?;
         self.hold(layer).await
     }

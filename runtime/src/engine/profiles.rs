@@ -13,6 +13,8 @@ mod early;
 mod registry;
 mod shape;
 
+pub(super) use self::claimed::OwnStart;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

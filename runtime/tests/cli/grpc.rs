@@ -12,6 +12,7 @@ mod pressure;
 mod restarts;
 mod scarce;
 mod served;
+mod start;
 mod whole;
 
 use std::collections::BTreeSet;
@@ -191,9 +192,19 @@ fn layer(name: &str, text: &[u8]) -> Vec<u8> {
 }
 
 /// Pushes an image of two layers.
-fn push_two(registry: &FakeRegistry, [base, top]: [&Layer; 2]) -> Pushed {
+fn push_two(registry: &FakeRegistry, layers: [&Layer; 2]) -> Pushed {
+    push_two_with(registry, layers, Changes::default().tag, &json!({}))
+}
+
+/// The same with a tag, and with what is run.
+fn push_two_with(
+    registry: &FakeRegistry,
+    [base, top]: [&Layer; 2],
+    tag: &str,
+    command: &Value,
+) -> Pushed {
     let config = json!({
-        "os": "linux", "architecture": "amd64",
+        "os": "linux", "architecture": "amd64", "config": command,
         "rootfs": {"type": "layers", "diff_ids": [base.diff_id.to_string(), top.diff_id.to_string()]},
     });
     let config = serde_json::to_vec(&config).unwrap();
@@ -216,6 +227,7 @@ fn push_two(registry: &FakeRegistry, [base, top]: [&Layer; 2]) -> Pushed {
         base,
         &Changes {
             edit: &edit,
+            tag,
             ..Changes::default()
         },
     )

@@ -22,8 +22,9 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::super::Engine;
+use super::start::FirstStart;
 use crate::image::Image;
-use crate::image::pull::{LAYERS_AT_ONCE, Landmarks, PullMode, Puller};
+use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
 use crate::trace::Trace;
 use crate::{Error, Result};
 
@@ -38,6 +39,7 @@ pub(super) struct Resolved {
     puller: Puller,
     /// What its starts read; goes on until this is dropped.
     early: Prefetch,
+    start: FirstStart,
 }
 
 /// Something under way or done. The error is shared, so it is a text.
@@ -125,11 +127,31 @@ impl Ahead {
                 return Err(missing(number));
             };
             let layer = puller
-                .layer(image, number, layer, Landmarks::Honour)
+                .layer(image, number, layer, resolved.start.landmarks())
                 .await?;
             resolved.early.opened(number, &layer);
+            resolved.start.begin(&layer);
+            resolved.opened(&layer);
             Ok(layer)
         }))
+    }
+}
+
+impl Resolved {
+    /// A layer of the image can be read, wherever it was opened.
+    pub(super) fn opened(&self, layer: &Arc<Layer>) {
+        let digest = layer.index().blob_digest;
+        let layers = self.image.layers.iter().enumerate();
+        let its = layers.filter(|(_, layer)| layer.descriptor.digest == digest);
+        self.start
+            .opened(its.map(|(number, _)| number).collect(), layer);
+    }
+
+    /// Layers below `number` that nobody has said to be readable.
+    pub(super) fn below(&self, number: usize) -> Vec<Digest> {
+        let layers = self.image.layers.iter().enumerate().take(number);
+        let unsaid = layers.filter(|(below, _)| self.start.lacks(*below));
+        unsaid.map(|(_, layer)| layer.descriptor.digest).collect()
     }
 }
 
@@ -157,8 +179,10 @@ async fn resolve(
     let manifest = engine.resolver.manifest(&named).await?;
     let image = engine.resolver.image(&reference, manifest).await?;
     let puller = engine.puller(PullMode::Lazy, Trace::new(Instant::now()));
+    let own = engine.own_start(&image).await;
     engine.look_for_indexes(&image, &puller).await;
     Ok(Arc::new(Resolved {
+        start: FirstStart::new(image.layers.len(), own),
         early: engine.fetch_early(&image),
         image,
         puller,

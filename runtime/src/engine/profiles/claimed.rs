@@ -14,7 +14,27 @@ use crate::image::Image;
 use crate::profile::{Command, CommandProfile, ImageProfiles};
 use crate::spec::{self, ContainerOptions};
 
+/// What this node knows of a start that nobody has described: that of the image's own command.
+pub(in crate::engine) struct OwnStart {
+    /// Where its program may be, the likeliest first.
+    pub(in crate::engine) programs: Vec<String>,
+    /// Whether what it reads is known here.
+    pub(in crate::engine) is_known: bool,
+}
+
 impl Engine {
+    /// Looks for what is known of the image's own command.
+    pub(in crate::engine) async fn own_start(&self, image: &Image) -> OwnStart {
+        let known = self.known(image.manifest.digest).await;
+        let command = own_command(image);
+        let chosen = known.as_ref().zip(command.as_ref());
+        let chosen = chosen.and_then(|(known, command)| known.choose(command));
+        OwnStart {
+            programs: spec::program_paths(&ContainerOptions::default(), &image.config.config),
+            is_known: matches!(chosen, Some((_, false))),
+        }
+    }
+
     /// Begins to fetch what starts of `image` read, of those layers that it is told of. A
     /// node that knows no profile of it asks the registry.
     pub(in crate::engine) fn fetch_early(self: &Arc<Self>, image: &Image) -> Prefetch {
@@ -24,13 +44,17 @@ impl Engine {
                 Some(known) => known,
                 None => engine.ask_for_profiles(&image).await?,
             };
-            let words = spec::command_line(&ContainerOptions::default(), &image.config.config);
-            let command = words.ok().map(|words| Command::new(&words));
-            let profile = likely(&known, command.as_ref())?;
+            let profile = likely(&known, own_command(&image).as_ref())?;
             tracing::info!(image = %image.reference, blocks = profile.blocks.len(), "fetching what starts read");
             Some((places_of(profile), PrefetchOptions::default()))
         })
     }
+}
+
+/// The image's own command, if it has one.
+fn own_command(image: &Image) -> Option<Command> {
+    let words = spec::command_line(&ContainerOptions::default(), &image.config.config);
+    words.ok().map(|words| Command::new(&words))
 }
 
 /// What most likely is started: `command`, the same program with other arguments, or what
