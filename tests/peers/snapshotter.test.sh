@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # snapshotter.test.sh - lazd as the snapshotter of unmodified containerds: Debian 12's 1.6 and
-# Debian 13's 1.7 with ctr and ctr-remote, sid's 2.1 with its ctr, and all of them as kubelet asks. Layers are unpacked by containerd, or brought
+# Debian 13's 1.7 with ctr and ctr-remote, 2.0 of its Go module and sid's 2.1 with their ctr and, where
+# NERDCTL=path or the PATH has one, nerdctl, and all of them as kubelet asks. Layers are unpacked by containerd, or brought
 # lazily; containers run on both, and go on while lazd is stopped and killed; nothing is left. Needs
 # root. Ends with "N passed, M failed".
 #
@@ -191,17 +192,47 @@ before_transfer() {
   finish
 }
 
+# of_nerdctl: what nerdctl's users do. It asks containerd to pull from 2.3 on, as ctr does; one before names
+# the image only to snapshotters whose name it knows.
+of_nerdctl() {
+  local nerdctl=("$NERDCTL" --address "$DIR/c/containerd.sock" --namespace nerdctl --data-root "$DIR/nerdctl" --snapshotter lazarette)
+  local plain=("${CTR[@]}") out code=0
+  CTR+=(--namespace nerdctl)
+  out=$("${nerdctl[@]}" run --rm --quiet --net none "$ESGZ" sh -c "$LOOK" 2>"$SCRATCH/out") || code=$?
+  equal 'nerdctl runs an image that is not there' "$code $out" "0 $EXPECTED"
+  equal 'nerdctl: every layer is a remote snapshot' "$(remote_snapshots)" 1
+  equal 'nerdctl: every layer is mounted' "$(lazy_mounts)" 1
+  works 'nerdctl lists it' "${nerdctl[@]}" images
+  gone 'an image of nerdctl' "$ESGZ"
+  CTR=("${plain[@]}")
+}
+
+# transfers GENERATION PROGRAMS: a containerd that pulls by itself what ctr and others ask for.
+transfers() {
+  begin "$1" 3 "$2"
+  unpacked "$GZIP" "${CTR[@]}" images pull --local --plain-http --snapshotter lazarette
+  of_kubelet
+  if [ -n "$NERDCTL" ]; then of_nerdctl; else say "SKIPPED (no nerdctl in PATH, and no NERDCTL=path): nerdctl with containerd $1"; fi
+  lazy gzip "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+  gone 'a lazy image' "$GZIP"
+  lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+  restarts "$ESGZ"
+  outlives "$ESGZ"
+}
+
 before_transfer 1.6 /usr/bin
 before_transfer 1.7 "$TRIXIE"
+NERDCTL=${NERDCTL:-$(command -v nerdctl || true)}
 
-begin 2.1 3 "$SID"
-unpacked "$GZIP" "${CTR[@]}" images pull --local --plain-http --snapshotter lazarette
-of_kubelet
-lazy gzip "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
-gone 'a lazy image' "$GZIP"
-lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
-restarts "$ESGZ"
-outlives "$ESGZ"
+if command -v go >/dev/null; then
+  TWO=$("$here/containerd-go.sh" v2.0.14)
+  transfers 2.0 "$TWO"
+  gone 'a lazy image' "$ESGZ"
+  finish
+else
+  say "SKIPPED (it is built with Go, which is not here): containerd 2.0"
+fi
+transfers 2.1 "$SID"
 stop_pid "$REGISTRY_PID"
 killed "$ESGZ"
 gone 'a lazy image' "$ESGZ"
