@@ -117,6 +117,10 @@ pub(super) struct Writer<S> {
     start: Option<Starter<S>>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one per layer, and it moves once for each batch"
+)]
 enum Stage<S> {
     Here(Work<S>),
     Beside(Beside<S>),
