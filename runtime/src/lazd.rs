@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: lazarette_runtime::Allocator = lazarette_runtime::Allocator;
 
 fn main() -> ExitCode {
     lazarette_runtime::daemon::main()

@@ -22,6 +22,7 @@ mod sys;
 pub mod trace;
 
 pub use error::{Error, exit};
+pub use sys::alloc::Allocator;
 
 /// Result of the engine's calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: lazarette_runtime::Allocator = lazarette_runtime::Allocator;
 
 fn main() -> ExitCode {
     let origin = Instant::now();

@@ -4,6 +4,7 @@
 //! decides nothing: policy lives in `spec`, `executor` and `stdio`. All `unsafe` of the
 //! crate is here, each block with the reason why it holds.
 
+pub(crate) mod alloc;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod rootfs;
