@@ -6,7 +6,11 @@
 //!
 //! RocksDB lets one process have a directory open. Several processes share a root, so
 //! the database opens on first use, holds a lock file with the holder's pid meanwhile,
-//! and [`Db::release`] gives it up again.
+//! and [`Db::release`] gives it up again. First it is opened to be read, which is several
+//! times faster and is all that most starts wait for, and then to write if somebody commits;
+//! the lock is held from one to the other, so nobody else writes in between.
+//!
+//! Lock order: `opening`, then `handle`; only the first is held while files are opened.
 //!
 //! A value is one version byte (1) followed by JSON; unknown fields are ignored, so an
 //! older build reads what a newer one added.
@@ -20,7 +24,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use self::handle::Handle;
+use self::handle::{Access, Handle, Lock};
 use crate::{Error, Result};
 
 pub use table::{Batch, Key, Scan, Table};
@@ -33,6 +37,8 @@ pub struct Db {
     path: PathBuf,
     families: Vec<String>,
     wait: Duration,
+    /// Held while it is opened: others need the same handle and would wait for it anyway.
+    opening: Mutex<()>,
     handle: Mutex<Option<Arc<Handle>>>,
 }
 
@@ -49,15 +55,16 @@ impl Db {
             path: path.as_ref().to_path_buf(),
             families: families.iter().map(|name| (*name).to_owned()).collect(),
             wait,
+            opening: Mutex::new(()),
             handle: Mutex::new(None),
         };
-        db.handle()?;
+        db.handle(Access::Read)?;
         Ok(db)
     }
 
     /// The value of `key`.
     pub fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>> {
-        let handle = self.handle()?;
+        let handle = self.handle(Access::Read)?;
         let bytes = handle.get(T::NAME, &table::key_bytes(key))?;
         bytes
             .map(|bytes| table::decode_value::<T>(key, &bytes))
@@ -75,29 +82,58 @@ impl Db {
         if batch.is_empty() {
             return Ok(());
         }
-        self.handle()?.write(batch.into_ops())
+        self.handle(Access::Write)?.apply(batch.into_ops())
+    }
+
+    /// Opens the database to write, which the next commit then need not wait for.
+    pub fn prepare_commit(&self) -> Result<()> {
+        self.handle(Access::Write).map(drop)
     }
 
     /// Lets other processes open the database. Closes it once no call is inside; the next
     /// call opens it again.
     pub fn release(&self) {
+        let _opening = self.opening.lock();
         let handle = self.handle.lock().take();
         drop(handle);
     }
 
-    fn handle(&self) -> Result<Arc<Handle>> {
-        let mut slot = self.handle.lock();
-        if let Some(handle) = &*slot {
-            return Ok(Arc::clone(handle));
+    fn handle(&self, access: Access) -> Result<Arc<Handle>> {
+        let open = || {
+            let handle = self.handle.lock();
+            let enough = handle.as_ref().filter(|handle| handle.allows(access));
+            enough.map(Arc::clone)
+        };
+        if let Some(handle) = open() {
+            return Ok(handle);
         }
-        // Held while opening: others need the same handle and would wait for it anyway.
-        let handle = Arc::new(Handle::open(&self.path, &self.families, self.wait)?);
-        *slot = Some(Arc::clone(&handle));
+        let _opening = self.opening.lock();
+        // Somebody else may have opened it meanwhile.
+        if let Some(handle) = open() {
+            return Ok(handle);
+        }
+        let held = self.handle.lock().as_ref().map(|handle| handle.lock());
+        let lock = match held {
+            Some(lock) => lock,
+            None => Lock::take(&self.path, self.wait)?,
+        };
+        let to_read = match access {
+            Access::Read => Handle::read(&self.path, &self.families, &lock),
+            Access::Write => None,
+        };
+        let handle = match to_read {
+            Some(handle) => handle,
+            None => Handle::write(&self.path, &self.families, &lock)?,
+        };
+        let handle = Arc::new(handle);
+        let before = self.handle.lock().replace(Arc::clone(&handle));
+        // Closed while nobody waits for it, unless somebody still reads through it.
+        drop(before);
         Ok(handle)
     }
 
     fn page(&self, name: &str, from: &[u8], prefix: &[u8], max: usize) -> Result<table::Page> {
-        self.handle()?.page(name, from, prefix, max)
+        self.handle(Access::Read)?.page(name, from, prefix, max)
     }
 
     fn error(&self, detail: impl Into<String>) -> Error {

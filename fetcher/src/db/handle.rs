@@ -1,17 +1,22 @@
 //! An open RocksDB and the lock that says so to other processes.
 //!
 //! Invariant: RocksDB is open only while this process holds `<path>.lock`, and is closed
-//! before the lock goes. The only file of the project that names RocksDB's types.
+//! before the lock goes. One that was opened to be read can be followed by one that writes
+//! without the lock going in between. The only file of the project that names RocksDB's types.
+//!
+//! Opening it to write syncs four files before the first fact can be read; opening it to be
+//! read writes nothing.
 
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    Direction, IteratorMode, Options, WriteBatch, WriteOptions,
+    Direction, InfoLogger, IteratorMode, LogLevel, Options, WriteBatch, WriteOptions,
 };
 
 use super::table::{Op, Page};
@@ -20,30 +25,85 @@ use crate::{Error, Result};
 
 const MIB: usize = 1 << 20;
 
+/// What a database is open for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// What was committed before it was opened can be read.
+    Read,
+    /// And more can be committed.
+    Write,
+}
+
+/// The lock of a directory, held until the last who has it is gone.
+#[derive(Debug, Clone)]
+pub(super) struct Lock(#[expect(dead_code, reason = "held, not looked at")] Arc<File>);
+
+impl Lock {
+    /// Waits for the lock of the database in `path`, whose directory is made if absent.
+    pub(super) fn take(path: &Path, wait: Duration) -> Result<Self> {
+        std::fs::create_dir_all(path).map_err(|e| Error::io("create", path, e))?;
+        Ok(Self(Arc::new(take_lock(path, wait)?)))
+    }
+}
+
 /// Fields drop in order: the database closes, then the lock goes.
 pub(super) struct Handle {
     db: DB,
     path: PathBuf,
-    _lock: File,
+    access: Access,
+    lock: Lock,
 }
 
 impl Handle {
+    /// Opens the database to be read; `None` where that does not work, for it is not there
+    /// yet, lacks a column family, or is damaged: opening it to write mends that or says why.
+    pub(super) fn read(path: &Path, families: &[String], lock: &Lock) -> Option<Self> {
+        let cache = Cache::new_lru_cache(8 * MIB);
+        let mut options = options(&cache);
+        options.create_if_missing(false);
+        options.create_missing_column_families(false);
+        // Else each who only reads leaves a log file behind.
+        options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, log));
+        let known = existing(path, &options).ok()?;
+        if !families.iter().all(|name| known.contains(name)) {
+            return None;
+        }
+        let described = described(known, &cache);
+        let opened = DB::open_cf_descriptors_read_only(&options, path, described, false);
+        let db = opened
+            .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "database cannot be opened to be read only"))
+            .ok()?;
+        Some(Self::of(db, path, Access::Read, lock))
+    }
+
     /// Opens the database, made if absent, with at least these column families.
-    pub(super) fn open(path: &Path, families: &[String], wait: Duration) -> Result<Self> {
-        std::fs::create_dir_all(path).map_err(|e| Error::io("create", path, e))?;
-        let lock = take_lock(path, wait)?;
+    pub(super) fn write(path: &Path, families: &[String], lock: &Lock) -> Result<Self> {
         let cache = Cache::new_lru_cache(8 * MIB);
         let options = options(&cache);
-        let descriptors = names(path, &options, families)?
-            .into_iter()
-            .map(|name| ColumnFamilyDescriptor::new(name, self::options(&cache)));
-        let db = DB::open_cf_descriptors(&options, path, descriptors)
+        let known = existing(path, &options).map_err(|e| explain(path, "open it", &e))?;
+        let names = families.iter().cloned().chain(known).collect();
+        let db = DB::open_cf_descriptors(&options, path, described(names, &cache))
             .map_err(|e| explain(path, "open it", &e))?;
-        Ok(Self {
+        Ok(Self::of(db, path, Access::Write, lock))
+    }
+
+    fn of(db: DB, path: &Path, access: Access, lock: &Lock) -> Self {
+        Self {
             db,
             path: path.to_path_buf(),
-            _lock: lock,
-        })
+            access,
+            lock: lock.clone(),
+        }
+    }
+
+    /// Whether this is enough for `access`.
+    pub(super) fn allows(&self, access: Access) -> bool {
+        access == Access::Read || self.access == Access::Write
+    }
+
+    /// The lock it is open under.
+    pub(super) fn lock(&self) -> Lock {
+        self.lock.clone()
     }
 
     pub(super) fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -67,7 +127,7 @@ impl Handle {
     }
 
     /// Writes all of `ops` as one record of a synced log.
-    pub(super) fn write(&self, ops: Vec<Op>) -> Result<()> {
+    pub(super) fn apply(&self, ops: Vec<Op>) -> Result<()> {
         let mut batch = WriteBatch::default();
         for op in ops {
             let family = self.family(op.table)?;
@@ -129,16 +189,33 @@ fn holder(mut file: &File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// What is there already and what is asked for: RocksDB wants all of it named.
-fn names(path: &Path, options: &Options, families: &[String]) -> Result<Vec<String>> {
-    let mut names = families.to_vec();
+/// The column families that are there; none if no database is.
+fn existing(path: &Path, options: &Options) -> Result<Vec<String>, rocksdb::Error> {
     if path.join("CURRENT").exists() {
-        names.extend(DB::list_cf(options, path).map_err(|e| explain(path, "open it", &e))?);
+        return DB::list_cf(options, path);
     }
+    Ok(Vec::new())
+}
+
+/// Each of `names` once, and what RocksDB always wants named.
+fn described(mut names: Vec<String>, cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
     names.push("default".to_owned());
     names.sort_unstable();
     names.dedup();
-    Ok(names)
+    let described = names.into_iter();
+    described
+        .map(|name| ColumnFamilyDescriptor::new(name, options(cache)))
+        .collect()
+}
+
+/// What RocksDB says while it is read only. It says hundreds of lines of its settings.
+fn log(level: LogLevel, text: &str) {
+    match level {
+        LogLevel::Warn | LogLevel::Error | LogLevel::Fatal => {
+            tracing::debug!(text, "the database says");
+        }
+        _ => {}
+    }
 }
 
 /// A small footprint: a node has thousands of facts, not millions. Measured in

@@ -165,3 +165,70 @@ fn damage_is_an_error_that_says_what_to_do() {
         "{error}"
     );
 }
+
+/// Names of the files of the database, but for RocksDB's own log and lock.
+fn files(path: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(path).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| !name.starts_with("LO")).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn reading_writes_nothing_and_sees_what_was_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let put = |n| {
+        let db = open(dir.path());
+        let mut batch = Batch::new();
+        batch.put::<Facts>(&n, &fact(n)).unwrap();
+        db.commit(batch).unwrap();
+    };
+    // What is in tables and in logs alike.
+    (0..3).for_each(put);
+    let before = files(&path);
+    for _ in 0..3 {
+        let db = open(dir.path());
+        assert_eq!(db.get::<Facts>(&1).unwrap(), Some(fact(1)));
+        assert_eq!(db.scan::<Facts>(b"").count(), 3);
+    }
+    assert_eq!(files(&path), before);
+}
+
+#[test]
+fn nobody_gets_in_between_reading_and_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let (path, wait) = (dir.path().join("db"), Duration::from_millis(30));
+    let first = open(dir.path());
+    assert_eq!(first.get::<Facts>(&1).unwrap(), None);
+    Db::open_within(&path, &["facts"], wait).unwrap_err();
+    std::thread::scope(|scope| {
+        // Reads go on while it is opened to write, and see a commit once it is one.
+        let reading = scope.spawn(|| {
+            while first.get::<Facts>(&1).unwrap().is_none() {
+                std::thread::yield_now();
+            }
+        });
+        first.prepare_commit().unwrap();
+        Db::open_within(&path, &["facts"], wait).unwrap_err();
+        let mut batch = Batch::new();
+        batch.put::<Facts>(&1, &fact(1)).unwrap();
+        first.commit(batch).unwrap();
+        reading.join().unwrap();
+    });
+    Db::open_within(&path, &["facts"], wait).unwrap_err();
+    first.release();
+    let second = Db::open_within(&path, &["facts"], wait).unwrap();
+    assert_eq!(second.get::<Facts>(&1).unwrap(), Some(fact(1)));
+}
+
+#[test]
+fn a_table_that_is_not_there_yet_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    drop(Db::open(&path, &["names"]).unwrap());
+    let more = Db::open(&path, &["names", "facts"]).unwrap();
+    assert_eq!(more.get::<Facts>(&1).unwrap(), None);
+}
