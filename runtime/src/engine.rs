@@ -227,6 +227,14 @@ impl Engine {
         }
     }
 
+    /// Opens the database for facts that are written next; a failure shows there.
+    async fn expect_commit(&self) {
+        let db = Arc::clone(&self.db);
+        if let Err(error) = blocking(move || db.prepare_commit()).await {
+            tracing::debug!(%error, "database cannot be written yet");
+        }
+    }
+
     /// Lets other processes use the database until the next fact is read or written.
     fn release_db(&self) {
         self.metastore.release();

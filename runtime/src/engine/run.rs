@@ -296,7 +296,8 @@ impl Play<'_> {
                 following,
             )
             .await;
-        let deleted = launched.task.delete().await;
+        // What is known of the container goes next, and opening the database mostly waits.
+        let (deleted, ()) = tokio::join!(launched.task.delete(), self.engine.expect_commit());
         let ended = outcome?;
         deleted?;
         Ok(ended)

@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Digest;
@@ -147,33 +148,33 @@ impl Stage {
     }
 
     /// Takes everything down. The first failure is returned after all was tried.
-    pub(super) async fn strike(self, engine: &Arc<Engine>) -> Result<()> {
+    pub(super) async fn strike(mut self, engine: &Arc<Engine>) -> Result<()> {
         self.making.close();
         self.making.wait().await;
-        let (engine, layers) = (Arc::clone(engine), self.layers.clone());
-        let down = blocking(move || {
-            let mut first: Result<()> = Ok(());
-            let mut note = |outcome: Result<()>| {
-                if first.is_ok() {
-                    first = outcome;
-                }
-            };
-            if let Some(rootfs) = self.rootfs.as_deref().filter(|path| path.exists()) {
-                note(overlay::unmount(rootfs).map_err(Error::from));
-            }
-            drop(self.held);
-            if let Some(key) = &self.snapshot {
-                note(forget(&engine, key));
-            }
-            note(self.run.close().map_err(Error::from));
-            first
+        let rootfs = self.rootfs.take().filter(|path| path.exists());
+        let unmounted = blocking(move || match rootfs {
+            Some(rootfs) => overlay::unmount(&rootfs).map_err(Error::from),
+            None => Ok(()),
         })
         .await;
-        let mut closed = Ok(());
-        for layer in layers {
-            closed = closed.and(layer.close().await.map_err(Error::from));
-        }
-        down.and(closed)
+        // Nobody reads any more. Each of these mostly waits, for the kernel or the disk.
+        let (held, key, layers) = (self.held, self.snapshot.take(), self.layers);
+        let (engine, run) = (Arc::clone(engine), self.run);
+        let released = async {
+            let held = held.into_iter();
+            join_all(held.map(|mount| blocking(move || drop(mount)))).await;
+            blocking(move || run.close().map_err(Error::from)).await
+        };
+        let forgotten = blocking(move || key.map_or(Ok(()), |key| forget(&engine, &key)));
+        let closed = async {
+            let mut first = Ok(());
+            for layer in layers {
+                first = first.and(layer.close().await.map_err(Error::from));
+            }
+            first
+        };
+        let (released, forgotten, closed) = tokio::join!(released, forgotten, closed);
+        unmounted.and(released).and(forgotten).and(closed)
     }
 }
 
