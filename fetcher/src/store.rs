@@ -106,6 +106,12 @@ impl Store {
         Self::open_on(root, Arc::new(RealDisk))
     }
 
+    /// Says that chunks will be looked up soon, so that what that reads comes from the disk
+    /// meanwhile: some MiB, which go before what is read after this. Never waits.
+    pub fn expect_lookups(&self) {
+        self.chunks.read_soon();
+    }
+
     /// [`Store::open`] with another way to change files.
     pub fn open_on(root: impl AsRef<Path>, disk: Arc<dyn Disk>) -> Result<Arc<Self>> {
         let root = root.as_ref().to_path_buf();

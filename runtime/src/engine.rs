@@ -87,10 +87,16 @@ impl Engine {
             budget: config.store.budget,
             free_floor: config.store.free_floor,
         };
-        let (store, db) = open_both(&root, bounds)?;
         let keys = TrustedKeys::load(&config.trust.index_keys)?;
         let pusher = Pusher::new(config.source.clone());
-        let (source, registry) = stack::build(config.source)?;
+        // Beside the database, which waits for the disk; this reads the trust anchors.
+        let (opened, built) = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| open_both(&root, bounds));
+            let built = stack::build(config.source);
+            let opened = opening.join();
+            (opened.unwrap_or_else(|panic| resume_unwind(panic)), built)
+        });
+        let ((store, db), (source, registry)) = (opened?, built?);
         let resolver = Resolver {
             source,
             store: Arc::clone(&store),
@@ -267,9 +273,11 @@ fn open_both(root: &Path, bounds: Bounds) -> Result<(Arc<Store>, Arc<Db>)> {
         let db = db.join();
         (store, db.unwrap_or_else(|panic| resume_unwind(panic)))
     });
-    let store = store?;
+    let (store, db) = (store?, Arc::new(db?));
     store.keep_within_bounds(bounds);
-    Ok((store, Arc::new(db?)))
+    // Not earlier: all that was read so far would have waited for it.
+    store.expect_lookups();
+    Ok((store, db))
 }
 
 /// Seconds since 1970.

@@ -81,6 +81,14 @@ impl ChunkTable {
         }
     }
 
+    /// Has the kernel read all of it soon: a start looks at hundreds of places in it, each of
+    /// which would wait for the disk.
+    pub(super) fn read_soon(&self) {
+        if let Some(file) = &self.file {
+            sys::read_soon(file);
+        }
+    }
+
     /// Notes that the bytes with this digest were put there.
     pub(crate) fn note(&self, chunk_digest: &[u8; 32], place: Place) {
         let key = self.key(chunk_digest);
@@ -204,8 +212,6 @@ fn open(path: &Path) -> io::Result<(File, u32)> {
         .truncate(false)
         .open(path)?;
     if let Some(buckets) = read_header(&file)? {
-        // A start looks at hundreds of places in it, each of which would wait for the disk.
-        sys::read_soon(&file);
         return Ok((file, buckets));
     }
     // Somebody may be making it; it holds the lock then.

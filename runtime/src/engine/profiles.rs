@@ -95,7 +95,7 @@ impl Session {
             Some((_, true)) | None => None,
         };
         let prefetch = match request.mode {
-            PullMode::Lazy => Early::begin(engine, image, &command, new).await,
+            PullMode::Lazy => Early::begin(engine, (image, new), known.as_ref(), &command),
             // Everything is fetched before anything could be fetched early.
             PullMode::Full => None,
         };

@@ -23,19 +23,19 @@ pub(super) struct Early {
 }
 
 impl Early {
-    /// Begins with what this node knows of the image. Knowing nothing of one that is `new`
-    /// here, it asks the registry meanwhile.
-    pub(super) async fn begin(
+    /// Begins with what this node knows of the image, `known`. Knowing nothing of one that is
+    /// `new` here, it asks the registry meanwhile.
+    pub(super) fn begin(
         engine: &Arc<Engine>,
-        image: &Image,
+        (image, new): (&Image, bool),
+        known: Option<&ImageProfiles>,
         command: &Command,
-        new: bool,
     ) -> Option<Self> {
         let by = Arc::new(OnceLock::new());
         let began = Instant::now();
-        let prefetch = match engine.known(image.manifest.digest).await {
+        let prefetch = match known {
             Some(known) => {
-                let wanted = wanted(&known, command, &by)?;
+                let wanted = wanted(known, command, &by)?;
                 Prefetch::start(std::future::ready(Some(wanted)))
             }
             None if new => {
