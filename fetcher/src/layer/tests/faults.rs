@@ -114,13 +114,20 @@ async fn random_reads_under_faults_equal_a_plain_copy() {
             background_max: rng.random_range(1..5),
             memory_bytes_max: rng.random_range(800_000..2_000_000),
             pause_max: Duration::from_millis(rng.random_range(0..3)),
+            quiet: Duration::from_millis(rng.random_range(0..3)),
             late_after_min: Duration::from_micros(rng.random_range(0..300)),
         };
         let bench = Arc::new(bench_within(&members, config, bounds));
         *bench.source.piece_bytes.lock() = rng.random_range(1..100_000);
         *bench.source.random.lock() = Some(StdRng::seed_from_u64(seed));
         let background = Arc::clone(&bench.layer);
-        let background = tokio::spawn(async move { drop(background.fill_all().await) });
+        let has_time = rng.random();
+        let background = tokio::spawn(async move {
+            match has_time {
+                true => drop(background.fill_when_quiet().await),
+                false => drop(background.fill_all().await),
+            }
+        });
         let readers: Vec<_> = (0..4)
             .map(|reader| tokio::spawn(random_reads(Arc::clone(&bench), seed * 10 + reader)))
             .collect();
