@@ -192,47 +192,51 @@ before_transfer() {
   finish
 }
 
-# of_nerdctl: what nerdctl's users do. It asks containerd to pull from 2.3 on, as ctr does; one before names
-# the image only to snapshotters whose name it knows.
+# of_nerdctl LAYERS: what nerdctl's users do; LAYERS of the image come lazily.
 of_nerdctl() {
   local nerdctl=("$NERDCTL" --address "$DIR/c/containerd.sock" --namespace nerdctl --data-root "$DIR/nerdctl" --snapshotter lazarette)
   local plain=("${CTR[@]}") out code=0
+  if [ -z "$NERDCTL" ]; then say "SKIPPED (no nerdctl in PATH, and no NERDCTL=path): nerdctl with containerd $GENERATION"; return; fi
   CTR+=(--namespace nerdctl)
   out=$("${nerdctl[@]}" run --rm --quiet --net none "$ESGZ" sh -c "$LOOK" 2>"$SCRATCH/out") || code=$?
   equal 'nerdctl runs an image that is not there' "$code $out" "0 $EXPECTED"
-  equal 'nerdctl: every layer is a remote snapshot' "$(remote_snapshots)" 1
-  equal 'nerdctl: every layer is mounted' "$(lazy_mounts)" 1
+  equal "nerdctl: layers that are remote snapshots" "$(remote_snapshots)" "$1"
+  equal "nerdctl: layers that are mounted" "$(lazy_mounts)" "$1"
   works 'nerdctl lists it' "${nerdctl[@]}" images
   gone 'an image of nerdctl' "$ESGZ"
   CTR=("${plain[@]}")
 }
 
-# transfers GENERATION PROGRAMS: a containerd that pulls by itself what ctr and others ask for.
-transfers() {
-  begin "$1" 3 "$2"
-  unpacked "$GZIP" "${CTR[@]}" images pull --local --plain-http --snapshotter lazarette
-  of_kubelet
-  if [ -n "$NERDCTL" ]; then of_nerdctl; else say "SKIPPED (no nerdctl in PATH, and no NERDCTL=path): nerdctl with containerd $1"; fi
-  lazy gzip "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
-  gone 'a lazy image' "$GZIP"
-  lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+# of_two: 2.0 pulls by itself what its ctr and nerdctl ask for, and does not say which image a layer is of.
+of_two() {
+  begin 2.0 3 "$1"
+  unpacked "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+  lazy estargz "$ESGZ" "$BIN/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette
   restarts "$ESGZ"
-  outlives "$ESGZ"
+  gone 'a lazy image' "$ESGZ"
+  of_nerdctl 0
+  of_kubelet
+  finish
 }
 
 before_transfer 1.6 /usr/bin
 before_transfer 1.7 "$TRIXIE"
 NERDCTL=${NERDCTL:-$(command -v nerdctl || true)}
-
-if command -v go >/dev/null; then
-  TWO=$("$here/containerd-go.sh" v2.0.14)
-  transfers 2.0 "$TWO"
-  gone 'a lazy image' "$ESGZ"
-  finish
+if [ -n "$BIN" ]; then
+  of_two "$("$here/containerd-go.sh" v2.0.14)"
 else
   say "SKIPPED (it is built with Go, which is not here): containerd 2.0"
 fi
-transfers 2.1 "$SID"
+
+begin 2.1 3 "$SID"
+unpacked "$GZIP" "${CTR[@]}" images pull --local --plain-http --snapshotter lazarette
+of_kubelet
+of_nerdctl 1
+lazy gzip "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+gone 'a lazy image' "$GZIP"
+lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+restarts "$ESGZ"
+outlives "$ESGZ"
 stop_pid "$REGISTRY_PID"
 killed "$ESGZ"
 gone 'a lazy image' "$ESGZ"
