@@ -60,15 +60,16 @@ impl Companions {
         self.opened.lock().get(number).is_some_and(Option::is_none)
     }
 
-    /// Layer `number` can be read. With the last of them, what the start reads is expected.
-    pub(super) fn opened(&self, number: usize, layer: &Arc<Layer>, tree: &Arc<Tree>) {
+    /// Layer `number` can be read. With the last of them, what the start reads is expected;
+    /// `true` then.
+    pub(super) fn opened(&self, number: usize, layer: &Arc<Layer>, tree: &Arc<Tree>) -> bool {
         let mut opened = self.opened.lock();
         let Some(place) = opened.get_mut(number) else {
-            return;
+            return false;
         };
         *place = Some((Arc::downgrade(layer), Arc::clone(tree)));
         if opened.iter().any(Option::is_none) {
-            return;
+            return false;
         }
         let (layers, trees): (Vec<_>, Vec<_>) = opened.drain(..).flatten().unzip();
         let merged = Merged::new(trees);
@@ -77,6 +78,7 @@ impl Companions {
         stack.expect_first(self.programs.iter().map(String::as_str));
         stack.expect_all(ALWAYS);
         *self.all.lock() = Some(stack);
+        true
     }
 
     /// Expects nothing more, and forgets the layers.

@@ -5,8 +5,9 @@
 //! containerd still asks for the next layer; and where this node knows what that command reads,
 //! nothing is guessed beside that.
 //!
-//! Invariant: holds no layer. What it changes of a layer, and what it keeps of an image, ends
-//! after [`LASTS`]; nobody waits for it, and nothing fails by it.
+//! Invariant: holds no layer. What it changes of a layer ends after [`LASTS`], and what it keeps
+//! of an image that long after its last layer was opened, or with the image; nobody waits for it,
+//! and nothing fails by it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,19 +72,19 @@ impl FirstStart {
         let Some(companions) = self.companions.as_ref().map(Arc::clone) else {
             return;
         };
-        let weak = Arc::downgrade(&companions);
         let layer = Arc::clone(layer);
         tokio::spawn(async move {
-            match tree_of(&layer).await {
-                Ok(tree) => {
-                    let tell = |number| companions.opened(number, &layer, &tree);
-                    numbers.into_iter().for_each(tell);
-                }
-                Err(error) => tracing::debug!(%error, "nothing is expected of an image"),
-            }
-            drop((layer, companions));
-            tokio::time::sleep(LASTS).await;
-            if let Some(companions) = weak.upgrade() {
+            let tree = match tree_of(&layer).await {
+                Ok(tree) => tree,
+                Err(error) => return tracing::debug!(%error, "nothing is expected of an image"),
+            };
+            let tell = |number| companions.opened(number, &layer, &tree);
+            let is_last = numbers
+                .into_iter()
+                .fold(false, |last, number| last | tell(number));
+            drop((layer, tree));
+            if is_last {
+                tokio::time::sleep(LASTS).await;
                 companions.close();
             }
         });
