@@ -95,6 +95,7 @@ impl Link {
         answered.recv_timeout(ANSWER_WAIT).map_err(|why| {
             // What it does later of what was asked, the next connection finds in its list.
             self.connection.shut_down();
+            self.closed.send_replace(true);
             match why {
                 RecvTimeoutError::Timeout => Error::Protocol("it does not answer"),
                 RecvTimeoutError::Disconnected => Error::Closed,
