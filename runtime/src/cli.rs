@@ -34,7 +34,9 @@ pub fn main(origin: Instant) -> ExitCode {
         Ok(args) => args,
         Err(error) => return usage(&error),
     };
-    crate::sys::memory::give_back_soon();
+    if matches!(args.command, Command::Pull(_)) {
+        crate::sys::memory::give_back_soon();
+    }
     start::logging(args.debug, LOGGED);
     install_tls_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread()

@@ -58,7 +58,6 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    crate::sys::memory::give_back_soon();
     start::logging(args.debug, LOGGED);
     install_tls_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()

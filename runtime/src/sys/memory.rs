@@ -1,7 +1,9 @@
 //! How the allocator treats memory that is free.
 //!
 //! Invariant: called once, before there is a second thread; changes nothing that a program can
-//! see but what it takes.
+//! see but what it takes. For a program that streams: a start that decodes piece by piece takes a
+//! fifth longer with it (ml by profile 2.2 s instead of 1.8), as it faults the same pages in again
+//! and again.
 
 #![expect(unsafe_code, reason = "mimalloc's options have no other interface")]
 
