@@ -39,7 +39,7 @@ pub use self::layer::{Place, Shown};
 use self::link::{Done, Link};
 pub use self::probe::probe;
 pub use self::stale::clear;
-pub use self::whole::{hide_whole, show_whole};
+pub use self::whole::{hide_whole, is_shown_whole, show_whole};
 use crate::data::LayerData;
 use crate::{Error, Result};
 

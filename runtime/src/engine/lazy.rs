@@ -2,10 +2,10 @@
 //!
 //! Invariant: a layer that is wanted has a record that says how to open it again, written
 //! before the store has anything of it; so after a restart it is mounted from what is on disk, and
-//! a registry is asked only for what is not; or it is removed, if no snapshot names it. Its mount is held until it is released, by the
-//! mount server where there is one: then it outlives this process. Whether a layer is the one
-//! that is wanted is decided by the image's config, whose digest leads back to the manifest's:
-//! labels are only hints.
+//! a registry is asked only for what is not; or it is removed, if no snapshot names it. Its mount
+//! is held until it is released, by the mount server where there is one: then it outlives this
+//! process. Whether a layer is the one that is wanted is decided by the image's config, whose
+//! digest leads back to the manifest's: labels are only hints.
 //!
 //! Work that was begun goes on when the one who asked goes away, and others who ask for the
 //! same join it. Locks: the turn of a layer, while it is mounted or released; within it those
@@ -274,6 +274,12 @@ impl NodeLayers {
         // Ends with the layer, which is closed when it is released.
         tokio::spawn(async move {
             let filled = layer.fill_when_quiet().await;
+            if let Some(served) = &served
+                && matches!(filled, Ok(true))
+                && served.is_shown_whole(&layer).await
+            {
+                return tracing::debug!(digest = %layer.index().blob_digest, "layer is the kernel's alone already");
+            }
             let whole = match (filled, &served) {
                 (Ok(true), Some(served)) => served.is_whole(&layer).await,
                 (Ok(filled), _) => Ok(filled),

@@ -35,7 +35,7 @@ const BOTH: usize = 2;
 /// was to be seen before is to be seen still.
 pub fn show_whole(mounted: &Mounted, layer: &LayerFile) -> Result<bool> {
     let path = mounted.path.as_path();
-    if is_shown_whole(path)? {
+    if is_shown_whole(mounted)? {
         return Ok(true);
     }
     if !layer.is_known_whole() {
@@ -61,15 +61,16 @@ pub fn show_whole(mounted: &Mounted, layer: &LayerFile) -> Result<bool> {
 /// `Mount` with `EBUSY` while something in it is open.
 pub fn hide_whole(mounted: &Mounted) -> Result<bool> {
     let path = mounted.path.as_path();
-    if !is_shown_whole(path)? {
+    if !is_shown_whole(mounted)? {
         return Ok(false);
     }
     sys::unmount(path).map_err(|e| Error::mount("unmount", path, e))?;
     Ok(true)
 }
 
-/// Whether what is seen at `path` is an EROFS over the data file itself.
-fn is_shown_whole(path: &Path) -> Result<bool> {
+/// Whether who comes now sees a layer by the kernel alone.
+pub fn is_shown_whole(mounted: &Mounted) -> Result<bool> {
+    let path = mounted.path.as_path();
     let table = Table::read().map_err(|e| Error::io("read the table of mounts for", path, e))?;
     Ok(table.erofs_at(path) >= BOTH)
 }

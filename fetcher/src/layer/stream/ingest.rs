@@ -2,7 +2,8 @@
 //!
 //! Invariant: the body is read here, on the caller's task, and decoded on a blocking thread.
 //! What waits between them comes to [`WAITING_BYTES_MAX`] and a piece, over all streams of an
-//! engine. What comes back was checked as a whole. Where the body breaks off, or the caller goes away, the ingest ends with an error.
+//! engine. What comes back was checked as a whole. Where the body breaks off, or the caller
+//! goes away, the ingest ends with an error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

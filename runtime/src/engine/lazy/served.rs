@@ -153,6 +153,14 @@ impl Served {
         Ok(path)
     }
 
+    /// Whether a layer is the kernel's alone already: the daemon before this one saw that it was
+    /// whole, and nobody can have evicted from it since.
+    pub(super) async fn is_shown_whole(&self, layer: &Layer) -> bool {
+        let digest = layer.index().blob_digest;
+        let shown = self.with_session(move |session| session.is_shown_whole(&digest));
+        shown.await.unwrap_or(false)
+    }
+
     /// Whether all of a layer is present and right. Reads what this process has not seen, one
     /// layer at a time: readers have the disk, too.
     pub(super) async fn is_whole(&self, layer: &Arc<Layer>) -> Result<bool> {

@@ -234,6 +234,15 @@ impl Session {
         }
     }
 
+    /// Whether a layer is the kernel's alone already, and there is nothing to tell the server.
+    pub(super) fn is_shown_whole(&self, digest: &Digest) -> bool {
+        let is_shown = |mounted: &Mounted| {
+            mounted.through == Through::Fuse && mountd::is_shown_whole(mounted).unwrap_or(false)
+        };
+        let mounts = self.mounts_of(digest);
+        !mounts.is_empty() && mounts.iter().all(is_shown)
+    }
+
     /// Has those who come from now on see a layer through the server again. Nobody else has its
     /// turn.
     pub(super) fn hide_whole(&self, digest: &Digest) {
