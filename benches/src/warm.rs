@@ -110,12 +110,13 @@ fn rounds(image: Image, roots: &[Root], rounds: u32, report: &mut Report) -> Res
     Ok(())
 }
 
-/// The roots in the order of a round: each begins another one, in turning directions.
+/// The roots in the order of a round, which are numbered from 1: each begins another one, and
+/// once each has begun, the same the other way round.
 fn turn(roots: &[Root], round: u32) -> Vec<&Root> {
     let mut order: Vec<&Root> = roots.iter().collect();
-    let by = usize::try_from(round).unwrap_or(0) % order.len().max(1);
-    order.rotate_left(by);
-    if round.is_multiple_of(2) {
+    let (round, count) = (round.saturating_sub(1) as usize, order.len().max(1));
+    order.rotate_left(round % count);
+    if (round / count) % 2 == 1 {
         order.reverse();
     }
     order
@@ -138,17 +139,22 @@ fn check_file_system(scratch: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn orders(names: &[&str], rounds: u32) -> Vec<String> {
+        let roots: Vec<Root> = names.iter().map(|name| Root::named(name)).collect();
+        let names = |round| {
+            turn(&roots, round)
+                .iter()
+                .map(|root| root.name.as_str())
+                .collect()
+        };
+        (1..=rounds).map(names).collect()
+    }
+
     #[test]
     fn every_root_takes_every_place() {
-        let roots: Vec<Root> = ["a", "b", "c"].map(Root::named).into();
-        let orders: Vec<String> = (1..=6)
-            .map(|round| {
-                turn(&roots, round)
-                    .iter()
-                    .map(|root| root.name.as_str())
-                    .collect()
-            })
-            .collect();
-        assert_eq!(orders, ["bca", "bac", "abc", "acb", "cab", "cba"]);
+        assert_eq!(orders(&["a"], 2), ["a", "a"]);
+        assert_eq!(orders(&["a", "b"], 4), ["ab", "ba", "ba", "ab"]);
+        let of_three = ["abc", "bca", "cab", "cba", "acb", "bac"];
+        assert_eq!(orders(&["a", "b", "c"], 6), of_three);
     }
 }

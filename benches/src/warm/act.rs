@@ -51,19 +51,26 @@ fn prepare(step: &Step, image: Image, root: &Root) -> Result<()> {
             crate::process::run(&mut Command::new("sync"))?;
             drop_caches("3")
         }
-        State::Warm => act(step.act, image, root).map(drop),
+        State::Warm => read_anew(step, image, root),
         State::NamesDropped => {
-            act(step.act, image, root)?;
+            read_anew(step, image, root)?;
             drop_caches("2")
         }
         State::MountCold => {
-            act(step.act, image, root)?;
+            read_anew(step, image, root)?;
             if root.is_copy {
                 forget(step.act, root)?;
             }
             drop_caches("2")
         }
     }
+}
+
+/// Has the kernel hold what `step` needs because of that step alone: which pages hold it, and how large
+/// they are, is of what read it first.
+fn read_anew(step: &Step, image: Image, root: &Root) -> Result<()> {
+    drop_caches("3")?;
+    act(step.act, image, root).map(drop)
 }
 
 /// Has the kernel forget the contents that `act` reads: an expensive thing to ask, as each file has
