@@ -31,7 +31,7 @@ impl Table for Right {
 }
 
 fn open(dir: &Path) -> Db {
-    Db::open(dir, &["left", "right"]).unwrap()
+    Db::open(dir.join("db"), &["left", "right"]).unwrap()
 }
 
 /// Batch `n` adds keys of `n` to both tables and removes those of `n - 2` from one.

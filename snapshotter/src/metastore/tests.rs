@@ -198,7 +198,7 @@ proptest! {
 }
 
 fn open_db(dir: &std::path::Path) -> DbMetastore {
-    DbMetastore::new(Arc::new(Db::open(dir, &[SnapshotTable::NAME]).unwrap()))
+    DbMetastore::new(Arc::new(Db::open(dir.join("db"), &[SnapshotTable::NAME]).unwrap()))
 }
 
 proptest! {
