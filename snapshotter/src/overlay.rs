@@ -172,6 +172,7 @@ impl Snapshots {
         let upper = Upper {
             dir: self.dirs.files(number),
             work: self.dirs.work(number),
+            passing: false,
         };
         Ok(vec![mount::plan(top.kind, upper, lowers)])
     }
@@ -240,6 +241,7 @@ impl Snapshots {
             upper: Some(Upper {
                 dir: upper.0.clone(),
                 work: self.dirs.work(upper.1.number()),
+                passing: false,
             }),
         };
         match overlay.try_out(&target.0) {

@@ -119,6 +119,11 @@ impl FsContext {
         Ok(rustix::mount::fsconfig_set_string(&self.0, key, value)?)
     }
 
+    /// Turns one option on.
+    pub(crate) fn set_flag(&self, key: &str) -> io::Result<()> {
+        Ok(rustix::mount::fsconfig_set_flag(&self.0, key)?)
+    }
+
     /// Makes the file system; returns it mounted nowhere.
     pub(crate) fn create(&self, read_only: bool) -> io::Result<OwnedFd> {
         let attrs = if read_only {

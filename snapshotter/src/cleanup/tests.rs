@@ -131,6 +131,7 @@ fn privileged_child_that_is_killed() {
         upper: Some(crate::overlay::Upper {
             dir: run.path().join("upper"),
             work: run.path().join("work"),
+            passing: false,
         }),
     };
     let root = run.path().join("root");

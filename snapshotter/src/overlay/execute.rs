@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::mount::{FEATURES_OFF, Mount, OverlayMount};
+use super::mount::{FEATURES_OFF, Mount, OverlayMount, PASSING};
 use crate::{Error, Result, sys};
 
 /// Most lower directories of one overlay, the kernel's own limit.
@@ -132,11 +132,28 @@ impl OverlayMount {
         if let Some(upper) = &self.upper {
             set_path(context, "upperdir", &upper.dir, &mut paths)?;
             set_path(context, "workdir", &upper.work, &mut paths)?;
+            if upper.passing {
+                context.set_flag(PASSING)?;
+            }
         }
         Ok(paths)
     }
 
+    /// Kernels before 5.10 know no upper that may be lost: there it is kept like any other.
     fn mount_classic(&self, target: &Path) -> Result<()> {
+        let mut kept = self.clone();
+        let passing = kept.upper.as_mut().map(|upper| &mut upper.passing);
+        let mounted = self.mount_by_options(target);
+        match passing.filter(|passing| **passing && mounted.is_err()) {
+            Some(passing) => {
+                *passing = false;
+                kept.mount_by_options(target)
+            }
+            None => mounted,
+        }
+    }
+
+    fn mount_by_options(&self, target: &Path) -> Result<()> {
         let data = Mount::Overlay(self.clone()).options().join(",");
         if data.len() > OPTIONS_LEN_MAX {
             let detail = format!(

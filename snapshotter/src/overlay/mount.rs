@@ -17,6 +17,9 @@ pub(super) const FEATURES_OFF: [(&str, &str); 3] = [
     ("redirect_dir", "off"),
 ];
 
+/// What overlay (Linux 5.10) calls an upper that may be lost.
+pub(super) const PASSING: &str = "volatile";
+
 /// One thing to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mount {
@@ -47,6 +50,9 @@ pub struct Upper {
     pub dir: PathBuf,
     /// Overlay's own directory on the same file system.
     pub work: PathBuf,
+    /// Whether what was written may be lost in a crash. If not, unmounting waits until
+    /// everything of the file system that holds it is on its device, whoever wrote it.
+    pub passing: bool,
 }
 
 /// What shows a snapshot of this kind with these directories below it, topmost first.
@@ -75,6 +81,18 @@ pub(super) fn plan(kind: Kind, upper: Upper, mut lowers: Vec<PathBuf>) -> Mount 
 }
 
 impl Mount {
+    /// The same for somebody who needs nothing of what is written once it is unmounted, and
+    /// never mounts it again: overlay refuses the upper directory from then on.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        if let Self::Overlay(overlay) = &mut self
+            && let Some(upper) = &mut overlay.upper
+        {
+            upper.passing = true;
+        }
+        self
+    }
+
     /// What containerd calls the type.
     pub fn fs_type(&self) -> &'static str {
         match self {
@@ -112,6 +130,9 @@ impl OverlayMount {
         if let Some(upper) = &self.upper {
             options.push(format!("workdir={}", escape(&upper.work)));
             options.push(format!("upperdir={}", escape(&upper.dir)));
+            if upper.passing {
+                options.push(PASSING.to_owned());
+            }
         }
         let lowers: Vec<_> = self.lowers.iter().map(|lower| escape(lower)).collect();
         options.push(format!("lowerdir={}", lowers.join(":")));
@@ -140,6 +161,7 @@ mod tests {
         Upper {
             dir: "/s/1/fs".into(),
             work: "/s/1/work".into(),
+            passing: false,
         }
     }
 
@@ -189,8 +211,11 @@ mod tests {
                 "lowerdir=/a\\:b:/c\\,d",
             ]
         );
+        let passing = mount.passing().options();
+        assert!(passing.iter().any(|option| option == PASSING));
         let mount = plan(Kind::View, upper(), vec![]);
         assert_eq!(mount.source(), Path::new("/s/1/fs"));
         assert_eq!(mount.options(), ["rbind", "ro"]);
+        assert_eq!(mount.clone().passing(), mount);
     }
 }

@@ -162,6 +162,7 @@ on_each_backend! {
     privileged_writes_stay_in_their_snapshot_and_commit_to_a_layer
     privileged_single_layers_and_no_layers_mount_too
     privileged_both_mount_apis_mount_the_same
+    privileged_what_passes_is_not_synced_and_not_mounted_again
 }
 
 /// Lazy layers, snapshots and one mountpoint in a temporary directory.
@@ -376,6 +377,29 @@ fn privileged_both_mount_apis_mount_the_same(backend: Backend) {
         fs::write(fixture.target().join("etc/own"), b"own").unwrap();
         fs::remove_file(fixture.target().join("etc/own")).unwrap();
         unmount(&fixture.target()).unwrap();
+    }
+    fixture.assert_clean();
+}
+
+fn privileged_what_passes_is_not_synced_and_not_mounted_again(backend: Backend) {
+    let fixture = Fixture::new(backend);
+    two_layers(&fixture);
+    let target = fixture.target();
+    for (key, api) in [("new", Api::New), ("classic", Api::Classic)] {
+        let prepared = fixture.snapshots.prepare(key, Some("top"), &Labels::new());
+        prepared.unwrap();
+        let Mount::Overlay(overlay) = fixture.plan(key).passing() else {
+            panic!("two layers make an overlay");
+        };
+        overlay.mount_at(&target, api).unwrap();
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut lines = table.lines();
+        let line = lines.find(|line| line.contains(target.to_str().unwrap()));
+        assert!(line.unwrap().contains("volatile"), "{api:?}");
+        fs::write(target.join("etc/own"), b"own").unwrap();
+        unmount(&target).unwrap();
+        fixture.plan(key).mount_at(&target).unwrap_err();
+        fixture.snapshots.remove(key).unwrap();
     }
     fixture.assert_clean();
 }
