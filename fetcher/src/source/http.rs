@@ -110,7 +110,7 @@ impl Transport {
     }
 
     /// Begins a connection to the host of `uri` that the next request there can have.
-    pub(crate) fn connect_ahead(&self, uri: Uri) {
+    pub(crate) fn connect_ahead(&self, uri: &Uri) {
         self.connector.connect_ahead(uri);
     }
 

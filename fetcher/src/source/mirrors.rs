@@ -77,7 +77,7 @@ impl Mirrors {
         }
     }
 
-    /// Begins a connection to the host that is soon asked first about `repository`. Costs it
+    /// Begins connections to the host that is soon asked first about `repository`. Costs it
     /// no request; a failure shows with the first one.
     pub fn connect_ahead(&self, repository: &Repository) {
         if self.shared.dir.is_none() {

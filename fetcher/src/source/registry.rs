@@ -28,6 +28,7 @@ use http::{HeaderMap, Uri};
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use tokio::sync::Semaphore;
 
 pub(crate) use self::blob::{Want, take_off};
 use super::auth::credentials::Credentials;
@@ -46,6 +47,10 @@ use crate::{Error, Result};
 /// Blobs whose redirect target is remembered: more than the layers of any set of images
 /// that start together.
 const ROUTES_MAX: usize = 4096;
+
+/// Openings that ask at once where their blob is: what the profile of a start has under way.
+/// More would only be more redirects to answer for a registry.
+const ASKERS_MAX: usize = 8;
 
 /// Parts of a blob asked for at once: a header of under 2 KiB, and at most a quarter of
 /// what servers that count them allow.
@@ -89,6 +94,8 @@ struct Core {
     credentials: Arc<Credentials>,
     auth: Arc<Auth>,
     routes: SingleFlight<(Repository, Digest), Route>,
+    /// Turns of those who ask for a route that somebody else may be asking for.
+    askers: Semaphore,
     /// Hosts that answered a question for several parts with something else.
     single: Mutex<HashSet<String>>,
     /// Whether an operation has given up because nobody answered.
@@ -117,6 +124,7 @@ impl RegistrySource {
                 credentials,
                 auth: Arc::new(auth),
                 routes: SingleFlight::new(ROUTES_MAX),
+                askers: Semaphore::new(ASKERS_MAX),
                 single: Mutex::default(),
                 unreachable: Arc::default(),
                 jitter: Jitter::new(rng),
@@ -146,6 +154,7 @@ impl RegistrySource {
                 credentials: core.credentials.clone(),
                 auth,
                 routes: SingleFlight::new(ROUTES_MAX),
+                askers: Semaphore::new(ASKERS_MAX),
                 single: Mutex::default(),
                 unreachable: Arc::default(),
                 jitter: core.jitter.clone(),
@@ -186,12 +195,12 @@ impl RegistrySource {
         &self.core.config
     }
 
-    /// Begins a connection to the registry of `repository`, which is soon asked for
+    /// Begins connections to the registry of `repository`, which is soon asked for
     /// something. Costs the registry no request; a failure shows with the first one.
     pub fn connect_ahead(&self, repository: &Repository) {
         let endpoint = self.core.endpoint(repository);
         if let Ok(uri) = endpoint.uri("/v2/") {
-            self.core.transport.connect_ahead(uri);
+            self.core.transport.connect_ahead(&uri);
         }
     }
 

@@ -42,6 +42,14 @@ impl<K: Eq + Hash, V: Clone> SingleFlight<K, V> {
         self.cells.lock().get(key)?.get().cloned()
     }
 
+    /// Keeps a value that was had without this table, in place of what is there. Who is
+    /// computing one goes on, for those who wait for it.
+    pub(crate) fn keep(&self, key: K, value: V) {
+        let mut cells = self.cells.lock();
+        self.make_room(&mut cells, &key);
+        cells.insert(key, Arc::new(OnceCell::new_with(Some(value))));
+    }
+
     /// Drops the value of `key` if it is the one that failed; a newer one stays.
     pub(crate) fn forget(&self, key: &K, failed: impl Fn(&V) -> bool) {
         let mut cells = self.cells.lock();
@@ -56,14 +64,18 @@ impl<K: Eq + Hash, V: Clone> SingleFlight<K, V> {
 
     fn cell(&self, key: K, fresh: impl Fn(&V) -> bool) -> Arc<OnceCell<V>> {
         let mut cells = self.cells.lock();
-        if cells.len() >= self.entries_max && !cells.contains_key(&key) {
-            cells.clear();
-        }
+        self.make_room(&mut cells, &key);
         let cell = cells.entry(key).or_default();
         if cell.get().is_some_and(|value| !fresh(value)) {
             *cell = Arc::default();
         }
         cell.clone()
+    }
+
+    fn make_room(&self, cells: &mut HashMap<K, Arc<OnceCell<V>>>, key: &K) {
+        if cells.len() >= self.entries_max && !cells.contains_key(key) {
+            cells.clear();
+        }
     }
 }
 
@@ -118,9 +130,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_kept_replaces_what_was_there() {
+        let table = SingleFlight::new(4);
+        let slow = table.get(
+            1,
+            |_| true,
+            || async {
+                table.keep(1, 7);
+                tokio::task::yield_now().await;
+                Ok::<_, &str>(6)
+            },
+        );
+        assert_eq!(slow.await, Ok(6));
+        assert_eq!(table.peek(&1), Some(7), "kept meanwhile");
+        table.keep(1, 8);
+        assert_eq!(table.peek(&1), Some(8));
+        let got = table.get(1, |_| true, || async { Err::<u8, _>("not asked") });
+        assert_eq!(got.await, Ok(8));
+    }
+
+    #[tokio::test]
     async fn stays_within_its_bound() {
         let table = SingleFlight::new(2);
         for key in 0..9 {
+            table.keep(key + 10, 0);
             table
                 .get(key, |_| true, || async { Ok::<_, ()>(key) })
                 .await

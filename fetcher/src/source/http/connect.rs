@@ -1,11 +1,11 @@
 //! From a URI to a connected stream: TCP, through a proxy if one is set, TLS for https.
 //!
-//! A connection can be begun before anyone asks for one: a start has other things to do
-//! while it comes to be.
+//! Connections can be begun before anyone asks for one: a start has other things to do
+//! while they come to be.
 //!
 //! Invariant: the whole set-up ends within the connect timeout, and what a proxy sends
-//! before the tunnel is bounded. Never falls back from https to http. At most one
-//! connection waits for being asked for.
+//! before the tunnel is bounded. Never falls back from https to http. At most
+//! [`PLAIN_AHEAD`] connections wait for being asked for.
 
 use std::io;
 use std::pin::Pin;
@@ -41,6 +41,10 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// later, and a request on a closed one costs a retry.
 const AHEAD_MAX: Duration = Duration::from_secs(10);
 
+/// Connections that are begun ahead without TLS: one for each request that a start's profile
+/// begins with. With TLS it is one: HTTP/2 needs no more, and each costs the server CPU.
+const PLAIN_AHEAD: usize = 3;
+
 /// Why no connection came to be, in words for the user.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -54,7 +58,7 @@ pub(crate) struct Connector {
     proxies: Arc<Proxies>,
     timeout: Duration,
     dial_timeout: Option<Duration>,
-    ahead: Arc<Mutex<Option<Ahead>>>,
+    ahead: Arc<Mutex<Vec<Ahead>>>,
 }
 
 /// A connection that nobody has asked for yet.
@@ -88,22 +92,30 @@ impl Connector {
         self
     }
 
-    /// Begins a connection to the host of `uri`, for whoever asks for one next. How that
-    /// goes shows only then.
-    pub(crate) fn connect_ahead(&self, uri: Uri) {
-        let to = (uri.scheme().cloned(), uri.authority().cloned());
-        let task = tokio::spawn(self.clone().connect_in_time(uri));
-        let begun = Instant::now();
-        *self.ahead.lock() = Some(Ahead { to, begun, task });
+    /// Begins connections to the host of `uri`, for who asks for some next. How that goes
+    /// shows only then.
+    pub(crate) fn connect_ahead(&self, uri: &Uri) {
+        let count = match uri.scheme() == Some(&Scheme::HTTPS) {
+            true => 1,
+            false => PLAIN_AHEAD,
+        };
+        let begin = |_| Ahead {
+            to: (uri.scheme().cloned(), uri.authority().cloned()),
+            begun: Instant::now(),
+            task: tokio::spawn(self.clone().connect_in_time(uri.clone())),
+        };
+        *self.ahead.lock() = (0..count).map(begin).collect();
     }
 
     /// What was begun ahead to the host of `uri`, if it is still good.
     fn take_ahead(&self, uri: &Uri) -> Option<Ahead> {
-        let is_there = |ahead: &mut Ahead| {
+        let mut all = self.ahead.lock();
+        all.retain(|ahead| ahead.begun.elapsed() < AHEAD_MAX);
+        let is_there = |ahead: &Ahead| {
             ahead.to.0.as_ref() == uri.scheme() && ahead.to.1.as_ref() == uri.authority()
         };
-        let ahead = self.ahead.lock().take_if(is_there)?;
-        (ahead.begun.elapsed() < AHEAD_MAX).then_some(ahead)
+        let place = all.iter().position(is_there)?;
+        Some(all.remove(place))
     }
 
     async fn connect_in_time(self, uri: Uri) -> Result<MaybeHttpsStream<Conn>, ConnectError> {
@@ -306,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_begun_ahead_is_the_next_one_there() {
+    async fn connections_begun_ahead_are_the_next_ones_there() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let here: Uri = format!("http://{}/a", listener.local_addr().unwrap())
             .parse()
@@ -318,7 +330,7 @@ mod tests {
             proxies,
             config.connect_timeout,
         );
-        connector.connect_ahead(here.clone());
+        connector.connect_ahead(&here);
         // Another port is another host.
         let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let there: Uri = format!("http://{}/", elsewhere.local_addr().unwrap())
@@ -326,13 +338,19 @@ mod tests {
             .unwrap();
         drop(connector.call(there).await.unwrap());
         assert_eq!(accepted(&elsewhere).await, 1);
-        drop(connector.call(here.clone()).await.unwrap());
-        assert_eq!(accepted(&listener).await, 1, "taken, not made anew");
+        for _ in 0..PLAIN_AHEAD {
+            drop(connector.call(here.clone()).await.unwrap());
+        }
+        assert_eq!(
+            accepted(&listener).await,
+            PLAIN_AHEAD,
+            "taken, not made anew"
+        );
         drop(connector.call(here.clone()).await.unwrap());
         assert_eq!(accepted(&listener).await, 1, "used up");
         // One that failed does not fail who comes next.
         drop(listener);
-        connector.connect_ahead(here.clone());
+        connector.connect_ahead(&here);
         let port = here.port_u16().unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
         let again = TcpListener::bind(("127.0.0.1", port)).await.unwrap();

@@ -357,31 +357,45 @@ impl Opening<'_> {
     }
 
     /// Where the blob is, and the answer itself if the registry had to be asked and
-    /// serves the bytes. Of many openings of one blob at once, one asks.
+    /// serves the bytes. While nobody knows, a few ask side by side: who waits for somebody
+    /// else's answer is a round trip later.
     async fn route(&self) -> Result<(Route, Option<Answer>), Fault> {
         let key = (self.blob.repository.clone(), self.blob.digest);
-        let mut first = None;
-        let route = self
-            .core
-            .routes
+        let routes = &self.core.routes;
+        if let Some(route) = routes.peek(&key) {
+            return Ok((route, None));
+        }
+        if let Ok(_turn) = self.core.askers.try_acquire() {
+            let (route, answer) = self.find().await?;
+            routes.keep(key, route.clone());
+            return Ok((route, answer));
+        }
+        let mut own = None;
+        let route = routes
             .get(
                 key,
                 |_| true,
                 || async {
-                    let mut answer = self.ask(&Route::Origin).await?;
-                    if let Some(target) = answer::redirect(self.subject, &answer)? {
-                        self.core.counters.add(Count::Redirects, 1);
-                        return Ok(Route::Elsewhere(target));
-                    }
-                    if !matches!(answer.status.as_u16(), 200 | 206) {
-                        return Err(answer::fault(self.subject, &mut answer).await);
-                    }
-                    first = Some(answer);
-                    Ok(Route::Origin)
+                    let (route, answer) = self.find().await?;
+                    own = answer;
+                    Ok::<_, Fault>(route)
                 },
             )
             .await?;
-        Ok((route, first))
+        Ok((route, own))
+    }
+
+    /// Asks the registry where the blob is.
+    async fn find(&self) -> Result<(Route, Option<Answer>), Fault> {
+        let mut answer = self.ask(&Route::Origin).await?;
+        if let Some(target) = answer::redirect(self.subject, &answer)? {
+            self.core.counters.add(Count::Redirects, 1);
+            return Ok((Route::Elsewhere(target), None));
+        }
+        if !matches!(answer.status.as_u16(), 200 | 206) {
+            return Err(answer::fault(self.subject, &mut answer).await);
+        }
+        Ok((Route::Origin, Some(answer)))
     }
 
     async fn ask(&self, route: &Route) -> Result<Answer, Fault> {
