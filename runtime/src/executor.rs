@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
+mod cgroup;
 mod console;
 mod embedded;
 mod external;
@@ -155,6 +156,10 @@ pub trait Executor: Send + Sync {
     /// Does beforehand what the next [`Executor::launch`] needs whatever its plan. Must run
     /// inside a tokio runtime. Never waits; a failure shows at the launch.
     fn warm_up(&self);
+
+    /// Does beforehand what helps a [`Executor::launch`] only for a few tens of milliseconds.
+    /// Must run inside a tokio runtime. Never waits; a failure shows at the launch.
+    fn expect_launch(&self);
 
     /// Creates and starts the container of `plan`. Unbounded: its first reads may come
     /// from a registry; callers that want a deadline wrap it in a timeout.
