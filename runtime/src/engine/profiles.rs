@@ -403,12 +403,16 @@ impl Engine {
             return;
         }
         let learnt = merge::merge(old, &touches, now_s());
+        let fits = !is_new && merge::names_the_same(old, &learnt);
         self.pin(image, places_of(&learnt)).await;
         profiles.put(learnt);
         if let Err(error) = self.keep(profiles).await {
             tracing::warn!(%error, "what this start read could not be remembered");
         }
-        self.shape(image).await;
+        // Nothing is read that indexes were not shaped for before.
+        if !fits {
+            self.shape(image).await;
+        }
     }
 
     /// Pins what a start reads, for as long as it takes to be started again.

@@ -21,7 +21,7 @@ use super::companions::Companions;
 use super::follow::{self, Ended};
 use super::profiles::{Report, Session};
 use super::stage::{Stage, mount_tree, tree_of};
-use crate::executor::{Embedded, Executor, External, LaunchPlan};
+use crate::executor::{Embedded, Executor, External, LaunchPlan, Task};
 use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
 use crate::image::{Image, ImageLayer};
 use crate::spec::bundle::AccountFiles;
@@ -91,7 +91,7 @@ impl Engine {
             mut session,
             accounts,
         } = tokio::select! {
-            prepared = self.prepare(&mut request, puller, stage) => prepared?,
+            prepared = self.prepare(&mut request, (puller, executor), stage) => prepared?,
             signal = stop_signal() => return Err(Error::Interrupted { signal }),
         };
         self.release_db();
@@ -104,13 +104,27 @@ impl Engine {
         };
         let outcome = play.perform(&request, stage, &mut session).await;
         let failed = outcome.is_err();
-        if let Some(accounts) = accounts {
-            self.remember_accounts(image.manifest.digest, accounts)
-                .await;
-        }
-        let report = session.finish(self, &image, trace, failed).await;
-        let mut record = self.record(&image, trace, &outcome?);
-        record.misses = stage.misses();
+        let misses = stage.misses();
+        let (ended, task) = outcome.map_or_else(|e| (Err(e), None), |(e, t)| (Ok(e), Some(t)));
+        // What the container leaves to do, side by side: each mostly waits.
+        let deleted = async {
+            match task {
+                Some(task) => task.delete().await,
+                None => Ok(()),
+            }
+        };
+        let remembered = async {
+            self.expect_commit().await;
+            if let Some(accounts) = accounts {
+                self.remember_accounts(image.manifest.digest, accounts)
+                    .await;
+            }
+            session.finish(self, &image, trace, failed).await
+        };
+        let (deleted, report, ()) = tokio::join!(deleted, remembered, stage.clear());
+        let mut record = self.record(&image, trace, &ended?);
+        deleted?;
+        record.misses = misses;
         record.copied_bytes = puller.progress.copied();
         Ok(with_profile(record, &report))
     }
@@ -119,7 +133,7 @@ impl Engine {
     async fn prepare(
         self: &Arc<Self>,
         request: &mut RunRequest,
-        puller: &Puller,
+        (puller, executor): (&Puller, &dyn Executor),
         stage: &mut Stage,
     ) -> Result<Prepared> {
         let local = self.local(&request.reference).await?;
@@ -145,12 +159,14 @@ impl Engine {
             async {
                 self.look_for_indexes(&image, puller).await;
                 let with = (&session, companions.as_ref());
-                self.mount_layers(&image, puller, &stage.mounter(), with)
+                let performers = (puller, executor);
+                self.mount_layers(&image, performers, &stage.mounter(), with)
                     .await
             },
         );
         stage.hold(mounted?);
         stage.keep(companions);
+        executor.expect_launch();
         let span = puller.trace.start("snapshot", None);
         request.options.rootfs = stage.set(self, chain?).await?;
         request.options.id = stage.id().to_owned();
@@ -175,7 +191,7 @@ impl Engine {
     async fn mount_layers(
         &self,
         image: &Image,
-        puller: &Puller,
+        (puller, executor): (&Puller, &dyn Executor),
         mounter: &LayerMounts,
         (session, companions): (&Session, Option<&Companions>),
     ) -> Result<Vec<(Arc<Layer>, Arc<LayerMount>)>> {
@@ -185,6 +201,8 @@ impl Engine {
                 .await?;
             let data = session.opened(number, &layer, &puller.trace);
             layer.set_foresight(companions.is_some());
+            // Mounting takes about as long as this is good for.
+            executor.expect_launch();
             let span = puller.trace.start("mount", Some(number));
             let tree = tree_of(&layer).await?;
             if let Some(companions) = companions {
@@ -253,13 +271,14 @@ struct Play<'a> {
 }
 
 impl Play<'_> {
-    /// Starts the container, pumps its streams until it ends, and removes it.
+    /// Starts the container and pumps its streams until it ends; what is left to be deleted.
+    /// After an error nothing is.
     async fn perform(
         &self,
         request: &RunRequest,
         stage: &Stage,
         session: &mut Session,
-    ) -> Result<Ended> {
+    ) -> Result<(Ended, Box<dyn Task>)> {
         let began = Instant::now();
         let (io, ends) = follow::open(request.options.terminal, request.interactive)?;
         let plan = LaunchPlan {
@@ -296,11 +315,14 @@ impl Play<'_> {
                 following,
             )
             .await;
-        // What is known of the container goes next, and opening the database mostly waits.
-        let (deleted, ()) = tokio::join!(launched.task.delete(), self.engine.expect_commit());
-        let ended = outcome?;
-        deleted?;
-        Ok(ended)
+        match outcome {
+            Ok(ended) => Ok((ended, launched.task)),
+            Err(error) => {
+                // The first error is the one to tell.
+                let _ = launched.task.delete().await;
+                Err(error)
+            }
+        }
     }
 }
 

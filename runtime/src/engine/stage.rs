@@ -39,6 +39,8 @@ pub(super) struct Stage {
     rootfs: Option<PathBuf>,
     /// Things being made.
     making: TaskTracker,
+    /// How unmounting went so far.
+    cleared: Result<()>,
     run: RunDir,
 }
 
@@ -60,6 +62,7 @@ impl Stage {
                 snapshot: None,
                 rootfs: None,
                 making: TaskTracker::new(),
+                cleared: Ok(()),
                 run,
             })
         })
@@ -138,8 +141,9 @@ impl Stage {
             let resolve = |digest: &Digest| mount_of(digest, &lowers);
             let mounts = engine.snapshots.mounts_of(&chain, &resolve)?;
             std::fs::create_dir_all(&target).map_err(|e| Error::io("create", &target, e))?;
-            for mount in &mounts {
-                mount.mount_at(&target)?;
+            for mount in mounts {
+                // What the container writes is removed with it, also after a crash.
+                mount.passing().mount_at(&target)?;
             }
             Ok::<_, Error>(())
         })
@@ -147,24 +151,30 @@ impl Stage {
         Ok(rootfs)
     }
 
-    /// Takes everything down. The first failure is returned after all was tried.
-    pub(super) async fn strike(mut self, engine: &Arc<Engine>) -> Result<()> {
-        self.making.close();
-        self.making.wait().await;
+    /// Unmounts what the container stood on, which has ended. What fails is told by
+    /// [`Self::strike`], which does the same for those that never came so far.
+    pub(super) async fn clear(&mut self) {
         let rootfs = self.rootfs.take().filter(|path| path.exists());
         let unmounted = blocking(move || match rootfs {
             Some(rootfs) => overlay::unmount(&rootfs).map_err(Error::from),
             None => Ok(()),
         })
         .await;
-        // Nobody reads any more. Each of these mostly waits, for the kernel or the disk.
-        let (held, key, layers) = (self.held, self.snapshot.take(), self.layers);
+        // Nobody reads any more. Each of these mostly waits for the kernel.
+        let held = std::mem::take(&mut self.held).into_iter();
+        join_all(held.map(|mount| blocking(move || drop(mount)))).await;
+        self.cleared = std::mem::replace(&mut self.cleared, Ok(())).and(unmounted);
+    }
+
+    /// Takes everything down. The first failure is returned after all was tried.
+    pub(super) async fn strike(mut self, engine: &Arc<Engine>) -> Result<()> {
+        self.making.close();
+        self.making.wait().await;
+        self.clear().await;
+        let (cleared, key, layers) = (self.cleared, self.snapshot.take(), self.layers);
         let (engine, run) = (Arc::clone(engine), self.run);
-        let released = async {
-            let held = held.into_iter();
-            join_all(held.map(|mount| blocking(move || drop(mount)))).await;
-            blocking(move || run.close().map_err(Error::from)).await
-        };
+        // Each of these mostly waits for the disk.
+        let released = blocking(move || run.close().map_err(Error::from));
         let forgotten = blocking(move || key.map_or(Ok(()), |key| forget(&engine, &key)));
         let closed = async {
             let mut first = Ok(());
@@ -174,7 +184,7 @@ impl Stage {
             first
         };
         let (released, forgotten, closed) = tokio::join!(released, forgotten, closed);
-        unmounted.and(released).and(forgotten).and(closed)
+        cleared.and(released).and(forgotten).and(closed)
     }
 }
 

@@ -73,6 +73,16 @@ pub fn teaches(old: &CommandProfile, touches: &[Touch]) -> bool {
     old.runs < RUNS_TO_JUDGE && seen.len() < known.len()
 }
 
+/// Whether both name the same pages, in whatever order.
+pub fn names_the_same(a: &CommandProfile, b: &CommandProfile) -> bool {
+    let places = |profile: &CommandProfile| -> BTreeMap<(u32, u32), u16> {
+        let blocks = profile.blocks.iter();
+        let named = blocks.map(|block| ((block.layer, block.place.block), block.place.pages));
+        named.collect()
+    };
+    places(a) == places(b)
+}
+
 /// Starts that could have read the block.
 fn age(block: &Block, runs: u32) -> u32 {
     runs.saturating_sub(block.born).saturating_add(1)

@@ -65,6 +65,19 @@ fn what_is_seldom_read_goes_and_what_is_new_stays() {
 }
 
 #[test]
+fn order_and_sightings_do_not_tell_profiles_apart() {
+    let (a, b) = (touch(0, 1, 0b11), touch(1, 1, 1));
+    let profile = after(&[&[a, b]]);
+    assert!(names_the_same(&profile, &after(&[&[b, a], &[b]])));
+    assert!(!names_the_same(&profile, &after(&[&[a]])));
+    assert!(!names_the_same(
+        &profile,
+        &after(&[&[a, b, touch(1, 1, 0b10)]])
+    ));
+    assert!(!names_the_same(&empty(), &profile));
+}
+
+#[test]
 fn only_what_teaches_is_written() {
     let known = [touch(0, 1, 0b11), touch(1, 1, 1)];
     let (young, grown) = (after(&[&known]), after(&[known.as_slice(); 8]));
