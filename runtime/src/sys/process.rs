@@ -24,6 +24,14 @@ pub(crate) fn raise_open_files() -> io::Result<u64> {
     Ok(most)
 }
 
+/// Ends this process with `code`, now: no destructor of a C or C++ library runs any more.
+/// Nothing may be left in buffers.
+#[expect(unsafe_code, reason = "_exit has no safe wrapper in our dependencies")]
+pub(crate) fn leave(code: u8) -> ! {
+    // SAFETY: the call takes an integer and does not return.
+    unsafe { libc::_exit(i32::from(code)) }
+}
+
 /// Makes this process the one that orphaned descendants are handed to.
 pub(crate) fn become_subreaper() -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
