@@ -198,7 +198,9 @@ proptest! {
 }
 
 fn open_db(dir: &std::path::Path) -> DbMetastore {
-    DbMetastore::new(Arc::new(Db::open(dir.join("db"), &[SnapshotTable::NAME]).unwrap()))
+    DbMetastore::new(Arc::new(
+        Db::open(dir.join("db"), &[SnapshotTable::NAME]).unwrap(),
+    ))
 }
 
 proptest! {
