@@ -2,10 +2,11 @@
 //!
 //! An image holds names, attributes and links. Contents stay where they are: a regular
 //! file is one chunk that points into the layer's data file, which is the image's only
-//! extra device. Whoever mounts the image names that file, and pads it to a whole block.
+//! extra device. Whoever mounts the image names that file, and pads it to a whole block. It
+//! can be named twice ([`Devices`]), so that small files are read through a file of their own.
 //!
 //! ```text
-//! block 0          superblock at 1024, its device slot at 1152
+//! block 0          superblock at 1024, its device slots from 1152 on
 //! block 1 ...      inodes as the tree numbers them, the root first, each at a multiple of
 //!                  32 bytes: inode, extended attributes, chunk index or inline tail
 //! ... whole blocks what does not fit behind its inode: directories, long symbolic links
@@ -34,6 +35,18 @@ use layout::Plan;
 /// Size of a block in bytes: the kernel's page, which is also what `stat` then calls the
 /// preferred size of a read. Contents must begin at multiples of it in the data file.
 pub const BLOCK: u32 = 4096;
+
+/// Files of at most so many bytes are small.
+pub const SMALL_MAX: u64 = 64 << 10;
+
+/// Through how many files an image has the data read, all with the same bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Devices {
+    /// One.
+    One,
+    /// Two: the second for small files, the first for the others.
+    SmallApart,
+}
 
 /// Why a tree cannot become an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +86,7 @@ pub enum Unfit {
 pub struct Image<'t> {
     tree: &'t Tree,
     plan: Plan<'t>,
+    devices: Devices,
 }
 
 impl<'t> Image<'t> {
@@ -82,7 +96,17 @@ impl<'t> Image<'t> {
     /// [`Unfit`] where the format cannot say what the tree says.
     pub fn of(tree: &'t Tree) -> Result<Self, Unfit> {
         let plan = Plan::of(tree)?;
-        Ok(Self { tree, plan })
+        let devices = Devices::One;
+        Ok(Self {
+            tree,
+            plan,
+            devices,
+        })
+    }
+
+    /// The same image for other devices: as long, and everything in the same places.
+    pub fn for_devices(self, devices: Devices) -> Self {
+        Self { devices, ..self }
     }
 
     /// Length of the image in bytes, whole blocks.
@@ -101,7 +125,7 @@ impl<'t> Image<'t> {
     /// # Errors
     /// Those of `out`.
     pub fn write_to(&self, out: impl Write) -> io::Result<()> {
-        write::image(self.tree, &self.plan, out)
+        write::image(self.tree, &self.plan, self.devices, out)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use lazarette_fetcher::index::Timestamp;
 
-use super::BLOCK;
+use super::{BLOCK, Devices, SMALL_MAX};
 
 /// Where the superblock stands in block 0.
 pub(super) const SUPERBLOCK_AT: usize = 1024;
@@ -24,8 +24,9 @@ const FEATURES_COMPAT: u32 = 0x1 | 0x2;
 /// Chunked files and a table of devices.
 const FEATURES_INCOMPAT: u32 = 0x4 | 0x8;
 const BLOCK_BITS: u8 = 12;
-/// Place of the device slot, in units of its length of 128 bytes.
+/// Place of the first device slot, in units of its length of 128 bytes.
 const DEVICE_SLOT: u16 = 9;
+const DEVICE_SLOT_LEN: usize = 128;
 /// What `dump.erofs` calls the image and its device; at most 16 bytes.
 const LABEL: &[u8; 16] = b"lazarette\0\0\0\0\0\0\0";
 /// Seed and polynomial of the checksum, a CRC-32C without the final inversion.
@@ -47,6 +48,8 @@ pub(super) struct Superblock {
     pub(super) xattr_block: u32,
     /// Blocks of the data file.
     pub(super) data_blocks: u32,
+    /// How often that is named.
+    pub(super) devices: Devices,
 }
 
 impl Superblock {
@@ -70,12 +73,17 @@ impl Superblock {
         out.extend(LABEL);
         out.extend(FEATURES_INCOMPAT.to_le_bytes());
         out.extend([0; 2]);
-        out.extend(1_u16.to_le_bytes());
+        let devices = self.devices.count();
+        out.extend(devices.to_le_bytes());
         out.extend(DEVICE_SLOT.to_le_bytes());
-        out.resize(usize::from(DEVICE_SLOT) * 128, 0);
-        out.extend(LABEL);
-        out.extend([0; 48]);
-        out.extend(self.data_blocks.to_le_bytes());
+        out.resize(usize::from(DEVICE_SLOT) * DEVICE_SLOT_LEN, 0);
+        for _ in 0..devices {
+            let end = out.len() + DEVICE_SLOT_LEN;
+            out.extend(LABEL);
+            out.extend([0; 48]);
+            out.extend(self.data_blocks.to_le_bytes());
+            out.resize(end, 0);
+        }
         out.resize(BLOCK as usize, 0);
         let sum = checksum(out.get(CRC_FROM..).unwrap_or_default());
         if let Some(place) = out.get_mut(CRC_AT..CRC_FROM) {
@@ -162,11 +170,27 @@ impl Inode {
     }
 }
 
-/// A chunk that begins at a block of the data file.
-pub(super) fn append_chunk_index(data_block: u32, out: &mut Vec<u8>) {
-    const DATA_FILE: u16 = 1;
+impl Devices {
+    fn count(self) -> u16 {
+        match self {
+            Self::One => 1,
+            Self::SmallApart => 2,
+        }
+    }
+
+    /// The number of the one through which a file of `size` bytes is read.
+    pub(super) fn of_file(self, size: u64) -> u16 {
+        match self {
+            Self::SmallApart if size <= SMALL_MAX => 2,
+            Self::One | Self::SmallApart => 1,
+        }
+    }
+}
+
+/// A chunk that begins at a block of a device.
+pub(super) fn append_chunk_index(device: u16, data_block: u32, out: &mut Vec<u8>) {
     out.extend([0; 2]);
-    out.extend(DATA_FILE.to_le_bytes());
+    out.extend(device.to_le_bytes());
     out.extend(data_block.to_le_bytes());
 }
 
@@ -207,6 +231,7 @@ mod tests {
             blocks: 2,
             xattr_block: 0,
             data_blocks: 7,
+            devices: Devices::One,
         };
         let block = superblock.block();
         assert_eq!(block.len(), BLOCK as usize);
@@ -214,8 +239,21 @@ mod tests {
         assert_eq!(&block[1152 + 64..1152 + 68], &7_u32.to_le_bytes());
         assert!(block[1152 + 68..].iter().all(|byte| *byte == 0));
         let mut out = Vec::new();
-        append_chunk_index(3, &mut out);
+        append_chunk_index(1, 3, &mut out);
         assert_eq!(out, [0, 0, 1, 0, 3, 0, 0, 0]);
+        let devices = Devices::SmallApart;
+        let two = Superblock {
+            devices,
+            ..superblock
+        };
+        let two = two.block();
+        assert_eq!(two[1024 + 86..1024 + 88], [2, 0]);
+        assert_eq!(two[1152..1280], two[1280..1408]);
+        assert_eq!(two[1280 + 64..1280 + 68], 7_u32.to_le_bytes());
+        for (size, device) in [(1, 2), (SMALL_MAX, 2), (SMALL_MAX + 1, 1)] {
+            assert_eq!(devices.of_file(size), device, "{size}");
+            assert_eq!(Devices::One.of_file(size), 1, "{size}");
+        }
     }
 
     #[test]

@@ -10,12 +10,16 @@ use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-use super::{Image, Unfit};
+use super::{Devices, Image, Unfit};
 use crate::test_util::LayerBuilder;
 use crate::tree::Tree;
 
 pub(super) fn image_of(tree: &Tree) -> Vec<u8> {
-    let image = Image::of(tree).unwrap();
+    image_for(tree, Devices::One)
+}
+
+pub(super) fn image_for(tree: &Tree, devices: Devices) -> Vec<u8> {
+    let image = Image::of(tree).unwrap().for_devices(devices);
     let mut bytes = Vec::new();
     image.write_to(&mut bytes).unwrap();
     assert_eq!(bytes.len() as u64, image.image_len());
@@ -98,6 +102,10 @@ fn an_image_says_what_its_tree_says() {
     let image = image_of(&tree);
     assert_eq!(reader::of_image(&image), reader::of_tree(&tree));
     assert_eq!(image, image_of(&tree));
+    let two = image_for(&tree, Devices::SmallApart);
+    assert_eq!(reader::of_image(&two), reader::of_tree(&tree));
+    assert_eq!(two.len(), image.len());
+    assert_ne!(two, image);
     let empty = LayerBuilder::new("empty").tree();
     assert_eq!(reader::of_image(&image_of(&empty)), reader::of_tree(&empty));
 }

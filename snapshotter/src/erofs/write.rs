@@ -9,7 +9,7 @@ use std::io::{self, BufWriter, Write};
 use super::directory::{self, file_type};
 use super::disk::{self, CHUNK_INDEX_LEN, Content, NO_BLOCK, SLOT, Superblock, append_chunk_index};
 use super::layout::{Place, Plan};
-use super::{BLOCK, xattr};
+use super::{BLOCK, Devices, xattr};
 use crate::tree::{Ino, InodeRef, Kind, ROOT_INO, Tree};
 
 /// Bytes handed to the writer at a time.
@@ -48,7 +48,12 @@ impl<W: Write> Sink<W> {
     }
 }
 
-pub(super) fn image(tree: &Tree, plan: &Plan<'_>, out: impl Write) -> io::Result<()> {
+pub(super) fn image(
+    tree: &Tree,
+    plan: &Plan<'_>,
+    devices: Devices,
+    out: impl Write,
+) -> io::Result<()> {
     let out = BufWriter::with_capacity(PIECE, out);
     let mut sink = Sink { out, at: 0 };
     let root = u16::try_from(plan.place(ROOT_INO).slot).map_err(io::Error::other)?;
@@ -58,6 +63,7 @@ pub(super) fn image(tree: &Tree, plan: &Plan<'_>, out: impl Write) -> io::Result
         blocks: plan.blocks,
         xattr_block: plan.xattr_block,
         data_blocks: plan.data_blocks,
+        devices,
     };
     sink.put(&superblock.block())?;
     let slot_of = |ino: Ino| plan.place(ino).slot;
@@ -65,7 +71,7 @@ pub(super) fn image(tree: &Tree, plan: &Plan<'_>, out: impl Write) -> io::Result
     for inode in (ROOT_INO..).map_while(|ino| tree.get(ino)) {
         let place = plan.place(inode.ino());
         bytes.clear();
-        append_inode(tree, plan, inode, &mut bytes);
+        append_inode((tree, plan, devices), inode, &mut bytes);
         sink.pad_to(u64::from(place.slot) * u64::from(SLOT))?;
         sink.put(&bytes)?;
     }
@@ -81,7 +87,11 @@ pub(super) fn image(tree: &Tree, plan: &Plan<'_>, out: impl Write) -> io::Result
 }
 
 /// Appends an inode and what stands behind it.
-fn append_inode<'t>(tree: &'t Tree, plan: &Plan<'t>, inode: InodeRef<'t>, out: &mut Vec<u8>) {
+fn append_inode<'t>(
+    (tree, plan, devices): (&'t Tree, &Plan<'t>, Devices),
+    inode: InodeRef<'t>,
+    out: &mut Vec<u8>,
+) {
     let content = plan.place(inode.ino()).content;
     let attr = inode.attr();
     let mut xattrs = Vec::new();
@@ -109,7 +119,8 @@ fn append_inode<'t>(tree: &'t Tree, plan: &Plan<'t>, inode: InodeRef<'t>, out: &
     out.extend_from_slice(&xattrs);
     match (content, inode.kind()) {
         (Content::Chunks { bits }, Kind::Regular { size, data_offset }) => {
-            append_chunks(bits, size, data_offset, out);
+            let start = (devices.of_file(size), data_offset);
+            append_chunks(bits, size, start, out);
         }
         (Content::Inline(_), Kind::Symlink { target }) => out.extend_from_slice(target),
         (Content::Inline(_), Kind::Directory { .. }) => append_last_block(tree, plan, inode, out),
@@ -120,13 +131,14 @@ fn append_inode<'t>(tree: &'t Tree, plan: &Plan<'t>, inode: InodeRef<'t>, out: &
     }
 }
 
-fn append_chunks(bits: u32, size: u64, data_offset: u64, out: &mut Vec<u8>) {
+/// The chunks of a file that begins at a byte of a device.
+fn append_chunks(bits: u32, size: u64, (device, data_offset): (u16, u64), out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(CHUNK_INDEX_LEN as usize), 0);
     let starts = (0..size.div_ceil(1 << bits)).map(|chunk| data_offset + (chunk << bits));
     for start in starts {
         // Within the data file, whose blocks were counted.
         let block = u32::try_from(start / u64::from(BLOCK)).unwrap_or(NO_BLOCK);
-        append_chunk_index(block, out);
+        append_chunk_index(device, block, out);
     }
 }
 

@@ -9,6 +9,7 @@
 //! where this fails, nothing is left mounted and nothing of the mountpoint is left.
 
 use std::fs::{self, File};
+use std::iter;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -85,16 +86,16 @@ fn mount_over(path: &Path) -> Result<Option<Knob>> {
     mount_image(&files, path)
 }
 
-/// Mounts the EROFS of `files`, an image and its data file, over the directory `path`.
-pub(crate) fn mount_image(files: &[PathBuf; 2], path: &Path) -> Result<Option<Knob>> {
+/// Mounts the EROFS of `files`, an image and its devices, over the directory `path`.
+pub(crate) fn mount_image(files: &[PathBuf], path: &Path) -> Result<Option<Knob>> {
     let (mount, knob) = make_image(files, path)?;
     sys::attach(&mount, path).map_err(|source| Error::mount("mount erofs at", path, source))?;
     Ok(knob)
 }
 
-/// Makes the EROFS of `files`, an image and its data file, that will be mounted at `path`; and
+/// Makes the EROFS of `files`, an image and its devices, that will be mounted at `path`; and
 /// what sets its read-ahead, if it could be told which one it is.
-pub(crate) fn make_image(files: &[PathBuf; 2], path: &Path) -> Result<(OwnedFd, Option<Knob>)> {
+pub(crate) fn make_image(files: &[PathBuf], path: &Path) -> Result<(OwnedFd, Option<Knob>)> {
     let (mut mount, mut knobs) = watch_erofs(|| create(files, path))?;
     for _ in 1..CREATIONS_MAX {
         if knobs.len() <= 1 {
@@ -107,8 +108,8 @@ pub(crate) fn make_image(files: &[PathBuf; 2], path: &Path) -> Result<(OwnedFd, 
     Ok((mount, if knobs.is_empty() { only } else { None }))
 }
 
-/// Makes the file system of an image and its data file that will be mounted at `path`.
-pub(crate) fn create([metadata, data]: &[PathBuf; 2], path: &Path) -> Result<OwnedFd> {
+/// Makes the file system of `files`, an image and its devices, that will be mounted at `path`.
+pub(crate) fn create(files: &[PathBuf], path: &Path) -> Result<OwnedFd> {
     let fail = |detail: String| {
         move |source| Error::Mount {
             op: "make an erofs for",
@@ -118,7 +119,8 @@ pub(crate) fn create([metadata, data]: &[PathBuf; 2], path: &Path) -> Result<Own
         }
     };
     let context = FsContext::open("erofs").map_err(fail(String::new()))?;
-    for (key, file) in [("source", metadata), ("device", data)] {
+    let keys = iter::once("source").chain(iter::repeat("device"));
+    for (key, file) in keys.zip(files) {
         let set = context.set(key, file);
         set.map_err(fail(format!("as its {key}, {}", file.display())))?;
     }

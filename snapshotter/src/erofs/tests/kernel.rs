@@ -12,7 +12,8 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::reader::{self, Body, Facts};
-use super::{entry, everything, image_of, regular, tree};
+use super::{entry, everything, image_for, image_of, regular, tree};
+use crate::erofs::Devices;
 use crate::sys::{self, FsContext, test_support};
 use crate::test_util::{LayerBuilder, must_be_root};
 use crate::tree::Tree;
@@ -26,6 +27,8 @@ impl Files {
     fn new(tree: &Tree, data: &[u8]) -> Self {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         fs::write(dir.path().join("image"), image_of(tree)).unwrap();
+        let two = image_for(tree, Devices::SmallApart);
+        fs::write(dir.path().join("two"), two).unwrap();
         let file = File::create(dir.path().join("data")).unwrap();
         file.write_all_at(data, 0).unwrap();
         file.set_len(tree.data_len().next_multiple_of(4096))
@@ -47,11 +50,17 @@ impl Files {
     }
 
     fn mount(&self) -> Mounted {
-        let at = self.path("mount");
+        self.mount_of("image", 1)
+    }
+
+    fn mount_of(&self, image: &str, devices: usize) -> Mounted {
+        let at = self.path(&format!("mount-{image}"));
         fs::create_dir(&at).unwrap();
         let context = FsContext::open("erofs").unwrap();
-        context.set("source", &self.path("image")).unwrap();
-        context.set("device", &self.path("data")).unwrap();
+        context.set("source", &self.path(image)).unwrap();
+        for _ in 0..devices {
+            context.set("device", &self.path("data")).unwrap();
+        }
         let mount = context.create(true).unwrap_or_else(|error| {
             panic!("{error}: {}", context.log());
         });
@@ -224,8 +233,10 @@ fn privileged_the_kernel_shows_what_the_tree_says() {
     for layer in layers.into_iter().chain((3..15).map(random)) {
         let (tree, data) = (layer.tree(), layer.bytes());
         let files = Files::new(&tree, &data);
-        let mounted = files.mount();
-        assert_shows(&mounted, &tree, &data);
+        for (image, devices) in [("image", 1), ("two", 2)] {
+            let mounted = files.mount_of(image, devices);
+            assert_shows(&mounted, &tree, &data);
+        }
     }
 }
 

@@ -219,7 +219,11 @@ impl Reader<'_> {
         let start = u64::from(self.u32(indexes + 4)) * 4096;
         for number in 0..size.div_ceil(chunk) {
             let index = indexes + usize::try_from(number).unwrap() * 8;
-            assert_eq!(self.u16(index + 2), 1, "in the first device");
+            let device = match self.u16(1110) {
+                2 if size <= 65_536 => 2,
+                _ => 1,
+            };
+            assert_eq!(self.u16(index + 2), device);
             assert_eq!(
                 u64::from(self.u32(index + 4)) * 4096,
                 start + number * chunk
