@@ -4,8 +4,9 @@
 //! nothing beyond them. Pure: no descriptor is touched here. Numbers are in the machine's
 //! order, as `linux/fuse.h` says.
 //!
-//! The file system it speaks of has a root and one regular file, [`FILE_NAME`], read-only,
-//! for ever the same.
+//! The file system it speaks of has a root and one regular file under two names, read-only, for
+//! ever the same. [`FILE_NAME`] is not cached. [`SMALL_NAME`] is: small files are read through
+//! it, which lie beside each other, and the kernel asks for the next page while one is used.
 
 pub mod answer;
 #[cfg(test)]
@@ -13,10 +14,14 @@ mod tests;
 
 /// Node of the root directory, fixed by the protocol.
 pub const ROOT: u64 = 1;
-/// Node of the only file.
+/// Node of the file that is not cached.
 pub const FILE: u64 = 2;
 /// Its name.
 pub const FILE_NAME: &[u8] = b"data";
+/// Node of the same file that is.
+pub const SMALL: u64 = 3;
+/// Its name.
+pub const SMALL_NAME: &[u8] = b"small";
 
 /// Size of the buffer that requests are read into: the kernel refuses less, and we let it
 /// send nothing longer (no writes).
@@ -47,6 +52,8 @@ pub struct Request<'a> {
     pub unique: u64,
     /// The node it is about; from the kernel, unchecked.
     pub node: u64,
+    /// The thread that made it, as this process knows it; 0 if it does not.
+    pub thread: u32,
     /// What is asked for.
     pub op: Op<'a>,
 }
@@ -113,6 +120,7 @@ pub fn parse(bytes: &[u8]) -> Result<Request<'_>, Malformed> {
     Ok(Request {
         unique: u64_at(head, 8).ok_or(short)?,
         node: u64_at(head, 16).ok_or(short)?,
+        thread: u32_at(head, 32).ok_or(short)?,
         op: parse_op(opcode, body).ok_or(short)?,
     })
 }

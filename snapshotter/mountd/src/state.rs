@@ -66,6 +66,9 @@ pub struct Read {
     pub zeros: u32,
     /// When it came.
     pub since: Instant,
+    /// The thread that waits for it, of a read that a signal may interrupt without anybody
+    /// giving up; `None` where who is interrupted does.
+    pub thread: Option<u32>,
 }
 
 /// On what a read is served. Means something to [`State::holds`] only.
@@ -273,6 +276,13 @@ impl State {
         let read = layer.waiting.remove(&want);
         self.waiting -= usize::from(read.is_some());
         read
+    }
+
+    /// The read with that number, if it waits.
+    pub fn waits(&self, mount: u64, unique: u64) -> Option<Read> {
+        let layer = self.layers.get(&mount)?;
+        let mut waiting = layer.waiting.values();
+        waiting.find(|read| read.unique == unique).copied()
     }
 
     /// Nobody waits for this request any more; the read if it waited.

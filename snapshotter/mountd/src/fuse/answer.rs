@@ -3,7 +3,7 @@
 //! Invariant: every answer carries the number of its request and its own length, and no
 //! answer is made for what must not be answered.
 
-use super::{FILE, FILE_NAME, Init, Op, READ_MAX, ROOT, Request};
+use super::{FILE, FILE_NAME, Init, Op, READ_MAX, ROOT, Request, SMALL, SMALL_NAME};
 
 /// The kernel's second word of features counts.
 pub(super) const INIT_EXT: u64 = 1 << 30;
@@ -30,6 +30,12 @@ const BLOCK_BYTES: u32 = 4096;
 /// Cache nothing of the file: the EROFS above has a cache of its own, and asks for what a
 /// file of the layer needs and nothing beside it.
 const DIRECT_IO: u32 = 1;
+/// Keep what was cached of it before it is opened.
+const KEEP_CACHE: u32 = 2;
+/// How far the kernel reads ahead in what it caches, bytes: a page. With it, who reads in order has
+/// the next page asked for while it uses one, by a request of its own; and nobody ever waits for
+/// more than was wanted, which may have to be fetched.
+const READ_AHEAD: u32 = BLOCK_BYTES;
 /// `FUSE_NOTIFY_RESEND`.
 const NOTIFY_RESEND: i32 = 7;
 
@@ -75,13 +81,15 @@ pub fn react(request: &Request<'_>, size: u64) -> Reaction {
         (Op::Fine, _) => send(&[]),
         (Op::StatFs, _) => send(&statfs_out(size)),
         (Op::Other(_), _) => refuse(ENOSYS),
-        (_, node) if node != ROOT && node != FILE => refuse(ESTALE),
-        (Op::Lookup(_), FILE) => refuse(ENOTDIR),
-        (Op::Lookup(name), _) if name == FILE_NAME => send(&entry_out(size)),
+        (_, node) if ![ROOT, FILE, SMALL].contains(&node) => refuse(ESTALE),
+        (Op::Lookup(_), FILE | SMALL) => refuse(ENOTDIR),
+        (Op::Lookup(FILE_NAME), _) => send(&entry_out(FILE, size)),
+        (Op::Lookup(SMALL_NAME), _) => send(&entry_out(SMALL, size)),
         (Op::Lookup(_), _) => refuse(ENOENT),
         (Op::GetAttr, node) => send(&attr_out(node, size)),
         (Op::Open { write: true }, _) => refuse(EROFS),
-        (Op::Open { write: false }, FILE) => send(&open_out()),
+        (Op::Open { write: false }, FILE) => send(&open_out(DIRECT_IO)),
+        (Op::Open { write: false }, SMALL) => send(&open_out(KEEP_CACHE)),
         (Op::Open { .. } | Op::Read { .. }, ROOT) => refuse(EISDIR),
         (Op::Open { .. }, _) => refuse(ESTALE),
         (
@@ -184,7 +192,7 @@ fn init_out(init: &Init) -> Option<Vec<u8>> {
     let body = Body::default()
         .u32(MAJOR)
         .u32(MINOR.min(init.minor))
-        .u32(init.max_readahead)
+        .u32(init.max_readahead.min(READ_AHEAD))
         .u32(word(flags))
         .u16(BACKGROUND_MAX)
         .u16(BACKGROUND_MAX / 4 * 3)
@@ -219,18 +227,18 @@ fn attr_out(node: u64, size: u64) -> Vec<u8> {
     attr(Body::default().u64(TTL_SECONDS).u64(0), node, size).0
 }
 
-fn entry_out(size: u64) -> Vec<u8> {
+fn entry_out(node: u64, size: u64) -> Vec<u8> {
     let body = Body::default()
-        .u64(FILE)
+        .u64(node)
         .u64(0)
         .u64(TTL_SECONDS)
         .u64(TTL_SECONDS)
         .u64(0);
-    attr(body, FILE, size).0
+    attr(body, node, size).0
 }
 
-fn open_out() -> Vec<u8> {
-    Body::default().u64(0).u32(DIRECT_IO).u32(0).0
+fn open_out(flags: u32) -> Vec<u8> {
+    Body::default().u64(0).u32(flags).u32(0).0
 }
 
 fn statfs_out(size: u64) -> Vec<u8> {

@@ -7,7 +7,7 @@ fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
     let len = u32::try_from(HEADER_BYTES + body.len()).unwrap();
     let mut out = [len, opcode].map(u32::to_ne_bytes).concat();
     out.extend([77, node].map(u64::to_ne_bytes).concat());
-    out.extend([0; 16]);
+    out.extend([0, 0, 4711, 0].map(u32::to_ne_bytes).concat());
     out.extend(body);
     out
 }
@@ -57,6 +57,7 @@ fn requests_are_understood() {
         let expected = Request {
             unique: 77,
             node: 2,
+            thread: 4711,
             op,
         };
         assert_eq!(parse(&bytes), Ok(expected), "{opcode}");
@@ -86,10 +87,20 @@ fn every_request_has_its_reaction() {
     let errno = |errno: i32| Reaction::Send(answer::error(77, errno));
     let read = |offset, len| Reaction::Read { offset, len };
     let empty = || Reaction::Send(answer::ok(77, &[]));
-    let table: [(u64, Op<'_>, Reaction); 16] = [
+    let table: [(u64, Op<'_>, Reaction); 19] = [
         (1, Op::Lookup(b"Data"), errno(2)),
         (2, Op::Lookup(b"data"), errno(20)),
-        (3, Op::GetAttr, errno(116)),
+        (3, Op::Lookup(b"small"), errno(20)),
+        (4, Op::GetAttr, errno(116)),
+        (3, Op::Open { write: true }, errno(30)),
+        (
+            3,
+            Op::Read {
+                offset: 8192,
+                size: 4096,
+            },
+            read(8192, 1808),
+        ),
         (2, Op::Open { write: true }, errno(30)),
         (1, Op::Open { write: false }, errno(21)),
         (
@@ -136,6 +147,7 @@ fn every_request_has_its_reaction() {
         let request = Request {
             unique: 77,
             node,
+            thread: 0,
             op,
         };
         assert_eq!(react(&request, size), expected, "{request:?}");
@@ -160,6 +172,7 @@ fn bodies_have_the_sizes_of_the_kernels_structures() {
         let request = Request {
             unique: 77,
             node: 1,
+            thread: 0,
             op,
         };
         let Reaction::Send(bytes) = react(&request, 5) else {
@@ -172,9 +185,42 @@ fn bodies_have_the_sizes_of_the_kernels_structures() {
     let request = Request {
         unique: 77,
         node: 1,
+        thread: 0,
         op: Op::Init(other),
     };
     let refused = Reaction::Send(answer::error(77, 71));
     assert_eq!(react(&request, 5), refused, "a kernel of another age");
     assert_eq!(answer::resend(), *[words(&[16, 7]), vec![0; 8]].concat());
+}
+
+#[test]
+fn one_file_is_cached_and_the_other_is_not() {
+    let react_to = |node, op| {
+        let request = Request {
+            unique: 77,
+            node,
+            thread: 0,
+            op,
+        };
+        match react(&request, 10_000) {
+            Reaction::Send(bytes) => bytes,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (name, node, flags) in [(FILE_NAME, FILE, 1), (SMALL_NAME, SMALL, 2)] {
+        let entry = react_to(ROOT, Op::Lookup(name));
+        assert_eq!(entry[16..24], node.to_ne_bytes(), "its node");
+        assert_eq!(entry[16 + 40..16 + 48], node.to_ne_bytes(), "its number");
+        assert_eq!(entry[16 + 48..16 + 56], 10_000_u64.to_ne_bytes());
+        let opened = react_to(node, Op::Open { write: false });
+        assert_eq!(opened[16 + 8..16 + 12], u32::to_ne_bytes(flags));
+    }
+    let init = Init {
+        major: 7,
+        minor: 45,
+        max_readahead: 131_072,
+        flags: u64::MAX,
+    };
+    let agreed = react_to(0, Op::Init(init));
+    assert_eq!(agreed[16 + 8..16 + 12], 4096_u32.to_ne_bytes(), "a page");
 }

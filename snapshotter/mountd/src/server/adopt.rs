@@ -284,6 +284,7 @@ impl Shared {
         };
         let now = Instant::now();
         let read = Read {
+            thread: None,
             mount: question.mount,
             unique: question.unique,
             span: question.span,

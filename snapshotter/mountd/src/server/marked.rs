@@ -115,6 +115,7 @@ impl Shared {
         };
         let all = Span::new(0, served.size);
         let read = Read {
+            thread: None,
             mount: served.mount,
             unique: question.unique,
             span: match question.span.or(all) {

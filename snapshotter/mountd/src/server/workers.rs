@@ -5,6 +5,7 @@
 //! Each time a session has something one worker is told, and goes on until nothing is left: two
 //! that wake up for one request cost more than the request.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -14,7 +15,7 @@ use super::layer::{self, ANSWER_BYTES_MAX, EINTR, Served, receive, send};
 use super::{QUESTIONS, STOP, Shared};
 use crate::fanotify::QUESTIONS_BYTES;
 use crate::fuse::answer::{Reaction, react};
-use crate::fuse::{self, REQUEST_BYTES};
+use crate::fuse::{self, REQUEST_BYTES, SMALL};
 use crate::state::Read;
 use crate::{Error, Result};
 
@@ -119,16 +120,7 @@ fn handle(shared: &Shared, served: &Served, bytes: &[u8], answer: &mut [u8]) {
     match react(&request, served.size) {
         Reaction::Send(bytes) => send(session, &bytes),
         Reaction::Nothing => {}
-        Reaction::Interrupt(unique) => {
-            if shared
-                .state
-                .lock()
-                .interrupt(served.mount, unique)
-                .is_some()
-            {
-                served.refuse(unique, EINTR);
-            }
-        }
+        Reaction::Interrupt(unique) => interrupt(shared, served, unique),
         Reaction::Read { offset, len } => {
             let Some((span, zeros)) = layer::wanted(served.data_len, offset, len) else {
                 let zeros = vec![0; len as usize];
@@ -140,8 +132,65 @@ fn handle(shared: &Shared, served: &Served, bytes: &[u8], answer: &mut [u8]) {
                 span,
                 zeros,
                 since: Instant::now(),
+                thread: (request.node == SMALL).then_some(request.thread),
             };
             shared.serve(served, read, answer);
         }
+    }
+}
+
+/// A reader of `unique` got a signal. What is cached may be read by a request that the kernel
+/// would fail for any signal, and the file with it: that one is answered only where its reader ends.
+fn interrupt(shared: &Shared, served: &Served, unique: u64) {
+    let Some(read) = shared.state.lock().waits(served.mount, unique) else {
+        return;
+    };
+    if read.thread.is_some_and(|thread| !is_ending(thread)) {
+        return;
+    }
+    let interrupted = shared.state.lock().interrupt(served.mount, unique);
+    if interrupted.is_some() {
+        served.refuse(unique, EINTR);
+    }
+}
+
+/// Whether a thread was told to end by a signal that nobody can ignore; not if that is unknown.
+fn is_ending(thread: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{thread}/status"));
+    status.is_ok_and(|status| has_kill(&status))
+}
+
+/// Whether `SIGKILL` is among the pending signals of a thread, whose `/proc` file this is.
+fn has_kill(status: &str) -> bool {
+    const KILL: u64 = 1 << 8;
+    let pending = status.lines().filter_map(|line| {
+        line.strip_prefix("SigPnd:")
+            .or(line.strip_prefix("ShdPnd:"))
+    });
+    let mut pending = pending.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    pending.any(|mask| mask & KILL != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_kill;
+
+    #[test]
+    fn only_what_ends_a_thread_counts() {
+        let status = |own: &str, all: &str| {
+            format!("Name:\tsome\nSigPnd:\t{own}\nShdPnd:\t{all}\nSigBlk:\tffffffffffffffff\n")
+        };
+        let (none, kill, urgent) = ("0000000000000000", "0000000000000100", "0000000000400000");
+        for (own, all, ends) in [
+            (none, none, false),
+            (urgent, urgent, false),
+            (kill, none, true),
+            (none, kill, true),
+            ("0000000000400100", none, true),
+            ("x", "", false),
+        ] {
+            assert_eq!(has_kill(&status(own, all)), ends, "{own} {all}");
+        }
+        assert!(!has_kill(""));
     }
 }

@@ -111,6 +111,7 @@ impl World {
         }
         self.unique += 1;
         let read = Read {
+            thread: None,
             mount: self.mount,
             unique: self.unique,
             span: page(at),

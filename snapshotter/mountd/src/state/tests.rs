@@ -28,6 +28,7 @@ fn with_mount() -> (State, u64) {
 
 fn read(mount: u64, unique: u64, span: Span) -> Read {
     Read {
+        thread: None,
         mount,
         unique,
         span,

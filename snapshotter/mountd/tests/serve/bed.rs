@@ -53,6 +53,11 @@ impl Bed {
         open(&self.path().join("mnt/data"), direct)
     }
 
+    /// The same file under the name whose bytes the kernel keeps.
+    pub(crate) fn open_small(&self) -> File {
+        open(&self.path().join("mnt/small"), false)
+    }
+
     /// Kills the server; the guard goes on.
     pub(crate) fn kill_server(&mut self) {
         self.server.kill().unwrap();
@@ -141,7 +146,8 @@ pub(crate) struct Readers {
 }
 
 impl Readers {
-    /// Half of `count` read past the page cache.
+    /// A third of `count` read past the page cache, one with it, and one what the kernel keeps;
+    /// that one has it forget all once in a while.
     pub(crate) fn start(bed: &Bed, count: u64) -> Self {
         let mut readers = Self {
             stop: Arc::default(),
@@ -151,12 +157,19 @@ impl Readers {
         };
         let pages = bed.layer().pages;
         for seed in 0..count {
-            let file = bed.open(seed.is_multiple_of(2));
+            let is_kept = seed % 3 == 2;
+            let file = match is_kept {
+                true => bed.open_small(),
+                false => bed.open(seed % 3 == 0),
+            };
             let stop = Arc::clone(&readers.stop);
             let (right, failed) = (Arc::clone(&readers.right), Arc::clone(&readers.failed));
             readers.threads.push(std::thread::spawn(move || {
                 let mut random = Random(seed);
                 while !stop.load(Ordering::Relaxed) {
+                    if is_kept && random.below(64) == 0 {
+                        sys::forget(&file);
+                    }
                     let count = 1 + random.below(12);
                     let first = random.below(pages - count);
                     let outcome = if read_right(&file, first, count) {

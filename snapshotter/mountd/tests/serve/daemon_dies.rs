@@ -91,7 +91,7 @@ fn privileged_a_read_waits_no_longer_than_it_may() {
     }
     let bed = Bed::new(PAGES, 1);
     let mut daemon = Daemon::start(bed.path(), false);
-    let files = [bed.open(true), bed.open(false)];
+    let files = [bed.open(true), bed.open(false), bed.open_small()];
     daemon.kill();
     for file in &files {
         assert!(!read_right(file, 10, 1), "there is nobody to fetch it");

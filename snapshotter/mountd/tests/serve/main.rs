@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod bed;
+mod cached;
 mod daemon;
 mod daemon_dies;
 mod memory;

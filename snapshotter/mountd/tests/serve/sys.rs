@@ -1,11 +1,12 @@
 //! System calls of these tests.
+#![expect(unsafe_code, reason = "signals have no safe interface")]
 
 use std::fs::File;
 use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
 pub(crate) fn is_root() -> bool {
@@ -39,6 +40,34 @@ pub(crate) fn punch(file: &File, offset: u64, len: u64) {
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let (offset, len) = (i64::try_from(offset).unwrap(), i64::try_from(len).unwrap());
     fallocate(file, flags, offset, len).unwrap();
+}
+
+/// Has the kernel forget what it keeps of a file.
+pub(crate) fn forget(file: &File) {
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    nix::fcntl::posix_fadvise(file, 0, 0, advice).unwrap();
+}
+
+/// The calling thread, for [`interrupt`].
+pub(crate) fn this_thread() -> Pid {
+    nix::unistd::gettid()
+}
+
+/// Has a signal do nothing but interrupt who gets it by [`interrupt`].
+pub(crate) fn hear_interrupts() {
+    extern "C" fn nothing(_: i32) {}
+    let handler = SigHandler::Handler(nothing);
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing, which every thread may do at any time.
+    unsafe { sigaction(Signal::SIGURG, &action) }.unwrap();
+}
+
+/// Sends that signal to a thread of this process.
+pub(crate) fn interrupt(thread: Pid) {
+    let pid = nix::unistd::getpid().as_raw();
+    // SAFETY: takes three numbers and no memory.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, pid, thread.as_raw(), libc::SIGURG) };
+    assert_eq!(sent, 0);
 }
 
 pub(crate) fn detach(path: &Path) {
