@@ -45,6 +45,10 @@ use crate::{Error, Result};
 
 /// Name of the file that the server shows at a mountpoint.
 pub const DATA: &str = "data";
+/// Name of another that has the same bytes, through which small files are read: what the kernel
+/// reads of it, it keeps, and it reads a page ahead of who reads in order. Servers before this
+/// version have none.
+pub const SMALL: &str = "small";
 /// What is shown is the data file up to the end of its last block of this size, bytes.
 const BLOCK_BYTES: u64 = 4096;
 

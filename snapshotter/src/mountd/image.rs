@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
-use crate::erofs::Image;
+use crate::erofs::{Devices, Image};
 use crate::tree::Tree;
 use crate::{Error, Result};
 
@@ -21,8 +21,8 @@ const NEW: &str = ".new";
 const OP: &str = "mount a layer through erofs";
 
 /// Sees to it that `to` is the image of `tree`. Makes the directory that it lies in.
-pub(super) fn put(tree: &Tree, to: &Path) -> Result<()> {
-    let image = of(tree)?;
+pub(super) fn put(tree: &Tree, devices: Devices, to: &Path) -> Result<()> {
+    let image = of(tree)?.for_devices(devices);
     if is_there(&image, to) {
         return Ok(());
     }
@@ -115,11 +115,11 @@ mod tests {
             layer.tree()
         };
         let first = tree("a/b");
-        put(&first, &path).unwrap();
+        put(&first, Devices::One, &path).unwrap();
         let right = fs::read(&path).unwrap();
         let number = || fs::metadata(&path).unwrap().ino();
         let whose = number();
-        put(&first, &path).unwrap();
+        put(&first, Devices::One, &path).unwrap();
         assert_eq!(number(), whose, "it was right, and is what it was");
         let mut damaged = [right.clone(), right.clone(), right.clone(), Vec::new()];
         *damaged[0].last_mut().unwrap() ^= 1;
@@ -129,7 +129,7 @@ mod tests {
             let held = File::open(&path).unwrap();
             fs::write(here.path().join("wrong"), &wrong).unwrap();
             fs::rename(here.path().join("wrong"), &path).unwrap();
-            put(&first, &path).unwrap();
+            put(&first, Devices::One, &path).unwrap();
             assert_eq!(fs::read(&path).unwrap(), right);
             let mut before = Vec::new();
             (&held).read_to_end(&mut before).unwrap();
@@ -138,7 +138,7 @@ mod tests {
         // As a crash leaves it.
         fs::write(here.path().join("meta/layer.erofs.new"), b"half").unwrap();
         let second = tree("a/c");
-        put(&second, &path).unwrap();
+        put(&second, Devices::SmallApart, &path).unwrap();
         assert_ne!(fs::read(&path).unwrap(), right);
         assert_eq!(fs::read_dir(here.path().join("meta")).unwrap().count(), 1);
     }

@@ -3,7 +3,8 @@
 //! ```text
 //! through fuse:      <path>      EROFS: what everybody sees; names and attributes never leave
 //!                                the kernel
-//!                      below it  the server's FUSE: `data`, reached by EROFS alone
+//!                      below it  the server's FUSE: `data`, and for small files `small`, reached
+//!                                by EROFS alone
 //! through fanotify:  <path>      EROFS over the data file, opened through a mount that nobody
 //!                                else has; before it reads there the kernel asks the server
 //! <metadata>                     the image, a file on a local disk
@@ -19,7 +20,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_mountd::ranges::Span;
 use lazarette_mountd::wire::Message;
 
-use super::{DATA, LentData, MountServer, Mounted, Through, image, lost, outcome};
+use super::{DATA, LentData, MountServer, Mounted, SMALL, Through, image, lost, outcome};
+use crate::erofs::Devices;
 use crate::fuse::{Knob, ReadAhead, mount_image};
 use crate::tree::Tree;
 use crate::{Error, Result, sys};
@@ -94,7 +96,6 @@ impl MountServer {
     /// somebody evicts from the layer, and with whatever [`probe`](super::probe) would say.
     pub fn mount_shown(&self, shown: &Shown<'_>, place: Place<'_>) -> Result<Mounted> {
         let path = place.path.to_path_buf();
-        image::put(shown.tree, place.metadata)?;
         take_down_orphan(&path)?;
         fs::create_dir_all(&path).map_err(|e| Error::io("create", &path, e))?;
         if shown.through == Through::Fanotify {
@@ -107,7 +108,7 @@ impl MountServer {
             path,
             through: shown.through,
         };
-        match self.cover(&mounted, &shown.data, place.metadata) {
+        match self.cover(&mounted, shown.tree, &shown.data, place.metadata) {
             Ok(()) => Ok(mounted),
             Err(error) => {
                 // The first error tells; a mount that is left is in the server's list.
@@ -133,8 +134,7 @@ impl MountServer {
         if is_covered(&mounted.path)? {
             return Ok(());
         }
-        image::put(&tree()?, metadata)?;
-        self.cover(mounted, &data, metadata)
+        self.cover(mounted, &tree()?, &data, metadata)
     }
 
     /// Unmounts a layer that nothing uses any more, and removes its mountpoint.
@@ -182,18 +182,26 @@ impl MountServer {
     }
 
     /// Mounts the image over what the server answers for.
-    fn cover(&self, mounted: &Mounted, data: &Arc<dyn LentData>, metadata: &Path) -> Result<()> {
+    fn cover(
+        &self,
+        mounted: &Mounted,
+        tree: &Tree,
+        data: &Arc<dyn LentData>,
+        metadata: &Path,
+    ) -> Result<()> {
         let path = &mounted.path;
         // Open until the EROFS has opened its data through it.
         let own;
-        let device = match mounted.through {
-            Through::Fuse => path.join(DATA),
+        let (devices, mut files) = match mounted.through {
+            Through::Fuse => shown_below(path)?,
             Through::Fanotify => {
                 own = self.mark(mounted, data.as_ref())?;
-                sys::path_of(own.as_fd())
+                (Devices::One, vec![sys::path_of(own.as_fd())])
             }
         };
-        if let Some(knob) = mount_image(&[metadata.to_path_buf(), device], path)? {
+        image::put(tree, devices, metadata)?;
+        files.insert(0, metadata.to_path_buf());
+        if let Some(knob) = mount_image(&files, path)? {
             match data.is_known() {
                 true => self.narrow(knob),
                 false => knob.set(ReadAhead::Wide),
@@ -225,6 +233,16 @@ impl MountServer {
     }
 }
 
+/// What a server shows at `path` that an image can be made for.
+fn shown_below(path: &Path) -> Result<(Devices, Vec<PathBuf>)> {
+    let [data, small] = [DATA, SMALL].map(|name| path.join(name));
+    match fs::symlink_metadata(&small) {
+        Ok(_) => Ok((Devices::SmallApart, vec![data, small])),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok((Devices::One, vec![data])),
+        Err(e) => Err(Error::io("inspect", &small, e)),
+    }
+}
+
 /// Whether an EROFS is seen at `path`, which somebody may have removed.
 fn is_covered(path: &Path) -> Result<bool> {
     match sys::is_erofs(path) {
@@ -250,4 +268,25 @@ fn take_down_orphan(path: &Path) -> Result<()> {
         sys::detach(path).map_err(|e| Error::mount("unmount", path, e))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_files_are_apart_where_the_server_has_them_apart() {
+        let here = tempfile::tempdir().unwrap();
+        let path = here.path();
+        fs::write(path.join(DATA), b"").unwrap();
+        let old = (Devices::One, vec![path.join(DATA)]);
+        assert_eq!(
+            shown_below(path).unwrap(),
+            old,
+            "a server of another version"
+        );
+        fs::write(path.join(SMALL), b"").unwrap();
+        let both = vec![path.join(DATA), path.join(SMALL)];
+        assert_eq!(shown_below(path).unwrap(), (Devices::SmallApart, both));
+    }
 }

@@ -9,6 +9,7 @@ use lazarette_fetcher::index::{LayerFormat, LayerIndex};
 use lazarette_fetcher::types::Digest;
 
 use super::{BLOCK_BYTES, DATA, image};
+use crate::erofs::Devices;
 use crate::fuse::create_image;
 use crate::tree::Tree;
 use crate::{Error, Result};
@@ -39,7 +40,7 @@ fn try_below(here: &Path) -> Result<()> {
         data_len: BLOCK_BYTES,
     };
     let [metadata, data] = ["metadata", DATA].map(|name| here.join(name));
-    image::put(&Tree::build(&nothing)?, &metadata)?;
+    image::put(&Tree::build(&nothing)?, Devices::One, &metadata)?;
     let make = || File::create_new(&data)?.set_len(BLOCK_BYTES);
     make().map_err(|e| Error::io("write", &data, e))?;
     create_image(&[metadata, data], here).map(drop)

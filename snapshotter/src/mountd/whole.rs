@@ -19,6 +19,7 @@ use lazarette_fetcher::store::{LayerFile, Whole};
 use lazarette_mountd::table::Table;
 
 use super::{Mounted, image};
+use crate::erofs::Devices;
 use crate::fuse::{Knob, ReadAhead, make_image};
 use crate::tree::Tree;
 use crate::{Error, Result, sys};
@@ -79,7 +80,7 @@ fn make(tree: &Tree, whole: &Whole<'_>, path: &Path) -> Result<(OwnedFd, Option<
     if whole.is_open {
         image::must_be(tree, whole.image)?;
     } else {
-        image::put(tree, whole.image)?;
+        image::put(tree, Devices::One, whole.image)?;
     }
     // By their descriptors, as the kernel takes no long names. They are closed when this
     // returns, and the EROFS has files of its own.

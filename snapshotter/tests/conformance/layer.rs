@@ -24,9 +24,10 @@ use crate::sys;
 
 /// What the executable prints its argument with.
 pub(crate) const ECHO: &str = "bin/echo";
-/// Files of the same size, for tests that need one that was never read.
+/// Files of two sizes by turns, for tests that need one that was never read: small files may be
+/// read in another way.
 pub(crate) const FRESH: usize = 48;
-const FRESH_BYTES: usize = 150_001;
+const FRESH_BYTES: [usize; 2] = [150_001, 60_001];
 const SIZES: [usize; 10] = [
     0, 1, 100, 4095, 4096, 4097, 65_536, 70_001, 300_000, 1_500_001,
 ];
@@ -81,7 +82,11 @@ fn write_tree(tree: &Path) {
         fs::write(tree.join(name), number.to_string()).unwrap();
     }
     for number in 0..FRESH {
-        fs::write(tree.join(fresh(number)), random(&mut rng, FRESH_BYTES)).unwrap();
+        fs::write(
+            tree.join(fresh(number)),
+            random(&mut rng, FRESH_BYTES[number % 2]),
+        )
+        .unwrap();
     }
     let kinds = tree.join("kinds");
     symlink("../sizes/100", kinds.join("symlink")).unwrap();
