@@ -1,5 +1,6 @@
 //! What a lazy layer costs through each of the mount server's backends, beside ext4: filling it
-//! by reading in order, the first read of small files, and single pages of what is filled.
+//! by reading in order, the first read of small files, and single pages of what is filled; then,
+//! mounted anew with everything granted and nothing read, the same in order and shuffled.
 //! Needs root, `laz-mountd` beside this program, and half a GiB of disk. What fetches is a copy from
 //! a file that is in memory, so what is measured is the way of the data and nothing before it.
 //!
@@ -22,6 +23,7 @@ use lazarette_snapshotter::data::{Filling, LayerData};
 use lazarette_snapshotter::mountd::{LentData, MountServer, Place, Shown, Through};
 use lazarette_snapshotter::tree::Tree;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use tokio::runtime::Runtime;
 
@@ -34,6 +36,8 @@ const SMALLS: u64 = 4000;
 const LEFT: u64 = 300;
 /// The others.
 const SMALLS_FIRST: f64 = 3700.0;
+/// Half of all.
+const SMALLS_HALF: f64 = 2000.0;
 const LEN: u64 = BIG + SMALL * SMALLS;
 /// What is fetched at a time.
 const CHUNK: u64 = 1 << 20;
@@ -150,8 +154,11 @@ fn index() -> LayerIndex {
 }
 
 /// MiB/s of the big file, and microseconds for a small file, for a page of the big one, and
-/// for one that the kernel asks about no more.
-type Row = [f64; 4];
+/// for one that the kernel asks about no more; then, of what is there and was not read through
+/// this mount: MiB/s, and microseconds for a small file in order, for one out of order, and for
+/// a page.
+type Row = [f64; 8];
+type First = [f64; 4];
 
 /// Reads all of it; `between` runs before the pages that are asked about no more, `forget`
 /// before all pages.
@@ -159,12 +166,8 @@ fn measure(
     root: &Path,
     forget: impl Fn(&Path) -> Result<()>,
     between: impl FnOnce() -> Result<()>,
-) -> Result<Row> {
-    let mut buf = vec![0; 1 << 20];
-    let began = Instant::now();
-    let mut big = File::open(root.join("big"))?;
-    while big.read(&mut buf)? > 0 {}
-    let seq = BIG_MIB / began.elapsed().as_secs_f64();
+) -> Result<First> {
+    let seq = in_order(&root.join("big"))?;
     let began = Instant::now();
     // Not all of them: a layer that is complete is asked about no more.
     read_small(root, 0..SMALLS - LEFT)?;
@@ -177,7 +180,33 @@ fn measure(
     Ok([seq, small, first, pages(&root.join("big"))?])
 }
 
-fn read_small(root: &Path, numbers: std::ops::Range<u64>) -> Result<()> {
+/// Reads what is there through a mount that has nothing yet.
+fn measure_again(root: &Path, forget: impl Fn(&Path) -> Result<()>) -> Result<First> {
+    let big = root.join("big");
+    let seq = in_order(&big)?;
+    forget(&big)?;
+    let half = SMALLS / 2;
+    let began = Instant::now();
+    read_small(root, 0..half)?;
+    let ordered = began.elapsed().as_secs_f64() * 1e6 / SMALLS_HALF;
+    let mut others: Vec<u64> = (half..SMALLS).collect();
+    others.shuffle(&mut StdRng::seed_from_u64(3));
+    let began = Instant::now();
+    read_small(root, others)?;
+    let shuffled = began.elapsed().as_secs_f64() * 1e6 / SMALLS_HALF;
+    Ok([seq, ordered, shuffled, pages(&big)?])
+}
+
+/// MiB/s of the big file.
+fn in_order(big: &Path) -> Result<f64> {
+    let mut buf = vec![0; 1 << 20];
+    let began = Instant::now();
+    let mut big = File::open(big)?;
+    while big.read(&mut buf)? > 0 {}
+    Ok(BIG_MIB / began.elapsed().as_secs_f64())
+}
+
+fn read_small(root: &Path, numbers: impl IntoIterator<Item = u64>) -> Result<()> {
     for number in numbers {
         File::open(root.join(format!("small/{number}")))?.read_to_end(&mut Vec::new())?;
     }
@@ -236,11 +265,26 @@ fn through(through: Through, source: &Path, dir: &Path, runtime: &Runtime) -> Re
         );
         Ok(())
     });
+    server.unmount_layer(&mounted)?;
+    let mounted = server.mount_shown(&shown, place)?;
+    ensure!(
+        server.tell_complete(&mounted, data.as_ref(), LEN)?,
+        "not complete"
+    );
+    let again = measure_again(&mounted.path, forget);
     drop(shown);
     server.unmount_layer(&mounted)?;
     drop(server);
     end_server(&dir.join("socket"))?;
     fs::remove_dir_all(&dir)?;
+    Ok(joined(row?, again?))
+}
+
+fn joined(first: First, again: First) -> Row {
+    let mut row = [0.0; 8];
+    for (to, from) in row.iter_mut().zip(first.into_iter().chain(again)) {
+        *to = from;
+    }
     row
 }
 
@@ -274,8 +318,9 @@ fn native(source: &Path, dir: &Path) -> Result<Row> {
         fs::write(dir.join(format!("small/{number}")), bytes)?;
     }
     let row = measure(&dir, |_| Ok(()), || Ok(()));
+    let again = measure_again(&dir, |_| Ok(()));
     fs::remove_dir_all(&dir)?;
-    row
+    Ok(joined(row?, again?))
 }
 
 fn main() -> Result<()> {
@@ -305,7 +350,8 @@ fn main() -> Result<()> {
         fanotify.push(through(Through::Fanotify, &source, dir.path(), &runtime)?);
         ext4.push(native(&source, dir.path())?);
     }
-    println!("medians of {rounds}: MiB/s in order; us per small file, page, page when complete");
+    println!("medians of {rounds}: MiB/s in order; us per small file, page, page when complete;");
+    println!("there and not read: MiB/s in order; us per small file, one out of order, page");
     for (name, rows) in ["erofs over fuse", "fanotify", "native"].iter().zip(&rows) {
         let column = |at: usize| {
             let mut all: Vec<f64> = rows.iter().filter_map(|row| row.get(at).copied()).collect();
@@ -313,7 +359,9 @@ fn main() -> Result<()> {
             all.get(all.len() / 2).copied().unwrap_or_default()
         };
         let [seq, small, page, complete] = [0, 1, 2, 3].map(column);
-        println!("{name:16} {seq:8.0} {small:8.1} {page:8.1} {complete:8.1}");
+        print!("{name:16} {seq:8.0} {small:8.1} {page:8.1} {complete:8.1}");
+        let [seq, small, other, page] = [4, 5, 6, 7].map(column);
+        println!("  {seq:8.0} {small:8.1} {other:8.1} {page:8.1}");
     }
     Ok(())
 }

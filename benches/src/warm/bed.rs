@@ -46,7 +46,7 @@ impl Bed {
         let mut systems = vec![REFERENCE.to_owned()];
         let mut lazds = Vec::new();
         for backend in &options.backends {
-            let lazd = lazd(&options.lazd, backend, &dir);
+            let lazd = lazd(options, backend, &dir);
             lazds.push(lazd.with_context(|| format!("lazd with the backend {backend}"))?);
             systems.push(system(backend));
         }
@@ -184,12 +184,19 @@ fn system(backend: &str) -> String {
     format!("laz-{backend}")
 }
 
-fn lazd(program: &Path, backend: &str, dir: &Path) -> Result<Daemon> {
+fn lazd(options: &Options, backend: &str, dir: &Path) -> Result<Daemon> {
     let dir = dir.join(system(backend));
     fs::create_dir_all(&dir)?;
     let config = dir.join("config.toml");
-    fs::write(&config, format!("[mounts]\nbackend = \"{backend}\"\n"))?;
-    let mut command = Command::new(program);
+    // With a budget no layer is ever the kernel's alone, however soon it is complete.
+    let store = if options.begun {
+        "[store]\nbudget = \"1000g\"\n"
+    } else {
+        ""
+    };
+    let text = format!("[mounts]\nbackend = \"{backend}\"\n{store}");
+    fs::write(&config, text)?;
+    let mut command = Command::new(&options.lazd);
     command.arg("--config").arg(&config);
     command.arg("--root").arg(dir.join("root"));
     command.arg("--state").arg(dir.join("run"));
