@@ -1,11 +1,14 @@
 //! Bounded decoders and hashing.
 //!
 //! Invariant: [`VerifiedBytes`] exist only for bytes whose digest was compared here with
-//! the promised one, or that were decoded from such bytes ([`whole`]). Decoders never panic on any input, never keep more than their
-//! window, and stop at the output limit they were given. Never reads or writes a file.
+//! the promised one, alone or with others ([`member`]), or that were decoded from such bytes
+//! ([`whole`]). Decoders never panic on any input, never keep more than their window and what
+//! they were asked for, and stop at the output limit they were given. Never reads or writes a
+//! file.
 
 pub mod deflate;
 pub mod gzip;
+pub mod member;
 pub mod pieces;
 pub mod stream;
 pub mod twin;
