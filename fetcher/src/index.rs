@@ -71,8 +71,8 @@ pub struct LayerIndex {
     /// byte, rounded up to a file's start, ends. They cover every byte of every file
     /// and overlap nowhere.
     pub chunks: Vec<Chunk>,
-    /// Places of a gzip or tar blob where decoding can begin, ascending; empty for other
-    /// formats.
+    /// Places of a gzip, eStargz or tar blob where decoding can begin, ascending; empty for
+    /// other formats.
     pub spans: Vec<Span>,
     /// Length of the data file in bytes: where the last payload ends.
     pub data_len: u64,
@@ -117,12 +117,12 @@ impl LayerIndex {
     }
 
     /// How many digests the details of `span` begin with: one for each of its chunks, or
-    /// one for the encoded span.
+    /// one for all of the span.
     pub fn digests_of(&self, span: &Span) -> u32 {
         let first = usize::try_from(span.first_chunk).ok();
         let first = first.and_then(|at| self.chunks.get(at));
         match first.map(|chunk| chunk.encoding) {
-            Some(Encoding::WholeSpan { .. }) => 1,
+            Some(Encoding::WholeSpan { .. } | Encoding::WholeMember { .. }) => 1,
             _ => span.chunk_count,
         }
     }
@@ -130,8 +130,48 @@ impl LayerIndex {
     /// Whether some of its spans are verified whole, so that digests of their chunks become
     /// known only when they are decoded.
     pub fn has_whole_spans(&self) -> bool {
-        let whole = |chunk: &Chunk| matches!(chunk.encoding, Encoding::WholeSpan { .. });
+        let whole = |chunk: &Chunk| {
+            matches!(
+                chunk.encoding,
+                Encoding::WholeSpan { .. } | Encoding::WholeMember { .. }
+            )
+        };
         self.chunks.iter().any(whole)
+    }
+
+    /// Whether some of its chunks are pieces of members that are verified whole.
+    pub fn has_whole_members(&self) -> bool {
+        let whole = |chunk: &Chunk| matches!(chunk.encoding, Encoding::WholeMember { .. });
+        self.chunks.iter().any(whole)
+    }
+
+    /// The chunks that chunk `id` is verified with, itself among them: all of its member
+    /// where that is verified whole, else only itself.
+    pub(crate) fn verified_with(&self, id: ChunkId) -> std::ops::Range<ChunkId> {
+        let at = |number: u32| usize::try_from(number).ok();
+        let chunk = at(id).and_then(|at| self.chunks.get(at));
+        let span = match chunk.map(|chunk| chunk.encoding) {
+            Some(Encoding::WholeMember { span, .. }) => at(span).and_then(|at| self.spans.get(at)),
+            _ => None,
+        };
+        match span {
+            Some(span) => span.first_chunk..span.first_chunk.saturating_add(span.chunk_count),
+            None => id..id.saturating_add(1),
+        }
+    }
+
+    /// Decoded bytes that are held to verify chunk `id`; 0 if there is none.
+    pub(crate) fn held_for(&self, id: ChunkId) -> u64 {
+        let ids = self.verified_with(id);
+        let chunk = |id: ChunkId| self.chunks.get(usize::try_from(id).ok()?);
+        let last = ids.end.checked_sub(1).and_then(chunk);
+        match (chunk(ids.start), last) {
+            (Some(first), Some(last)) => {
+                let end = last.data_offset.saturating_add(last.len.into());
+                end.saturating_sub(first.data_offset)
+            }
+            _ => 0,
+        }
     }
 }
 
@@ -171,7 +211,7 @@ pub struct Chunk {
     /// Decoded length in bytes, never 0.
     pub len: u32,
     /// SHA-256 of the decoded bytes; `None` where the details of its span have it, or vouch
-    /// for the encoded bytes.
+    /// for all bytes of the span.
     pub chunk_digest: Option<[u8; 32]>,
 }
 
@@ -219,6 +259,16 @@ pub enum Encoding {
         /// Position in [`LayerIndex::spans`].
         span: u32,
     },
+    /// A piece of a member that fills `blob` and is verified whole, as it is decoded: skip
+    /// `skip` decoded bytes, take `len`. All pieces of the member together have one SHA-256.
+    WholeMember {
+        /// Encoded bytes of the member.
+        blob: ByteRange,
+        /// Decoded bytes before the piece in its member.
+        skip: u64,
+        /// Position in [`LayerIndex::spans`] of the member.
+        span: u32,
+    },
     /// Inside the zstd frames that fill `blob`: skip `skip` decoded bytes, take `len`.
     ZstdFrame {
         /// Encoded bytes of the frame (or of the frames up to the next chunk's).
@@ -238,6 +288,7 @@ impl Encoding {
             | Self::GzipMember { blob, .. }
             | Self::GzipSpan { blob, .. }
             | Self::WholeSpan { blob, .. }
+            | Self::WholeMember { blob, .. }
             | Self::ZstdFrame { blob, .. } => Some(*blob),
         }
     }
@@ -249,6 +300,7 @@ impl Encoding {
             Self::GzipMember { skip, .. }
             | Self::GzipSpan { skip, .. }
             | Self::WholeSpan { skip, .. }
+            | Self::WholeMember { skip, .. }
             | Self::ZstdFrame { skip, .. } => *skip,
         }
     }

@@ -384,6 +384,7 @@ impl Shared {
         for place in chunks.filter_map(|c| ByteRange::at(c.data_offset, c.len.into())) {
             ahead.brought(place);
         }
+        more.extend(plan::whole_members(index, &behind));
         more.extend(behind);
         more
     }
@@ -403,8 +404,10 @@ impl Shared {
         pass: Option<Pass>,
     ) -> Vec<inflight::Wait> {
         let is_present = |id| self.file.is_present(id);
-        let nothing = |_: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| Vec::new();
-        let claim = self.inflight.claim(wanted, priority, is_present, nothing);
+        let index = self.file.index();
+        let whole =
+            |claimed: &[ChunkId], _: &dyn Fn(ChunkId) -> bool| plan::whole_members(index, claimed);
+        let claim = self.inflight.claim(wanted, priority, is_present, whole);
         self.hurry(&claim.hurry, priority);
         self.start(claim.mine, pass);
         claim.waits

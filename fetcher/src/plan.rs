@@ -12,7 +12,7 @@ use crate::index::{Chunk, ChunkId, LayerIndex};
 use crate::types::ByteRange;
 use crate::{Error, Result};
 
-pub(crate) use expand::{ahead, first_bytes, siblings};
+pub(crate) use expand::{ahead, first_bytes, siblings, whole_members};
 
 /// Decoded bytes from a member's start to the end of a wanted chunk: what the limits of
 /// an index on a chunk's place in its member and on its length come to together. Reading

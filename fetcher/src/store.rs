@@ -19,6 +19,7 @@
 //! <root>/layers/<algorithm>-<hex>/data    payloads of files, sparse
 //! <root>/layers/<algorithm>-<hex>/image   what an EROFS over the whole of `data` is made of
 //! <root>/layers/<algorithm>-<hex>/learned digests of chunks, where the index lacks them
+//! <root>/layers/<algorithm>-<hex>/entries a help: where decoding pieces of members can begin
 //! <root>/layers/<algorithm>-<hex>/touched a hint: which parts were read lately
 //! <root>/layers/<algorithm>-<hex>/pinned  a hint: which parts start-ups read
 //! <root>/layers/<algorithm>-<hex>/copied  a hint: how much came from other layers
@@ -36,6 +37,7 @@ pub(crate) mod chunks;
 mod copy;
 mod details;
 pub mod disk;
+mod entries;
 mod evict;
 mod evictions;
 pub(crate) mod file;

@@ -9,9 +9,11 @@
 //! footer says that the TOC is external, it is a layer of the image that
 //! [`external_toc_tag`] names: [`parse_external_toc`].
 
+mod cut;
 mod footer;
 pub(super) mod toc;
 
+pub use cut::cut;
 pub use footer::{Footer, FooterKind, check_toc_len, read_footer, tail_len};
 
 use super::{LayerBlob, LayerFormat, LayerIndex};

@@ -14,6 +14,7 @@
 mod build;
 mod choose;
 mod layout;
+pub mod members;
 
 use std::ops::Range;
 
@@ -95,7 +96,7 @@ impl Shaper {
     /// Encoded bytes that reading all hot chunks takes with this index, or with `other` of
     /// the same layer.
     pub fn fetched(&self, other: Option<&LayerIndex>) -> u64 {
-        fetched(other.unwrap_or(&self.index), &self.hot)
+        fetched_bytes(other.unwrap_or(&self.index), &self.hot)
     }
 
     fn in_span(&self, id: ChunkId) -> Option<(&Seam, crate::types::ByteRange, u64)> {
@@ -109,7 +110,7 @@ impl Shaper {
 }
 
 /// Encoded bytes that reading `hot` (ascending) takes, each span once from its start.
-fn fetched(index: &LayerIndex, hot: &[ChunkId]) -> u64 {
+pub fn fetched_bytes(index: &LayerIndex, hot: &[ChunkId]) -> u64 {
     let (mut all, mut last) = (0_u64, (u64::MAX, 0));
     for id in hot {
         let chunk = usize::try_from(*id).ok();

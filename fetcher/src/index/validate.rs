@@ -80,12 +80,13 @@ pub(super) fn spans(blob: &LayerBlob, chunks: &[Chunk], spans: &mut [Span]) -> R
     }
     let (mut last, mut before) = (0, None);
     for (id, chunk) in chunks.iter().enumerate() {
-        let (Encoding::GzipSpan { blob, span, .. } | Encoding::WholeSpan { blob, span, .. }) =
-            chunk.encoding
+        let (Encoding::GzipSpan { blob, span, .. }
+        | Encoding::WholeSpan { blob, span, .. }
+        | Encoding::WholeMember { blob, span, .. }) = chunk.encoding
         else {
             continue;
         };
-        let whole = matches!(chunk.encoding, Encoding::WholeSpan { .. });
+        let whole = !matches!(chunk.encoding, Encoding::GzipSpan { .. });
         let id = ChunkId::try_from(id).unwrap_or(ChunkId::MAX);
         let number = usize::try_from(span).unwrap_or(usize::MAX);
         let Some(span) = spans.get_mut(number).filter(|span| {
@@ -98,6 +99,11 @@ pub(super) fn spans(blob: &LayerBlob, chunks: &[Chunk], spans: &mut [Span]) -> R
         };
         last = number;
         let previous = before.replace((whole, blob.end()));
+        if matches!(chunk.encoding, Encoding::WholeMember { .. })
+            && !is_next_piece(chunks, id, span.chunk_count)
+        {
+            return refuse(number, "its pieces do not make a member");
+        }
         if span.chunk_count == 0 {
             span.first_chunk = id;
         } else if span.first_chunk.checked_add(span.chunk_count) != Some(id)
@@ -118,6 +124,27 @@ pub(super) fn spans(blob: &LayerBlob, chunks: &[Chunk], spans: &mut [Span]) -> R
         }
     }
     Ok(())
+}
+
+/// Whether chunk `id` goes on where the piece before it ends, `before` of which precede it in
+/// a member that is verified whole; and the member so far is no longer than a chunk may be.
+fn is_next_piece(chunks: &[Chunk], id: ChunkId, before: u32) -> bool {
+    let at = |id: Option<ChunkId>| chunks.get(usize::try_from(id?).ok()?);
+    let Some(piece) = at(Some(id)) else {
+        return false;
+    };
+    let skip = piece.encoding.skip();
+    let end = skip.saturating_add(piece.len.into());
+    let follows = match (before, at(id.checked_sub(1))) {
+        (0, _) => skip == 0,
+        (_, Some(last)) => {
+            let len = u64::from(last.len);
+            skip == last.encoding.skip().saturating_add(len)
+                && piece.data_offset == last.data_offset.saturating_add(len)
+        }
+        (_, None) => false,
+    };
+    follows && end <= u64::from(CHUNK_LEN_MAX)
 }
 
 /// Why an entry is refused.
@@ -260,7 +287,10 @@ impl Place<'_> {
             ),
             Encoding::Stored { .. } => format == LayerFormat::Tar,
             Encoding::GzipMember { .. } => format == LayerFormat::Estargz,
-            Encoding::GzipSpan { .. } => format == LayerFormat::Gzip,
+            Encoding::GzipSpan { .. } => {
+                matches!(format, LayerFormat::Gzip | LayerFormat::Estargz)
+            }
+            Encoding::WholeMember { .. } => format == LayerFormat::Estargz,
             Encoding::WholeSpan { .. } => {
                 matches!(format, LayerFormat::Gzip | LayerFormat::Tar)
             }
@@ -293,7 +323,7 @@ impl Place<'_> {
         }
         let in_span = matches!(
             encoding,
-            Encoding::GzipSpan { .. } | Encoding::WholeSpan { .. }
+            Encoding::GzipSpan { .. } | Encoding::WholeSpan { .. } | Encoding::WholeMember { .. }
         );
         if chunk.chunk_digest.is_none() && !in_span {
             return Err("a chunk without a digest".to_owned());

@@ -26,7 +26,7 @@
 //!           2 gzip member, 3 zstd frame: blob start z | blob len v | skip v | digest 32
 //!           4 gzip span: span minus that of the chunk before v | blob end minus that of the
 //!             chunk before, or minus the span's start for its first v | skip v
-//!           5 span verified whole: as 4
+//!           5 span verified whole, 6 piece of a member verified whole: as 4
 //! ```
 //!
 //! u32 and u64 are little endian; v is LEB128, z the same of a zigzag value, b a v length
@@ -400,10 +400,17 @@ fn chunk(
             skip,
             span,
         })?,
+        6 => places.in_span(reader, spans, |blob, skip, span| Encoding::WholeMember {
+            blob,
+            skip,
+            span,
+        })?,
         _ => return None,
     };
     let digest = match encoding {
-        Encoding::GzipSpan { .. } | Encoding::WholeSpan { .. } => None,
+        Encoding::GzipSpan { .. } | Encoding::WholeSpan { .. } | Encoding::WholeMember { .. } => {
+            None
+        }
         _ => Some(reader.array()?),
     };
     Some((encoding, len, digest))
@@ -497,6 +504,9 @@ impl Writer {
             }
             Encoding::WholeSpan { blob, skip, span } => {
                 self.in_span(5, (blob, *skip, *span), places);
+            }
+            Encoding::WholeMember { blob, skip, span } => {
+                self.in_span(6, (blob, *skip, *span), places);
             }
         }
     }

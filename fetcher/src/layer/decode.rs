@@ -49,6 +49,8 @@ impl<'a> Decoder<'a> {
                 return whole(file, (span, bits(span)), first, encoded).map(Self::Whole);
             }
             Encoding::ZstdFrame { .. } => Pieces::zstd(encoded),
+            // Their pieces have a way of their own, as nothing is verified before all are.
+            Encoding::WholeMember { .. } => Pieces::gzip(encoded),
             Encoding::Stored { .. } | Encoding::Stream => Ok(Pieces::stored(encoded)),
         };
         pieces.map(Self::Pieces)

@@ -113,8 +113,11 @@ fn spans_of(shared: &Shared, ids: &[ChunkId]) -> Vec<u32> {
     let mut numbers = BTreeSet::new();
     for id in ids {
         let chunk = plan::chunk(shared.file.index(), *id);
-        if let Ok(Encoding::GzipSpan { span, .. } | Encoding::WholeSpan { span, .. }) =
-            chunk.map(|chunk| chunk.encoding)
+        if let Ok(
+            Encoding::GzipSpan { span, .. }
+            | Encoding::WholeSpan { span, .. }
+            | Encoding::WholeMember { span, .. },
+        ) = chunk.map(|chunk| chunk.encoding)
         {
             numbers.insert(span);
         }

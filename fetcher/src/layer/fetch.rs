@@ -106,15 +106,19 @@ fn within_budget(shared: &Shared, request: Request) -> Vec<Request> {
     if shared.check_memory(&ids).is_ok() {
         return vec![request];
     }
-    let alone = |blob: ByteRange, id: ChunkId| {
-        let chunks = vec![id];
-        Request::of(Member { blob, chunks })
+    let alone = |member: Member| -> Vec<Request> {
+        let first = member.chunks.first().copied().unwrap_or_default();
+        if shared.file.index().verified_with(first).len() > 1 {
+            return vec![Request::of(member)];
+        }
+        let blob = member.blob;
+        let of = |id| {
+            let chunks = vec![id];
+            Request::of(Member { blob, chunks })
+        };
+        member.chunks.into_iter().map(of).collect()
     };
-    let members = request.members.into_iter();
-    members
-        .flat_map(|member| member.chunks.into_iter().map(move |id| (member.blob, id)))
-        .map(|(blob, id)| alone(blob, id))
-        .collect()
+    request.members.into_iter().flat_map(alone).collect()
 }
 
 /// The first request that somebody has come to wait for, else the first.
@@ -262,14 +266,21 @@ async fn read_members(
 }
 
 /// Bytes held while `ids` are fetched and decoded one after another: the longest encoded
-/// member, the longest chunk, the next longest while they overlap, and what every request
+/// member, the longest chunk or member that is verified whole, the next longest while they overlap, and what every request
 /// holds.
 pub(super) fn memory_of(shared: &Shared, ids: &[ChunkId]) -> u64 {
     let index = shared.file.index();
-    let chunks = ids.iter().filter_map(|id| plan::chunk(index, *id).ok());
     let (mut encoded, mut longest, mut second) = (0, 0, 0);
-    for chunk in chunks {
-        let len = u64::from(chunk.len);
+    let mut held = 0..0;
+    for (id, chunk) in ids
+        .iter()
+        .filter_map(|id| Some((*id, plan::chunk(index, *id).ok()?)))
+    {
+        if held.contains(&id) {
+            continue;
+        }
+        held = index.verified_with(id);
+        let len = index.held_for(id);
         encoded = encoded.max(chunk.encoding.blob().map_or(0, |blob| blob.len()));
         second = second.max(len.min(longest));
         longest = longest.max(len);
@@ -344,6 +355,21 @@ fn store_member(
     member: &Member,
     encoded: &[u8],
 ) -> Result<Option<Bad>> {
+    let first = member.chunks.first().copied().unwrap_or_default();
+    let put = shared.file.put_member(first, encoded, |id, is_new| {
+        add(&shared.counters.chunks_filled, u64::from(is_new));
+        mine.finish(&[id], &Ok(()));
+    });
+    match put {
+        Ok(false) => {}
+        Ok(true) => return Ok(None),
+        Err(error @ (Error::Corrupt { .. } | Error::Malformed { .. })) => {
+            note_corrupt(shared, member.blob, &error);
+            let member = member.clone();
+            return Ok(Some(Bad { member, error }));
+        }
+        Err(error) => return Err(error),
+    }
     let mut decoder = match Decoder::new(&shared.file, member, encoded) {
         Ok(decoder) => decoder,
         Err(error @ Error::Corrupt { .. }) => {

@@ -18,7 +18,6 @@ use super::Shared;
 use super::counters::add;
 use super::inflight::Mine;
 use crate::index::ChunkId;
-use crate::plan;
 
 /// Copies under way at once for one layer, each of which holds one chunk in memory.
 pub(super) const TURNS: usize = 4;
@@ -81,7 +80,7 @@ pub(super) async fn first(shared: &Arc<Shared>, mine: Mine) -> Mine {
 /// On a blocking thread.
 fn copy(shared: &Shared, mut mine: Mine) -> Mine {
     let (file, counters, room) = (&shared.file, &shared.counters, &shared.engine.copies);
-    let len = |id: &ChunkId| plan::chunk(file.index(), *id).map_or(0, |chunk| chunk.len.into());
+    let len = |id: &ChunkId| file.index().held_for(*id);
     let mut tried = HashSet::new();
     loop {
         let (mut awaited, mut along) = mine.split();

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use super::stream::{Pieces, Stream};
 use super::{EngineConfig, FetchEngine, Layer, LayerConfig};
 use crate::index::LayerIndex;
-use crate::index::estargz::TocLayer;
+use crate::index::estargz::{self, TocLayer};
 use crate::index::ingest::{Ingest, IngestPlan};
 use crate::index::soci;
 use crate::source::{BlobRef, BlobSource};
@@ -229,7 +229,11 @@ impl LayerOpener {
     /// Puts the index into the store, and begins with what its builder wants fetched first.
     async fn lazily(&self, request: &LayerRequest, toc: TocLayer) -> Result<Arc<Layer>> {
         let store = Arc::clone(&self.store);
-        let file = blocking(move || store.create_layer(toc.index)).await?;
+        let create = move || {
+            let (index, details) = estargz::cut(toc.index)?;
+            store.create_layer_with(index, &details)
+        };
+        let file = blocking(create).await?;
         let layer = self.layer(file, request);
         if let Some(landmark) = toc.prefetch.filter(|_| request.fetch_landmark) {
             layer.prefetch(landmark.end());

@@ -35,6 +35,22 @@ pub(crate) fn siblings(index: &LayerIndex, wanted: &[ChunkId]) -> Vec<ChunkId> {
     found
 }
 
+/// The chunks that those of `wanted` can only be verified with, where there are others.
+/// Ascending if `wanted` does.
+pub(crate) fn whole_members(index: &LayerIndex, wanted: &[ChunkId]) -> Vec<ChunkId> {
+    let mut found = Vec::new();
+    let mut last = 0..0;
+    for id in wanted {
+        if !last.contains(id) {
+            last = index.verified_with(*id);
+            if last.len() > 1 {
+                found.extend(last.clone());
+            }
+        }
+    }
+    found
+}
+
 /// Missing chunks whose encoded bytes follow those of `last` closely enough to come with
 /// them: all within `bytes_max` behind its member, in one request with it by `limits`, and
 /// up to the first member that is not missing.

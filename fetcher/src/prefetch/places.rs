@@ -89,6 +89,29 @@ fn join(index: &LayerIndex, wanted: &mut [Wanted]) {
     wanted.sort_unstable_by_key(|each| (each.rank, each.id));
 }
 
+/// `wanted` (by rank) with all that its chunks can only be verified with, which come with them.
+pub(super) fn with_whole_members(index: &LayerIndex, wanted: Vec<Wanted>) -> Vec<Wanted> {
+    let mut all = Vec::with_capacity(wanted.len());
+    let mut last = 0..0;
+    for each in wanted {
+        if last.contains(&each.id) {
+            continue;
+        }
+        last = index.verified_with(each.id);
+        if last.len() <= 1 {
+            all.push(each);
+            continue;
+        }
+        // Those of one member have one rank, and so follow one another.
+        all.extend(last.clone().filter_map(|id| {
+            let chunk = index.chunks.get(usize::try_from(id).ok()?)?;
+            let (rank, len) = (each.rank, chunk.len);
+            Some(Wanted { rank, id, len })
+        }));
+    }
+    all
+}
+
 impl Place {
     /// Number of bytes its pages have.
     pub fn bytes(&self) -> u64 {

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::places::{Place, chunks_of};
+use super::places::{Place, chunks_of, with_whole_members};
 use super::queue::{Batch, Queue};
 use crate::Result;
 use crate::layer::{Layer, Priority};
@@ -164,7 +164,7 @@ impl Driver {
         };
         let plan = chunks_of(layer.index(), places);
         self.used.lock().unknown += plan.unknown;
-        let wanted = plan.wanted.into_iter();
+        let wanted = with_whole_members(layer.index(), plan.wanted).into_iter();
         let absent = wanted.filter(|wanted| !layer.file().is_present(wanted.id));
         let absent: Vec<_> = absent.collect();
         layer.expect(absent.iter().map(|wanted| wanted.id).collect());

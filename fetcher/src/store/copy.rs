@@ -11,10 +11,12 @@
 //! part of, under the other layer's lock: no eviction of it comes between the hashing and
 //! the sharing. Whoever holds that lock is not waited for; the chunk is written then.
 //!
-//! Memory: one chunk at a time.
+//! Memory: one chunk at a time, or one member that is verified whole. Pieces of those are
+//! written, never shared.
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -25,6 +27,7 @@ use super::file::{DATA, LayerFile, LayerLock, try_lock_layer};
 use super::{Store, sys};
 use crate::codec::{self, VerifiedBytes};
 use crate::index::{Chunk, ChunkId, DATA_ALIGN, Encoding, LayerIndex, align_up, details};
+use crate::types::Digest;
 use crate::{Error, Result};
 
 /// Chunks below this are written: sharing costs a transaction of the file system, and
@@ -51,7 +54,25 @@ impl LayerFile {
             return copied;
         };
         let mut sources = Sources::of(&store);
+        let mut member = 0..0;
         for id in ids {
+            if member.contains(id) {
+                continue;
+            }
+            match self.copy_member(&mut sources, *id) {
+                Ok(ids) => member = ids,
+                Err(error) => {
+                    tracing::debug!(digest = %self.digest(), %error, "cannot copy a member");
+                }
+            }
+            if member.contains(id) {
+                for (id, len) in member.clone().zip(self.lens(member.clone())) {
+                    copied.chunks += 1;
+                    copied.bytes += u64::from(len);
+                    done(id, len.into());
+                }
+                continue;
+            }
             match self.copy_one(&mut sources, *id) {
                 Ok(0) => {}
                 Ok(bytes) => {
@@ -81,13 +102,50 @@ impl LayerFile {
         };
         let mut sources = Sources::of(&store);
         let mut may_be = |id: &ChunkId| {
-            let Ok(digest) = self.chunk_digest(*id) else {
+            let digest = match self.is_unlearned(*id) {
+                Ok(true) => self.member_digest(*id),
+                _ => self.chunk_digest(*id).map(Some),
+            };
+            let Ok(Some(digest)) = digest else {
                 return false;
             };
             let mut places = store.chunks.find(&digest).into_iter();
             places.any(|place| sources.get(place.layer).is_some_and(|s| s.has(place)))
         };
         ids.iter().copied().filter(|id| may_be(id)).collect()
+    }
+
+    /// Copies the member that chunk `id` is a piece of, where nothing is known of the piece
+    /// alone; its chunks, or none if it was not found.
+    fn copy_member(&self, sources: &mut Sources<'_>, id: ChunkId) -> Result<Range<ChunkId>> {
+        if !self.is_unlearned(id)? {
+            return Ok(0..0);
+        }
+        let (ids, store) = (self.index().verified_with(id), sources.store);
+        let len = u32::try_from(self.index().held_for(id)).unwrap_or(u32::MAX);
+        let Some(digest) = self.member_digest(id)? else {
+            return Ok(0..0);
+        };
+        for place in store.chunks.find(&digest) {
+            let source = sources.get(place.layer).filter(|source| source.has(place));
+            let found = source.and_then(|source| source.read(place.data_offset, len));
+            let what = || format!("a copy of chunks {ids:?} of layer {}", self.digest());
+            let lens = self.lens(ids.clone());
+            let pieces =
+                found.map(|bytes| codec::member::split(what, &digest, &bytes.into(), lens));
+            let Some(Ok(pieces)) = pieces else {
+                if place.layer != short(self.digest()) {
+                    store.chunks.forget(&digest, place);
+                }
+                continue;
+            };
+            for (id, (bytes, digest)) in ids.clone().zip(pieces) {
+                self.put_known(id, &bytes, Some(digest))?;
+            }
+            self.note_whole(ids.start);
+            return Ok(ids);
+        }
+        Ok(0..0)
     }
 
     /// Copies one chunk; its length, or 0 if it was not found.
@@ -186,6 +244,12 @@ impl LayerFile {
 }
 
 impl Store {
+    /// Notes that bytes with this digest are at `data_offset` of a layer's data file.
+    pub(super) fn note_at(&self, digest: &[u8; 32], layer: &Digest, data_offset: u64) {
+        let layer = short(layer);
+        self.chunks.note(digest, Place { layer, data_offset });
+    }
+
     /// Notes where all chunks of a complete layer are. `details` are those of its spans.
     pub(super) fn note_places(&self, index: &LayerIndex, details: &[u8]) {
         let layer = short(&index.blob_digest);

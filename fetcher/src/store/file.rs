@@ -23,6 +23,7 @@ mod evict;
 mod flush;
 mod lent;
 mod lock;
+mod member;
 pub(crate) mod pinned;
 mod put;
 mod read;
@@ -46,6 +47,7 @@ use super::Store;
 use super::bitmap::{Bitmap, Stored};
 use super::details::Details;
 use super::disk::Disk;
+use super::entries::{self, Entries};
 use super::evictions::Evictions;
 use super::learned::{self, Learned};
 use crate::index::{Chunk, ChunkId, LayerIndex, align_up};
@@ -92,6 +94,8 @@ pub struct LayerFile {
     details: Details,
     /// Digests of chunks that the index has none of.
     learned: Option<Learned>,
+    /// Where decoding pieces of members can begin.
+    entries: Option<Entries>,
     dir: PathBuf,
     data: File,
     inode: u64,
@@ -165,6 +169,10 @@ impl LayerFile {
             sound: Bitmap::empty(count),
             inode: meta.ino(),
             learned: learned::open(dir, &index)?,
+            entries: match index.has_whole_members() {
+                true => entries::open(dir)?,
+                false => None,
+            },
             index: Arc::new(index),
             details,
             dir: dir.to_path_buf(),

@@ -17,7 +17,7 @@ use super::details::Provided;
 use super::disk::Disk;
 use super::file::{BITMAP, DATA, LayerFile, SEAMS, chunk_count, write_new};
 use super::lock::is_held;
-use super::{Store, bitmap, details, learned, remove_tree};
+use super::{Store, bitmap, details, entries, learned, remove_tree};
 use crate::index::LayerIndex;
 use crate::index::ingest::LayerSink;
 use crate::types::Digest;
@@ -84,6 +84,7 @@ impl Draft {
         };
         data().map_err(|e| Error::io("write to", self.path(DATA), e))?;
         learned::create(&*self.disk, &self.dir, index)?;
+        entries::create(&*self.disk, &self.dir, index)?;
         let mut stored = Stored::nothing(bits.count());
         stored.words = bits.snapshot();
         let bits = bitmap::encode(bits.count(), &stored);

@@ -1,7 +1,8 @@
 //! Digests of chunks that were learned when the chunks were decoded.
 //!
 //! A span that is verified whole ([`Encoding::WholeSpan`]) vouches for its encoded bytes, of
-//! which nothing is kept. So that disks may rot under its chunks all the same, the digest of
+//! which nothing is kept, and a member that is ([`Encoding::WholeMember`]) for all its chunks
+//! together. So that disks may rot under single chunks all the same, the digest of
 //! each is written down when its bytes are, in a file beside the data file:
 //!
 //! ```text
@@ -14,6 +15,7 @@
 //! bytes, so whoever writes a digest again writes the same one.
 //!
 //! [`Encoding::WholeSpan`]: crate::index::Encoding::WholeSpan
+//! [`Encoding::WholeMember`]: crate::index::Encoding::WholeMember
 
 use std::fs::File;
 use std::io;
@@ -23,7 +25,6 @@ use std::path::{Path, PathBuf};
 use super::disk::Disk;
 use super::file::chunk_count;
 use crate::index::{ChunkId, LayerIndex};
-use crate::types::Digest;
 use crate::{Error, Result};
 
 /// Name inside a layer's directory.
@@ -84,8 +85,8 @@ impl Learned {
     }
 
     /// Writes down the digest of a chunk's verified bytes.
-    pub(super) fn note(&self, disk: &dyn Disk, id: ChunkId, bytes: &[u8]) -> io::Result<()> {
-        disk.write_at(&self.file, place(id), Digest::sha256(bytes).as_bytes())
+    pub(super) fn note(&self, disk: &dyn Disk, id: ChunkId, digest: &[u8; 32]) -> io::Result<()> {
+        disk.write_at(&self.file, place(id), digest)
     }
 
     /// Returns once what was noted is on the device.

@@ -37,7 +37,8 @@ impl OldDetails {
         Ok(Self { spans })
     }
 
-    fn digest(&self, span: u32, number: u32) -> Option<[u8; 32]> {
+    /// Digest `number` of span number `span`.
+    pub(super) fn digest(&self, span: u32, number: u32) -> Option<[u8; 32]> {
         let (bytes, _) = self.spans.get(usize::try_from(span).ok()?)?;
         let at = usize::try_from(number).ok()?.checked_mul(DIGEST_LEN)?;
         bytes.get(at..at.checked_add(DIGEST_LEN)?)?.try_into().ok()

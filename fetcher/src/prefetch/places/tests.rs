@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::index::{Chunk, Encoding, LayerFormat};
+use crate::index::{Chunk, Encoding, LayerFormat, Span};
 use crate::types::Digest;
 
 /// An index of files, each a list of chunk lengths.
@@ -31,6 +31,36 @@ fn index(files: &[Vec<u32>]) -> LayerIndex {
         chunks,
         data_len: at,
     }
+}
+
+#[test]
+fn a_piece_brings_its_member_at_its_own_rank() {
+    let mut index = index(&[vec![10], vec![100, 100, 50], vec![7]]);
+    let blob = ByteRange::at(0, 200).unwrap();
+    for (skip, chunk) in [0, 100, 200].into_iter().zip(&mut index.chunks[1..4]) {
+        chunk.encoding = Encoding::WholeMember {
+            blob,
+            skip,
+            span: 0,
+        };
+    }
+    index.spans = vec![Span {
+        start: 0,
+        bits: 0,
+        first_chunk: 1,
+        chunk_count: 3,
+        details: ByteRange::at(0, 32).unwrap(),
+        details_digest: [0; 32],
+    }];
+    let wanted = |rank, id, len| Wanted { rank, id, len };
+    let all = with_whole_members(
+        &index,
+        vec![wanted(3, 2, 100), wanted(3, 3, 50), wanted(4, 4, 7)],
+    );
+    let member = [wanted(3, 1, 100), wanted(3, 2, 100), wanted(3, 3, 50)];
+    assert_eq!(all, [&member[..], &[wanted(4, 4, 7)]].concat());
+    let alone = vec![wanted(1, 0, 10), wanted(2, 4, 7)];
+    assert_eq!(with_whole_members(&index, alone.clone()), alone);
 }
 
 fn place(block: u32, pages: u16) -> Place {

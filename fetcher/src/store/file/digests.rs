@@ -3,7 +3,6 @@
 //! Invariant: a digest comes from the index, from details that the index vouches for, or,
 //! where those vouch for encoded bytes only, from what was decoded of these. Details that do not check out cost the layer its index file.
 
-use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,16 +12,21 @@ use crate::index::details::SpanDetails;
 use crate::index::{Chunk, ChunkId, Encoding, Span};
 use crate::source::BlobRef;
 use crate::store::details::{self, Place};
+use crate::store::learned::Learned;
+use crate::types::Digest;
 use crate::{Error, Result};
 
 impl LayerFile {
     /// SHA-256 of a chunk's bytes. Blocks on the device where it is among the details of
-    /// its span. Of a chunk in a span that is verified whole, zeros before it was decoded.
+    /// its span. Of a chunk in a span or member that is verified whole, zeros before it was
+    /// decoded.
     pub fn chunk_digest(&self, id: ChunkId) -> Result<[u8; 32]> {
         let chunk = self.chunk(id)?;
         let span = match (chunk.encoding, &self.learned) {
             (Encoding::GzipSpan { span, .. }, _) => span,
-            (Encoding::WholeSpan { .. }, Some(learned)) => return learned.read(id),
+            (Encoding::WholeSpan { .. } | Encoding::WholeMember { .. }, Some(learned)) => {
+                return learned.read(id);
+            }
             _ => return chunk.chunk_digest.ok_or_else(|| self.no_digest(id)),
         };
         let first = self.span(span)?.first_chunk;
@@ -31,12 +35,30 @@ impl LayerFile {
         digest.ok_or_else(|| self.no_digest(id))
     }
 
-    /// Writes down the digest of a chunk's verified bytes, where the index has none.
-    pub(super) fn learn(&self, id: ChunkId, chunk: &Chunk, bytes: &[u8]) -> io::Result<()> {
-        match (&self.learned, chunk.encoding) {
-            (Some(learned), Encoding::WholeSpan { .. }) => learned.note(&*self.disk, id, bytes),
-            _ => Ok(()),
-        }
+    /// Where the digest of a chunk's verified bytes is to be written down, as the index has
+    /// none; and that digest, which may be `known`.
+    pub(super) fn lesson(
+        &self,
+        chunk: &Chunk,
+        bytes: &[u8],
+        known: Option<[u8; 32]>,
+    ) -> Option<(&Learned, [u8; 32])> {
+        let (Encoding::WholeSpan { .. } | Encoding::WholeMember { .. }) = chunk.encoding else {
+            return None;
+        };
+        let digest = || Digest::sha256(bytes).as_bytes().try_into();
+        let digest = known.or_else(|| digest().ok())?;
+        Some((self.learned.as_ref()?, digest))
+    }
+
+    /// SHA-256 of all pieces of the member that chunk `id` is a piece of, where that member is
+    /// verified whole. Blocks on the device.
+    pub fn member_digest(&self, id: ChunkId) -> Result<Option<[u8; 32]>> {
+        let Encoding::WholeMember { span, .. } = self.chunk(id)?.encoding else {
+            return Ok(None);
+        };
+        let digest = self.span_details(span)?.digest(0);
+        digest.map(Some).ok_or_else(|| self.no_digest(id))
     }
 
     /// What decoding the chunks of a span takes; [`Error::NotFound`] where it has not come

@@ -11,6 +11,7 @@ use super::{DATA, LayerFile};
 use crate::codec::VerifiedBytes;
 use crate::index::{Chunk, ChunkId};
 use crate::store::disk::Stretch;
+use crate::store::learned::Learned;
 use crate::{Error, Result};
 
 /// How often a `put` writes again because a sync failed while it was writing.
@@ -21,12 +22,23 @@ impl LayerFile {
     /// present chunk again is harmless. On a full disk the store first makes room, if it
     /// may. Blocks on the device.
     pub fn put(&self, id: ChunkId, bytes: &VerifiedBytes) -> Result<()> {
+        self.put_known(id, bytes, None)
+    }
+
+    /// [`Self::put`] of bytes whose SHA-256 the caller computed, if it did.
+    pub(crate) fn put_known(
+        &self,
+        id: ChunkId,
+        bytes: &VerifiedBytes,
+        digest: Option<[u8; 32]>,
+    ) -> Result<()> {
         let chunk = self.chunk(id)?;
         self.check_put(id, chunk, bytes)?;
+        let lesson = self.lesson(chunk, bytes, digest);
         let write = || {
             let write = || {
                 self.disk.write_at(&self.data, chunk.data_offset, bytes)?;
-                self.learn(id, chunk, bytes)
+                self.learn(id, lesson.as_ref())
             };
             self.put_now(id, chunk, &write)
         };
@@ -49,9 +61,10 @@ impl LayerFile {
     ) -> Result<()> {
         let chunk = self.chunk(id)?;
         self.check_put(id, chunk, bytes)?;
+        let lesson = self.lesson(chunk, bytes, None);
         let share = || {
             self.disk.share(from, &self.data, stretch)?;
-            self.learn(id, chunk, bytes)
+            self.learn(id, lesson.as_ref())
         };
         self.put_now(id, chunk, &share)?;
         self.note_place(id, chunk);
@@ -70,6 +83,12 @@ impl LayerFile {
                 self.dirty_bytes.fetch_add(len, Ordering::Relaxed);
             }
         }
+    }
+
+    fn learn(&self, id: ChunkId, lesson: Option<&(&Learned, [u8; 32])>) -> io::Result<()> {
+        lesson.map_or(Ok(()), |(learned, digest)| {
+            learned.note(&*self.disk, id, digest)
+        })
     }
 
     fn put_now(

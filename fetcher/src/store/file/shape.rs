@@ -1,7 +1,8 @@
 //! Replacing a layer's index by one whose spans begin where starts read.
 //!
 //! What is decided is in [`crate::index::shape`]; here windows are put together from the
-//! data file and the gaps, and the index file is replaced. Invariant:
+//! data file and the gaps, and the index file is replaced. Of eStargz it is the members that
+//! get spans ([`members`]), by what was learned when they were decoded. Invariant:
 //!
 //! - A window is made of payload that was compared with its SHA-256 right then, and of gaps
 //!   that have their checksum. Where some of it is not here, that span is not split.
@@ -12,6 +13,7 @@
 //!   the plain one first. Whoever has the layer open goes on with the file it has open;
 //!   ids, places and digests of chunks are the same in both, so bitmaps and hints stay right.
 
+mod members;
 mod tar;
 
 use std::path::PathBuf;
@@ -25,6 +27,7 @@ use crate::index::seams::{SEAMS_LEN_MAX, Seam, Seams};
 use crate::index::shape::{OldDetails, Shaper, Split};
 use crate::index::wire::{self, Header};
 use crate::index::{ChunkId, Encoding, LayerFormat, LayerIndex};
+use crate::store::entries::ENTRIES;
 use crate::store::ingest::Draft;
 use crate::store::{details, read_bounded};
 use crate::{Error, Result};
@@ -95,9 +98,17 @@ impl LayerFile {
     /// layer has what that takes and it is worth it; `None` where nothing was changed. Who
     /// opens the layer from now on has it. Blocks on the device.
     pub fn shape(&self, hot: &[ChunkId]) -> Result<Option<Shaped>> {
-        if self.index.format != LayerFormat::Gzip || hot.is_empty() || self.is_removed() {
+        if hot.is_empty() || self.is_removed() {
             return Ok(None);
         }
+        match self.index.format {
+            LayerFormat::Gzip => self.shape_stream(hot),
+            LayerFormat::Estargz => self.shape_members(hot),
+            LayerFormat::Tar | LayerFormat::Zstd | LayerFormat::ZstdChunked => Ok(None),
+        }
+    }
+
+    fn shape_stream(&self, hot: &[ChunkId]) -> Result<Option<Shaped>> {
         let Some(seams) = self.seams()? else {
             return Ok(None);
         };
@@ -153,7 +164,7 @@ impl LayerFile {
         tracing::warn!(digest = %self.index.blob_digest, chunk = id, "a span that was made for starts is not right, going back to the index as it was");
         let back = || {
             // First of all: without them nobody shapes it so again.
-            self.disk.remove_file(&self.dir.join(SEAMS))?;
+            self.disk.remove_file(&self.dir.join(self.help()))?;
             self.disk.sync_dir(&self.dir)?;
             self.disk.rename(&path, &self.dir.join(INDEX))?;
             self.disk.sync_dir(&self.dir)
@@ -178,6 +189,16 @@ impl LayerFile {
                 Ok(None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The file without which the layer is not shaped.
+    fn help(&self) -> &'static str {
+        match self.index.format {
+            LayerFormat::Estargz => ENTRIES,
+            LayerFormat::Tar | LayerFormat::Gzip | LayerFormat::Zstd | LayerFormat::ZstdChunked => {
+                SEAMS
+            }
         }
     }
 
@@ -219,7 +240,7 @@ impl LayerFile {
         let Some(_lock) = self.lock_own()? else {
             return Ok(false);
         };
-        if !self.dir.join(SEAMS).exists() {
+        if !self.dir.join(self.help()).exists() {
             return Ok(false);
         }
         let rename = |name| {

@@ -120,7 +120,7 @@ fn part(bytes: &[u8], from: u64, to: u64) -> Option<&[u8]> {
 
 impl LayerFile {
     /// The bytes of a chunk that is here and has its digest.
-    fn verified(&self, id: ChunkId) -> Result<Option<Bytes>> {
+    pub(super) fn verified(&self, id: ChunkId) -> Result<Option<Bytes>> {
         let chunk = self.chunk(id)?;
         if !self.is_present(id) {
             return Ok(None);
