@@ -10,5 +10,7 @@ pub(crate) mod files;
 pub(crate) mod formats;
 #[path = "bodies/learned.rs"]
 pub(crate) mod learned;
+#[path = "bodies/members.rs"]
+pub(crate) mod members;
 #[path = "bodies/streams.rs"]
 pub(crate) mod streams;

@@ -322,6 +322,19 @@ fn learned_file() {
 }
 
 #[test]
+fn entries_file() {
+    let entries = bodies::members::entries_of_a_member();
+    // Each shapes an index twice.
+    smoke_rounds(bodies::members::fuzz_entries, &[&entries], ROUNDS / 30);
+}
+
+#[test]
+fn members() {
+    let member = bodies::members::a_member();
+    smoke(bodies::members::fuzz_member, &[&member]);
+}
+
+#[test]
 fn hosts_file() {
     let full = include_str!("fixtures/hosts.toml");
     let flat = "host.\"a:1\" = { client = [[\"c\", \"\"], \"d\"], header.x = [\"1\"] }\nskip_verify = true";

@@ -12,7 +12,7 @@ use lazarette_fetcher::store::{LayerFile, Store};
 use lazarette_fetcher::test_util::layers::chunk_bytes;
 use lazarette_fetcher::types::Digest;
 
-use crate::layers::{CHUNKS, LARGE, PAST, STREAMED, index, streamed};
+use crate::layers::{CHUNKS, LARGE, PAST, STREAMED, index, one_member, streamed};
 use crate::scenarios::{Acked, fill_and_flush, ingest};
 
 /// The real disk, which nobody unplugs while a state is only looked at: syncs of
@@ -85,6 +85,7 @@ pub(crate) fn check(root: &Path, acked: &Acked, when: &str) {
         assert!(name != "aborted" || file.is_none(), "{when}");
     }
     check_streamed(&store, acked, when);
+    check_member(&store, acked, when);
     for digest in store.blobs().unwrap() {
         // Verifies: a damaged blob would come back as absent.
         assert!(
@@ -151,6 +152,40 @@ pub(crate) fn check_streamed(store: &Store, acked: &Acked, when: &str) {
             "{when}"
         );
     }
+}
+
+/// What is present of the layer of one member is right, whichever index it has.
+fn check_member(store: &Store, acked: &Acked, when: &str) {
+    let layer = one_member();
+    let file = store.open_layer(&layer.index.blob_digest);
+    let file = file.unwrap_or_else(|e| panic!("{when}: layer of one member: {e}"));
+    let Some(file) = file else {
+        assert!(acked.member.is_empty() && !acked.member_shaped, "{when}");
+        return;
+    };
+    assert!(
+        !acked.member_shaped || !file.index().has_whole_members(),
+        "{when}"
+    );
+    let mut present = BTreeSet::new();
+    for (id, chunk) in (0..).zip(&file.index().chunks) {
+        let at = usize::try_from(chunk.data_offset).unwrap();
+        let mut read = vec![0; chunk.len as usize];
+        let claimed = file.is_present(id);
+        assert_eq!(
+            file.read_at(chunk.data_offset, &mut read).unwrap(),
+            claimed,
+            "{when}"
+        );
+        if claimed {
+            assert!(
+                read == layer.payload[at..at + read.len()],
+                "{when}: chunk {id}"
+            );
+            present.insert(id);
+        }
+    }
+    assert!(acked.member.is_subset(&present), "{when}: {present:?}");
 }
 
 /// The store works on after whatever happened.

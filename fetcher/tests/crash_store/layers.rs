@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use lazarette_fetcher::Result;
 use lazarette_fetcher::codec::deflate::MemberCompressor;
+use lazarette_fetcher::index::estargz;
 use lazarette_fetcher::index::ingest::{Ingest, IngestPlan, LayerSink};
 use lazarette_fetcher::index::wire::Header;
 use lazarette_fetcher::index::{ChunkId, Encoding, LayerFormat, LayerIndex, Span, wire};
@@ -22,6 +23,8 @@ pub(crate) const LARGE_LEN: u32 = 33_000;
 pub(crate) const PAST: &str = "past";
 /// The layer of the scenario `shape`.
 pub(crate) const STREAMED: &str = "streamed";
+/// The layer of the scenario `shape members`.
+const MEMBER: &str = "member";
 
 /// A layer of one file per chunk, with padding between them.
 pub(crate) fn index(name: &str) -> LayerIndex {
@@ -112,6 +115,41 @@ pub(crate) fn index_of_whole_spans(name: &str) -> LayerIndex {
         details_digest: [0; 32],
     }];
     index
+}
+
+/// An eStargz layer of one member, its only file, which is verified whole.
+pub(crate) struct OneMember {
+    pub(crate) index: LayerIndex,
+    pub(crate) details: Vec<u8>,
+    pub(crate) blob: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
+    /// What of it starts read.
+    pub(crate) hot: ChunkId,
+}
+
+pub(crate) fn one_member() -> &'static OneMember {
+    static ONE_MEMBER: LazyLock<OneMember> = LazyLock::new(|| {
+        let payload = noise(2, 0x7f, 320 << 10);
+        let blob = MemberCompressor::new(6).compress(&payload);
+        let mut whole = layer_of(MEMBER, std::slice::from_ref(&payload));
+        whole.blob_size = blob.len() as u64 + 1;
+        for chunk in &mut whole.chunks {
+            chunk.encoding = Encoding::GzipMember {
+                blob: ByteRange::at(0, blob.len() as u64).unwrap(),
+                skip: 0,
+            };
+        }
+        let (index, details) = estargz::cut(whole).unwrap();
+        assert_eq!(index.chunks.len(), CHUNKS as usize);
+        OneMember {
+            index,
+            details,
+            blob,
+            payload,
+            hot: 4,
+        }
+    });
+    &ONE_MEMBER
 }
 
 /// Gives a layer that lacks details all of them.

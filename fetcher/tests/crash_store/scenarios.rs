@@ -14,7 +14,7 @@ use lazarette_fetcher::types::Digest;
 use crate::check::check_layer;
 use crate::layers::{
     CHUNKS, LARGE, LARGE_LEN, PAST, STREAMED, complete_details, index, index_of_whole_spans,
-    index_without_details, past_bytes, streamed,
+    index_without_details, one_member, past_bytes, streamed,
 };
 
 /// What the scenario was told is safe. A crash must not take it.
@@ -24,6 +24,10 @@ pub(crate) struct Acked {
     pub(crate) chunks: BTreeSet<ChunkId>,
     /// Chunks of layer "other large" that a flush recorded.
     pub(crate) copied: BTreeSet<ChunkId>,
+    /// Chunks of the layer of one member that a flush recorded.
+    pub(crate) member: BTreeSet<ChunkId>,
+    /// Whether that layer must have spans.
+    pub(crate) member_shaped: bool,
     /// Layers that must be complete.
     pub(crate) complete: BTreeSet<&'static str>,
     /// Whether the streamed layer must have another index than it was made with, or must not.
@@ -37,7 +41,8 @@ pub(crate) struct Acked {
 /// Runs all of it, or up to the first error; notes what was acknowledged.
 pub(crate) type Scenario = fn(&Arc<Store>, &mut Acked) -> Result<()>;
 
-pub(crate) const SCENARIOS: [(&str, Scenario); 15] = [
+pub(crate) const SCENARIOS: [(&str, Scenario); 16] = [
+    ("shape members", shape_members),
     ("shape", shape),
     ("shape and doubt", shape_and_doubt),
     ("take details and flush", take_details_and_flush),
@@ -64,6 +69,30 @@ pub(crate) fn learn_and_flush(store: &Arc<Store>, acked: &mut Acked) -> Result<(
     let index = index_of_whole_spans("lazy");
     let file = store.create_layer_with(index, &[0; 32])?;
     fill(&file, acked)
+}
+
+/// A member comes, a start that read a piece of it is learnt, and only that comes back.
+pub(crate) fn shape_members(store: &Arc<Store>, acked: &mut Acked) -> Result<()> {
+    let layer = one_member();
+    let file = store.create_layer_with(layer.index.clone(), &layer.details)?;
+    let mut put = 0;
+    assert!(file.put_member(layer.hot, &layer.blob, |_, is_new| put += u32::from(is_new))?);
+    assert_eq!(put, CHUNKS);
+    file.flush()?;
+    acked.member.extend(0..CHUNKS);
+    let shaped = file.shape(&[layer.hot])?;
+    // An entry that could not be noted is no error.
+    acked.member_shaped = shaped.is_some();
+    drop(file);
+    acked.member.clear();
+    store.evict_layers(None)?;
+    let file = store.open_layer(&layer.index.blob_digest)?;
+    let file = file.unwrap_or_else(|| panic!("it was recorded"));
+    let at = usize::try_from(file.index().chunks[layer.hot as usize].data_offset);
+    put_bytes(&file, layer.hot, layer.payload[at.unwrap()..].to_vec())?;
+    file.flush()?;
+    acked.member.insert(layer.hot);
+    Ok(())
 }
 
 /// Details come just before the chunks that they speak of.
