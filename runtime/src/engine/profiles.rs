@@ -156,9 +156,11 @@ impl Session {
 
     /// How far the kernel is to read ahead in a layer until the container is ready. What is
     /// recorded here, or was, is fetched again by every later start: no page too many. Who
-    /// knows nothing and waits for each miss is better off with more.
+    /// knows nothing and waits for each miss is better off with more, but where a miss brings
+    /// megabytes anyway.
     pub(super) fn read_ahead(&self, layer: &Layer) -> ReadAhead {
-        let is_recorded = self.active.is_some() && layer.file().is_complete();
+        let brings_more = || layer.file().is_complete() || layer.index().has_whole_members();
+        let is_recorded = self.active.is_some() && brings_more();
         match is_recorded || self.has_profile() {
             true => ReadAhead::Narrow,
             false => ReadAhead::Wide,
