@@ -125,8 +125,10 @@ struct Entry {
 
 struct Probe {
     window: Vec<u8>,
+    /// What came since, and the byte that the entry is in.
     encoded: Vec<u8>,
-    decoded: Vec<u8>,
+    /// Place of the entry in the tar.
+    start: u64,
 }
 
 impl Gzip {
@@ -162,10 +164,7 @@ impl Gzip {
     fn ran(&mut self, run: &Run<'_>, stop: &Stop<'_>, now: Position) -> Result<bool> {
         if let Some(probe) = &mut self.probe {
             probe.encoded.extend_from_slice(run.encoded);
-            let room = REACH.saturating_sub(probe.decoded.len());
-            let decoded = run.decoded.get(..room).unwrap_or(run.decoded);
-            probe.decoded.extend_from_slice(decoded);
-            if probe.decoded.len() >= REACH {
+            if now.decoded.saturating_sub(probe.start) >= REACH as u64 {
                 self.settle()?;
             }
         }
@@ -195,7 +194,7 @@ impl Gzip {
         self.probe = Some(Probe {
             window: end.window(),
             encoded: partial.into_iter().collect(),
-            decoded: Vec::new(),
+            start: now.decoded,
         });
         Ok(())
     }
@@ -208,10 +207,10 @@ impl Gzip {
         if probe.window.is_empty() {
             return Ok(());
         }
-        let window = sparse_window(&probe.encoded, entry.bits, &probe.window, &probe.decoded)?;
+        let window = sparse_window(&probe.encoded, entry.bits, &probe.window);
         let packer = match &mut self.packer {
             Some(packer) => packer,
-            none => none.insert(Packer::new()?),
+            none => none.insert(Packer::fast()?),
         };
         entry.window = packer.pack(&window)?;
         Ok(())
