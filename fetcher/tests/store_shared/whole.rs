@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use lazarette_fetcher::store::{LayerFile, Store, Whole};
 use lazarette_fetcher::test_util::layers::{CHUNK_LEN, chunk_bytes, put_chunk};
@@ -232,6 +233,8 @@ fn the_kernel_never_reads_a_hole_while_others_evict() {
                     Err(Error::Unsupported { .. }) => refused += 1,
                     Err(error) => panic!("{error}"),
                 }
+                // Without a break something is always missing, and the kernel is shown nothing.
+                std::thread::sleep(Duration::from_micros(rng.random_range(0..20_000)));
             }
         });
         while !stop.load(Ordering::Relaxed) {
