@@ -11,7 +11,7 @@ use bytes::Bytes;
 use lazarette_fetcher::Error;
 use lazarette_fetcher::codec::Packer;
 use lazarette_fetcher::codec::deflate::MemberCompressor;
-use lazarette_fetcher::index::details::{self, SpanDetails};
+use lazarette_fetcher::index::details::{SpanDetails, Spans};
 use lazarette_fetcher::index::wire::{self, Header};
 use lazarette_fetcher::index::{ChunkId, LayerIndex};
 use lazarette_fetcher::layer::Layer;
@@ -261,19 +261,27 @@ fn spoil(index: &Path, plain: &Path) {
     let mut index_of = wire::decode(&bytes).unwrap();
     let plain = wire::decode(&plain).unwrap();
     let zeros = Packer::new().unwrap().pack(&[0; 32 << 10]).unwrap();
-    let mut all: Vec<u8> = Vec::new();
-    for span in &mut index_of.spans {
+    let mut spans = Spans::default();
+    for span in &index_of.spans {
         let at = usize::try_from(span.details.start()).unwrap();
         let end = usize::try_from(span.details.end()).unwrap();
-        let mut bytes = old.slice(at..end).to_vec();
-        if plain.spans.iter().all(|other| other.start != span.start) {
-            let parsed = SpanDetails::parse(span, span.chunk_count, old.slice(at..end)).unwrap();
-            let digests = (0..span.chunk_count as usize).map(|n| parsed.digest(n).unwrap());
-            bytes = details::encode(&digests.collect::<Vec<_>>(), &zeros);
-        }
-        span.details = ByteRange::at(all.len() as u64, bytes.len() as u64).unwrap();
-        span.details_digest = Digest::sha256(&bytes).as_bytes().try_into().unwrap();
-        all.extend(bytes);
+        let bytes = old.slice(at..end);
+        let parsed = SpanDetails::parse(span, span.chunk_count, bytes.clone()).unwrap();
+        let digests = (0..span.chunk_count as usize).map(|n| parsed.digest(n).unwrap());
+        let digests: Vec<_> = digests.collect();
+        let is_old = plain.spans.iter().any(|other| other.start == span.start);
+        let window = if is_old {
+            &bytes[digests.as_flattened().len()..]
+        } else {
+            &zeros
+        };
+        spans
+            .push((span.start, span.bits), &digests, window)
+            .unwrap();
+    }
+    let (made, all) = spans.finish();
+    for (span, made) in index_of.spans.iter_mut().zip(made) {
+        (span.details, span.details_digest) = (made.details, made.details_digest);
     }
     std::fs::write(index, wire::encode(&index_of, &all).unwrap()).unwrap();
 }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::Span;
 use crate::codec;
 use crate::codec::zran::REACH;
+use crate::types::{ByteRange, Digest};
 use crate::{Error, Result};
 
 /// Bytes of one digest.
@@ -71,9 +72,55 @@ pub fn digest_in(details: &[u8], span: &Span, number: usize) -> Option<[u8; 32]>
     digest.try_into().ok()
 }
 
-/// The details of a span with these chunks and this packed window, as they are stored.
-pub fn encode(digests: &[[u8; 32]], window: &[u8]) -> Vec<u8> {
-    let mut bytes = digests.concat();
-    bytes.extend_from_slice(window);
-    bytes
+/// The table of spans of an index that is being made, and the details of all of them.
+#[derive(Debug, Default)]
+pub struct Spans {
+    spans: Vec<Span>,
+    details: Vec<u8>,
+}
+
+impl Spans {
+    /// None yet, with room for so many bytes of details.
+    pub fn with_capacity(spans: usize, details: usize) -> Self {
+        Self {
+            spans: Vec::with_capacity(spans),
+            details: Vec::with_capacity(details),
+        }
+    }
+
+    /// How many there are, which is the number of the next one.
+    pub fn count(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Adds the span that begins with the `bits` highest bits of the byte at `start` (0: all of
+    /// it) and has chunks of these `digests`; `window` is packed, and empty where none is
+    /// needed. Fails where details are too long for a place to be told.
+    pub fn push(
+        &mut self,
+        (start, bits): (u64, u8),
+        digests: &[[u8; 32]],
+        window: &[u8],
+    ) -> Result<()> {
+        let begin = self.details.len();
+        self.details.extend_from_slice(digests.as_flattened());
+        self.details.extend_from_slice(window);
+        let added = self.details.get(begin..).unwrap_or_default();
+        let place = ByteRange::at(begin as u64, added.len() as u64);
+        self.spans.push(Span {
+            start,
+            bits,
+            // Known once all chunks are: LayerIndex::with_spans.
+            first_chunk: 0,
+            chunk_count: 0,
+            details: place.ok_or_else(|| Error::limit("layer index", "details are too long"))?,
+            details_digest: Digest::sha256_bytes(added),
+        });
+        Ok(())
+    }
+
+    /// The spans, and the details of all of them.
+    pub fn finish(self) -> (Vec<Span>, Vec<u8>) {
+        (self.spans, self.details)
+    }
 }

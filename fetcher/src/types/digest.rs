@@ -33,7 +33,12 @@ pub enum Digest {
 impl Digest {
     /// SHA-256 of `bytes`.
     pub fn sha256(bytes: &[u8]) -> Self {
-        Self::Sha256(sha2::Sha256::digest(bytes).into())
+        Self::Sha256(Self::sha256_bytes(bytes))
+    }
+
+    /// The SHA-256 of `bytes` alone, as tables of digests have it.
+    pub fn sha256_bytes(bytes: &[u8]) -> [u8; 32] {
+        sha2::Sha256::digest(bytes).into()
     }
 
     /// Digest of `bytes` by `algorithm`.

@@ -25,7 +25,7 @@ fn text(len: usize, seed: u32) -> Vec<u8> {
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {
-    Digest::sha256(bytes).as_bytes().try_into().unwrap()
+    Digest::sha256_bytes(bytes)
 }
 
 fn lens(len: usize, piece: usize) -> Vec<u32> {

@@ -7,11 +7,11 @@
 //! and vouch for nothing but each other; every other chunk stays as it is. Pure.
 
 use crate::Result;
-use crate::index::{Chunk, Encoding, LayerBlob, LayerIndex, Span};
-use crate::types::{ByteRange, Digest};
+use crate::index::details::Spans;
+use crate::index::ingest::PIECE_LEN;
+use crate::index::{Chunk, Encoding, LayerBlob, LayerIndex};
+use crate::types::ByteRange;
 
-/// Decoded bytes of a piece: as in indexes of our own.
-const PIECE_LEN: u32 = 64 << 10;
 /// Shortest chunk that is cut: two pieces are hardly worth their entries.
 const CUT_LEN_MIN: u32 = 2 * PIECE_LEN + 1;
 /// Longest chunk that is cut, for all its pieces are held while they are verified. Builders
@@ -20,7 +20,7 @@ const CUT_LEN_MAX: u32 = 8 << 20;
 
 /// `index` with its long chunks cut, and the details of its spans.
 pub fn cut(index: LayerIndex) -> Result<(LayerIndex, Vec<u8>)> {
-    let (mut chunks, mut spans, mut details) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut chunks, mut spans) = (Vec::new(), Spans::default());
     let mut end = 0;
     for (at, chunk) in index.chunks.iter().enumerate() {
         let before = at.checked_sub(1).and_then(|at| index.chunks.get(at));
@@ -28,21 +28,11 @@ pub fn cut(index: LayerIndex) -> Result<(LayerIndex, Vec<u8>)> {
         match member(chunk, end).filter(|_| is_alone(chunk, [before, behind])) {
             Some((blob, digest)) => {
                 end = blob.end();
-                let place = ByteRange::at(details.len() as u64, digest.len() as u64);
-                let number = u32::try_from(spans.len()).ok();
-                let (Some(place), Some(number)) = (place, number) else {
+                let Ok(number) = u32::try_from(spans.count()) else {
                     chunks.push(chunk.clone());
                     continue;
                 };
-                details.extend(digest);
-                spans.push(Span {
-                    start: blob.start(),
-                    bits: 0,
-                    first_chunk: 0,
-                    chunk_count: 0,
-                    details: place,
-                    details_digest: sha256(&digest),
-                });
+                spans.push((blob.start(), 0), &[digest], &[])?;
                 chunks.extend(pieces(chunk, blob, number));
             }
             None => chunks.push(chunk.clone()),
@@ -53,6 +43,7 @@ pub fn cut(index: LayerIndex) -> Result<(LayerIndex, Vec<u8>)> {
         size: index.blob_size,
         format: index.format,
     };
+    let (spans, details) = spans.finish();
     let index = LayerIndex::with_spans(blob, index.files, chunks, spans)?;
     Ok((index, details))
 }
@@ -88,13 +79,6 @@ fn pieces(chunk: &Chunk, blob: ByteRange, span: u32) -> impl Iterator<Item = Chu
             chunk_digest: None,
         }
     })
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    Digest::sha256(bytes)
-        .as_bytes()
-        .try_into()
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

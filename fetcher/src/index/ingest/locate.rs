@@ -9,12 +9,13 @@
 use bytes::Bytes;
 
 use super::{PIECE_LEN, Position, STREAM_CHUNK_LEN};
+use crate::Result;
 use crate::codec::Packer;
 use crate::codec::stream::{BlockEnd, Compression, Run, Stop};
 use crate::codec::zran::{REACH, sparse_window};
-use crate::index::{Chunk, Encoding, Span, details};
-use crate::types::{ByteRange, Digest};
-use crate::{Error, Result};
+use crate::index::details::Spans;
+use crate::index::{Chunk, Encoding, Span};
+use crate::types::ByteRange;
 
 /// Decoded bytes after which gzip is entered anew. Reading a piece decodes all that is
 /// before it in its span; each span costs some KiB of details.
@@ -221,7 +222,7 @@ impl Gzip {
         let windows: usize = self.entries.iter().map(|entry| entry.window.len()).sum();
         let most = windows.saturating_add(digests.len().saturating_mul(size_of::<[u8; 32]>()));
         // Tens of MiB of a large layer: not to be moved while it grows.
-        let (mut spans, mut all) = (Vec::new(), Vec::with_capacity(most));
+        let mut spans = Spans::with_capacity(self.entries.len(), most);
         let mut of_spans = chunks
             .iter()
             .zip(digests)
@@ -238,21 +239,10 @@ impl Gzip {
             {
                 of_span.push(*digest);
             }
-            let bytes = details::encode(&of_span, &entry.window);
-            let too_long = || Error::limit("layer index", "its details are too long");
-            let place = ByteRange::at(all.len() as u64, bytes.len() as u64).ok_or_else(too_long)?;
-            let digest = Digest::sha256(&bytes);
-            spans.push(Span {
-                start: entry.start,
-                bits: entry.bits,
-                first_chunk: 0,
-                chunk_count: 0,
-                details: place,
-                details_digest: digest.as_bytes().try_into().unwrap_or_default(),
-            });
-            all.extend(bytes);
+            spans.push((entry.start, entry.bits), &of_span, &entry.window)?;
         }
-        Ok((spans, all.into()))
+        let (spans, details) = spans.finish();
+        Ok((spans, details.into()))
     }
 }
 

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use super::choose::{Entry, Window};
 use super::{Shaper, foreign};
 use crate::codec;
-use crate::index::details;
+use crate::index::details::Spans;
 use crate::index::{Chunk, ChunkId, Encoding, LayerBlob, LayerIndex, Span};
-use crate::types::{ByteRange, Digest};
+use crate::types::ByteRange;
 use crate::{Error, Result};
 
 /// Bytes of one digest.
@@ -72,28 +72,16 @@ impl Shaper {
             let moved = self.moved((id, chunk), entries, old, &mut digests);
             chunks.push(moved.ok_or_else(|| foreign("a chunk is before all spans"))?);
         }
-        let (mut spans, mut all) = (Vec::with_capacity(entries.len()), Vec::new());
+        let mut spans = Spans::default();
         for (entry, digests) in entries.iter().zip(digests) {
             let window = match entry.window {
                 Window::OfSpan(span) => old.window(span),
                 Window::OfSplit(at) => windows.get(at).map(Vec::as_slice),
             };
             let window = window.ok_or_else(|| foreign("a window is missing"))?;
-            let bytes = details::encode(&digests, window);
-            let place = ByteRange::at(all.len() as u64, bytes.len() as u64);
-            spans.push(Span {
-                start: entry.seam.start,
-                bits: entry.seam.bits,
-                first_chunk: 0,
-                chunk_count: 0,
-                details: place.ok_or_else(|| foreign("its details are too long"))?,
-                details_digest: Digest::sha256(&bytes)
-                    .as_bytes()
-                    .try_into()
-                    .unwrap_or_default(),
-            });
-            all.extend(bytes);
+            spans.push((entry.seam.start, entry.seam.bits), &digests, window)?;
         }
+        let (spans, all) = spans.finish();
         let blob = LayerBlob {
             digest: self.index.blob_digest,
             size: self.index.blob_size,

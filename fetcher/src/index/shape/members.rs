@@ -13,9 +13,10 @@ use std::collections::BTreeMap;
 
 use super::{OldDetails, SAVED_BYTES_MIN, foreign};
 use crate::Result;
+use crate::index::details::Spans;
 use crate::index::seams::Seam;
-use crate::index::{Chunk, ChunkId, Encoding, LayerBlob, LayerIndex, Span, details};
-use crate::types::{ByteRange, Digest};
+use crate::index::{Chunk, ChunkId, Encoding, LayerBlob, LayerIndex};
+use crate::types::ByteRange;
 
 /// What is known of one piece of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,23 +144,22 @@ pub fn build(
         let kept = kept.ok_or_else(|| foreign("a piece is not in its member"))?;
         made.chunks.push(kept);
     }
-    made.end_span()
-        .ok_or_else(|| foreign("its details are too long"))?;
+    made.end_span()?;
     let blob = LayerBlob {
         digest: index.blob_digest,
         size: index.blob_size,
         format: index.format,
     };
-    let index = LayerIndex::with_spans(blob, index.files.clone(), made.chunks, made.spans)?;
-    Ok((index, made.details))
+    let (spans, details) = made.spans.finish();
+    let index = LayerIndex::with_spans(blob, index.files.clone(), made.chunks, spans)?;
+    Ok((index, details))
 }
 
 /// Tables under construction.
 #[derive(Default)]
 struct Made {
     chunks: Vec<Chunk>,
-    spans: Vec<Span>,
-    details: Vec<u8>,
+    spans: Spans,
     last: Option<Open>,
 }
 
@@ -181,7 +181,7 @@ impl Made {
         window: Option<&[u8]>,
     ) -> Option<Chunk> {
         if let Some(window) = window {
-            self.begin(piece.entry, window, false)?;
+            self.begin(piece.entry, window, false).ok()?;
         }
         let open = self.last.as_mut().filter(|open| !open.is_whole)?;
         open.digests.push(piece.digest);
@@ -208,7 +208,7 @@ impl Made {
                 bits: 0,
                 decoded: 0,
             };
-            self.begin(seam, &[], true)?;
+            self.begin(seam, &[], true).ok()?;
             self.last.as_mut()?.digests.push(digest);
         }
         let span = self.number()?;
@@ -219,7 +219,7 @@ impl Made {
         })
     }
 
-    fn begin(&mut self, seam: Seam, window: &[u8], is_whole: bool) -> Option<()> {
+    fn begin(&mut self, seam: Seam, window: &[u8], is_whole: bool) -> Result<()> {
         self.end_span()?;
         self.last = Some(Open {
             seam,
@@ -227,33 +227,20 @@ impl Made {
             window: window.to_vec(),
             is_whole,
         });
-        Some(())
+        Ok(())
     }
 
     /// Number of the span that is open.
     fn number(&self) -> Option<u32> {
-        u32::try_from(self.spans.len()).ok()
+        u32::try_from(self.spans.count()).ok()
     }
 
-    fn end_span(&mut self) -> Option<()> {
+    fn end_span(&mut self) -> Result<()> {
         let Some(open) = self.last.take() else {
-            return Some(());
+            return Ok(());
         };
-        let bytes = details::encode(&open.digests, &open.window);
-        let start = self.details.len() as u64;
-        self.details.extend_from_slice(&bytes);
-        self.spans.push(Span {
-            start: open.seam.start,
-            bits: open.seam.bits,
-            first_chunk: 0,
-            chunk_count: 0,
-            details: ByteRange::new(start, self.details.len() as u64)?,
-            details_digest: Digest::sha256(&bytes)
-                .as_bytes()
-                .try_into()
-                .unwrap_or_default(),
-        });
-        Some(())
+        let begin = (open.seam.start, open.seam.bits);
+        self.spans.push(begin, &open.digests, &open.window)
     }
 }
 

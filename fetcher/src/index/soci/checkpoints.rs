@@ -18,8 +18,9 @@ use super::flatbuffer::{Found, Table};
 use crate::codec::Packer;
 use crate::codec::gzip::EXPANSION_MAX;
 use crate::codec::zran::REACH;
-use crate::index::{Span, details};
-use crate::types::{ByteRange, Digest};
+use crate::index::Span;
+use crate::index::details::Spans;
+use crate::types::ByteRange;
 use crate::{Error, Result};
 
 /// Bytes before the first checkpoint.
@@ -176,7 +177,7 @@ pub(super) fn spans(
     used: &[usize],
 ) -> Result<(Vec<Span>, Bytes)> {
     let mut packer = Packer::new()?;
-    let (mut spans, mut all) = (Vec::with_capacity(used.len()), Vec::new());
+    let mut spans = Spans::default();
     for number in used {
         let Some(checkpoint) = checkpoints.get(*number) else {
             continue;
@@ -188,21 +189,9 @@ pub(super) fn spans(
         } else {
             packer.pack(checkpoint.window)?
         };
-        let bytes = details::encode(&[digest], &window);
-        let place = ByteRange::at(all.len() as u64, bytes.len() as u64)
-            .ok_or_else(|| Error::limit("zTOC", "its windows are too long"))?;
-        spans.push(Span {
-            start: checkpoint.blob.start(),
-            bits: checkpoint.bits,
-            first_chunk: 0,
-            chunk_count: 0,
-            details: place,
-            details_digest: Digest::sha256(&bytes)
-                .as_bytes()
-                .try_into()
-                .unwrap_or_default(),
-        });
-        all.extend(bytes);
+        let begin = (checkpoint.blob.start(), checkpoint.bits);
+        spans.push(begin, &[digest], &window)?;
     }
-    Ok((spans, all.into()))
+    let (spans, details) = spans.finish();
+    Ok((spans, details.into()))
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::index::{LayerFormat, wire};
 use crate::test_util::layers::regular_file;
+use crate::types::Digest;
 
 const MIB: u32 = 1 << 20;
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::index::estargz;
 use crate::index::{LayerFormat, wire};
 use crate::test_util::layers::regular_file;
+use crate::types::Digest;
 
 const PIECE: u64 = 64 << 10;
 /// Encoded bytes of a piece.
