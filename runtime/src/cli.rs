@@ -12,6 +12,7 @@ mod progress;
 mod run;
 mod store;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -58,8 +59,9 @@ pub fn main(origin: Instant) -> ExitCode {
         error.exit_code()
     });
     if is_run {
-        // All is recorded, and output was flushed as it came. Tearing down RocksDB's static
-        // tables takes milliseconds, which who waits for a short container would wait for.
+        // All is recorded. Tearing down RocksDB's static tables takes milliseconds, which who
+        // waits for a short container would wait for.
+        let _ = std::io::stdout().flush();
         crate::sys::process::leave(code);
     }
     ExitCode::from(code)

@@ -159,7 +159,11 @@ pub trait Executor: Send + Sync {
 
     /// Does beforehand what helps a [`Executor::launch`] only for a few tens of milliseconds.
     /// Must run inside a tokio runtime. Never waits; a failure shows at the launch.
-    fn expect_launch(&self);
+    fn expect_launch(&self) {
+        // Every runtime moves a first process into cgroups. This ends by itself within
+        // milliseconds, whether or not anything is launched.
+        drop(tokio::task::spawn_blocking(cgroup::wait_before_move));
+    }
 
     /// Creates and starts the container of `plan`. Unbounded: its first reads may come
     /// from a registry; callers that want a deadline wrap it in a timeout.

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::console::ConsoleSocket;
 use super::protocol::{self, Event, Failure, HostPlan, Request, Runtime, Stage};
 use super::{
-    ContainerIo, Error, Executor, ExitStatus, LaunchPlan, Launched, Size, Task, Times, cgroup, host,
+    ContainerIo, Error, Executor, ExitStatus, LaunchPlan, Launched, Size, Task, Times, host,
 };
 use crate::sys::{number, process, socket, terminal};
 
@@ -113,10 +113,6 @@ impl Executor for Embedded {
         self.hosts.warm_up();
     }
 
-    fn expect_launch(&self) {
-        expect_launch();
-    }
-
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, Error> {
         launch(&self.hosts, Runtime::Embedded, plan).await
     }
@@ -128,22 +124,12 @@ impl Executor for External {
         self.hosts.warm_up();
     }
 
-    fn expect_launch(&self) {
-        expect_launch();
-    }
-
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, Error> {
         let runtime = Runtime::External {
             binary: self.binary.clone(),
         };
         launch(&self.hosts, runtime, plan).await
     }
-}
-
-/// Both runtimes move the container's first process into cgroups.
-fn expect_launch() {
-    // Ends by itself within milliseconds, whether or not anything is launched.
-    drop(tokio::task::spawn_blocking(cgroup::wait_before_move));
 }
 
 /// Where executor hosts come from.
