@@ -9,6 +9,14 @@ build_laz() {
   [ -x "$LAZ" ] || die "cargo built no $LAZ"
 }
 
+# build_lazd: sets LAZD, beside LAZ and with its mount server, unless the environment gives one.
+build_lazd() {
+  LAZD=${LAZD:-$(dirname "$LAZ")/lazd}
+  [ -x "$LAZD" ] && [ -x "$(dirname "$LAZD")/laz-mountd" ] && return
+  (cd "$REPO" && cargo build --workspace --locked --bin lazd --bin laz-mountd ${QUIET_BUILD:+-q} >&2)
+  [ -x "$LAZD" ] || die "cargo built no $LAZD"
+}
+
 # use_fresh_store DIR: `laz` in this script keeps everything below DIR, which starts empty.
 use_fresh_store() {
   LAZ_ROOT=$1/root LAZ_STATE=$1/state
@@ -32,3 +40,9 @@ traces_left() {
   find /sys/fs/cgroup -mindepth 1 -type d -printf 'cgroup %p\n' 2>/dev/null | grep -iE 'laz' || true
   pgrep -lx 'laz|laz-.*' | sed 's/^[0-9]* /process /' || true
 }
+
+# What a container runs to read every file from 16 KiB on below /usr, past its page cache: so both large files,
+# which the kernel reads by pieces, and small ones, which it reads whole.
+# shellcheck disable=SC2034,SC2016  # for the tests; the container's shell expands it
+SUM='cd /usr && find . -xdev -type f -size +16k | sort >/tmp/read &&
+  while read -r file; do dd if="$file" iflag=nocache count=0 2>/dev/null; done </tmp/read && xargs sha256sum </tmp/read | sha256sum'

@@ -35,7 +35,9 @@ make_node() {
 
 # boot_node: sets INIT, its first process, and returns when what is enabled has started.
 boot_node() {
-  NODE_CGROUP=$(cgroup2)/lazarette-node-$$
+  NODE_CGROUP=$(cgroup2)
+  [ -n "$NODE_CGROUP" ] || die "a node needs cgroup v2, which is mounted nowhere here"
+  NODE_CGROUP+=/lazarette-node-$$
   mkdir -p "$NODE_CGROUP"
   at_exit halt_node
   ( echo "$BASHPID" >"$NODE_CGROUP/cgroup.procs"

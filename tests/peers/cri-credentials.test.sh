@@ -155,10 +155,7 @@ TRIXIE=$("$here/containerd.sh" trixie)
 make_scratch cri
 : >"$SCRATCH/crictl.yaml"
 build_laz
-LAZD=${LAZD:-$(dirname "$LAZ")/lazd}
-if [ ! -x "$LAZD" ] || [ ! -x "$(dirname "$LAZD")/laz-mountd" ]; then
-  (cd "$REPO" && cargo build --workspace --locked --bin lazd --bin laz-mountd -q >&2)
-fi
+build_lazd
 start_registry "$SCRATCH/registry"
 read -r _ layout < <("$here/../images/build.sh" debian)
 push_layout "$layout" debian debian:gzip

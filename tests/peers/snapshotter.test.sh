@@ -109,9 +109,6 @@ kill_lazd() {
 mounted() { awk -v d="$DIR/run/" 'index($5, d) == 1 {print $3, $5}' /proc/self/mountinfo | sort; }
 
 # outlives IMAGE: a container reads its files, anew each time, while lazd is killed and comes back.
-# shellcheck disable=SC2016  # the container's shell expands it
-SUM='cd /usr && find . -xdev -type f -size +64k | sort >/tmp/big &&
-  while read -r file; do dd if="$file" iflag=nocache count=0 2>/dev/null; done </tmp/big && xargs sha256sum </tmp/big | sha256sum'
 outlives() {
   local expected reader kill sums=$DIR/sums
   works 'runs in the background' "${CTR[@]}" run -d --snapshotter lazarette "$1" outlives sleep infinity
@@ -158,10 +155,7 @@ SID=$("$here/containerd.sh")
 TRIXIE=$("$here/containerd.sh" trixie)
 make_scratch snapshotter
 build_laz
-LAZD=${LAZD:-$(dirname "$LAZ")/lazd}
-if [ ! -x "$LAZD" ] || [ ! -x "$(dirname "$LAZD")/laz-mountd" ]; then
-  (cd "$REPO" && cargo build --workspace --locked --bin lazd --bin laz-mountd -q >&2)
-fi
+build_lazd
 start_registry "$SCRATCH/registry"
 read -r _ layout < <("$here/../images/build.sh" debian)
 push_layout "$layout" debian debian:gzip

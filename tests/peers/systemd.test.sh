@@ -15,10 +15,6 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/../lib/checks.sh"
 . "$here/../lib/node.sh"
 
-# What a container reads, anew each time: its page cache is not asked.
-SUM='cd /usr && find . -xdev -type f -size +64k | sort >/tmp/big &&
-  while read -r file; do dd if="$file" iflag=nocache count=0 2>/dev/null; done </tmp/big && xargs sha256sum </tmp/big | sha256sum'
-
 # install_units: as a user does by docs/snapshotter.md.
 install_units() {
   local program
@@ -118,10 +114,7 @@ is_root || { say "SKIPPED (needs root): systemd.test.sh"; echo "0 passed, 1 fail
 make_scratch systemd
 CONTAINERD=$("$here/containerd.sh")
 build_laz
-LAZD=${LAZD:-$(dirname "$LAZ")/lazd}
-if [ ! -x "$LAZD" ] || [ ! -x "$(dirname "$LAZD")/laz-mountd" ]; then
-  (cd "$REPO" && cargo build --workspace --locked --bin lazd --bin laz-mountd -q >&2)
-fi
+build_lazd
 start_registry "$SCRATCH/registry"
 read -r _ layout < <("$here/../images/build.sh" debian)
 push_layout "$layout" debian debian:gzip
