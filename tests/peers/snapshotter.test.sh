@@ -4,6 +4,7 @@
 # NERDCTL=path or the PATH has one, nerdctl, and all of them as kubelet asks. Layers are unpacked by containerd, or brought
 # lazily; containers run on both, and go on while lazd is stopped and killed; nothing is left. Needs
 # root. Ends with "N passed, M failed".
+# Images have one layer and three, all lazy, all unpacked and of both kinds.
 #
 # The parts of containerd's config that concern lazarette are those in deploy/. Everything listens
 # on sockets in a scratch directory or on loopback, and is ended and unmounted at the end.
@@ -62,10 +63,27 @@ of_kubelet() {
   local plain=("${CTR[@]}")
   CTR+=(--namespace k8s.io)
   lazy 'estargz by CRI' "$ESGZ" cri_pull
-  # CRI names an image by its id too.
-  for name in $("${CTR[@]}" images ls -q | grep -vx "$ESGZ"); do "${CTR[@]}" images rm "$name" >/dev/null; done
-  gone 'an image of CRI' "$ESGZ"
+  gone_of_cri 'an image of CRI' "$ESGZ"
+  of_three_layers
   CTR=("${plain[@]}")
+}
+# CRI names an image by its id too.
+gone_of_cri() {
+  local name
+  for name in $("${CTR[@]}" images ls -q | grep -vx "$2"); do "${CTR[@]}" images rm "$name" >/dev/null; done
+  gone "$@"
+}
+
+# of_three_layers: all of an image's layers lazily, and only those that are not there already.
+of_three_layers() {
+  local EXPECTED=$EXPECTED_PYTHON image=$REGISTRY/python
+  lazy 'three layers of estargz' "$image:esgz" cri_pull
+  gone_of_cri 'an image of three layers' "$image:esgz"
+  works 'unpacks what becomes the lowest layer' "${CTR[@]}" images pull ${LOCAL:+"$LOCAL"} --plain-http --snapshotter lazarette "$GZIP"
+  works 'pulls an image upon it' cri_pull "$image:gzip"
+  equal 'the lowest layer is a directory, and two are mounted' "$(lazy_mounts) $(remote_snapshots)" "2 2"
+  looks 'runs on layers of both kinds' "$image:gzip"
+  gone_of_cri 'an image of both kinds' "$image:gzip"
 }
 
 # lazy NAME IMAGE PULL...: we bring the layers.
@@ -132,13 +150,14 @@ outlives() {
   works 'and is removed' "${CTR[@]}" containers rm outlives
 }
 
-# begin GENERATION CONFIG PROGRAMS
+# begin GENERATION CONFIG PROGRAMS: GENERATION is the beginning of containerd's version.
 begin() {
   GENERATION=$1 DIR=$SCRATCH/$1
   mkdir -p "$DIR"
   at_exit end_mount_server "$DIR/run"
   start_lazd snapshotter.sock
   start_containerd "$2" "$3"
+  equal "it is containerd $1" "$("${CTR[@]}" version | sed -nE '/^Server/,$s/^ *Version: *v?([0-9]+\.[0-9]+).*/\1/p')" "$1"
 }
 
 # In reverse order: containerd talks to lazd to its end.
@@ -157,11 +176,15 @@ make_scratch snapshotter
 build_laz
 build_lazd
 start_registry "$SCRATCH/registry"
-read -r _ layout < <("$here/../images/build.sh" debian)
-push_layout "$layout" debian debian:gzip
+while read -r -u 3 name layout; do
+  push_layout "$layout" "$name" "$name:gzip"
+done 3< <("$here/../images/build.sh" debian python)
 use_fresh_store "$SCRATCH/laz"
 GZIP=$REGISTRY/debian:gzip ESGZ=$REGISTRY/debian:esgz
 laz image convert --to estargz "$GZIP" "$ESGZ" >/dev/null 2>&1
+laz image convert --to estargz "$REGISTRY/python:gzip" "$REGISTRY/python:esgz" >/dev/null 2>&1
+laz image convert --to zstd-chunked "$REGISTRY/python:gzip" "$REGISTRY/python:chunked" >/dev/null 2>&1
+EXPECTED_PYTHON=$(laz run "$REGISTRY/python:gzip" sh -c "$LOOK")
 EXPECTED=$(laz run "$GZIP" sh -c "$LOOK")
 EXPECTED_SUM=$(laz run "$GZIP" sh -c "$SUM")
 remove_tree "$SCRATCH/laz"
@@ -223,11 +246,15 @@ else
 fi
 
 begin 2.1 3 "$SID"
+# What its ctr must be told not to ask containerd for.
+LOCAL=--local
 unpacked "$GZIP" "${CTR[@]}" images pull --local --plain-http --snapshotter lazarette
 of_kubelet
 of_nerdctl 1
 lazy gzip "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
 gone 'a lazy image' "$GZIP"
+EXPECTED=$EXPECTED_PYTHON lazy zstd:chunked "$REGISTRY/python:chunked" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+gone 'an image of zstd:chunked' "$REGISTRY/python:chunked"
 lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
 restarts "$ESGZ"
 outlives "$ESGZ"
