@@ -12,6 +12,7 @@ mod control;
 mod layer;
 mod link;
 mod marked;
+mod pace;
 mod workers;
 
 use std::collections::HashMap;

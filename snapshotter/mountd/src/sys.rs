@@ -215,6 +215,12 @@ impl Epoll {
         Ok(self.0.modify(fd, &mut EpollEvent::new(ONCE, id))?)
     }
 
+    /// Has nobody told until [`Epoll::tell_again`].
+    pub(crate) fn tell_nobody(&self, fd: impl AsFd, id: u64) -> io::Result<()> {
+        let nothing = EpollFlags::empty();
+        Ok(self.0.modify(fd, &mut EpollEvent::new(nothing, id))?)
+    }
+
     /// Does so no longer.
     pub(crate) fn remove(&self, fd: impl AsFd) -> io::Result<()> {
         Ok(self.0.delete(fd)?)

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::layer::{self, Served, Way};
+use super::pace::Pace;
 use super::{Config, QUESTIONS, Shared};
 use crate::client::Connection;
 use crate::fanotify::Group;
@@ -262,6 +263,7 @@ impl Shared {
             data,
             evictions,
             path,
+            pace: Pace::new(),
         };
         self.state.lock().adopt(handed);
         let served = self.insert(served)?;

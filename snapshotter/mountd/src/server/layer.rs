@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::Shared;
+use super::pace::Pace;
 use crate::fanotify::Group;
 use crate::fuse::READ_MAX;
 use crate::fuse::answer::{self, HEADER_BYTES};
@@ -39,6 +40,7 @@ pub(super) struct Served {
     pub(super) data: File,
     pub(super) evictions: File,
     pub(super) path: PathBuf,
+    pub(super) pace: Pace,
 }
 
 /// Through what the kernel asks.

@@ -3,7 +3,7 @@
 //! Invariant: a worker takes some requests at a time and is done with them, or has put them
 //! into the state, before it takes another; so when all have ended, what is not answered waits.
 //! Each time a session has something one worker is told, and goes on until nothing is left: two
-//! that wake up for one request cost more than the request.
+//! that wake up for one request cost more than the request. Nobody is told while a worker looks.
 
 use std::fs;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::layer::{self, ANSWER_BYTES_MAX, EINTR, Served, receive, send};
+use super::pace::LOOK;
 use super::{QUESTIONS, STOP, Shared};
 use crate::fanotify::QUESTIONS_BYTES;
 use crate::fuse::answer::{Reaction, react};
@@ -24,6 +25,7 @@ const STACK_BYTES: usize = 128 << 10;
 /// The kernel let go of a session.
 const ENODEV: i32 = 19;
 const ENOENT: i32 = 2;
+const EAGAIN: i32 = 11;
 
 /// Running workers.
 pub(super) struct Workers {
@@ -85,27 +87,78 @@ fn work(shared: &Shared) {
     }
 }
 
-/// Takes all requests of a session that are there now, unless the workers are to end. Of those
-/// that come later one worker is told, once; of what is left here nobody would be.
+/// Takes all requests of a session that are there now, unless the workers are to end, and looks
+/// for more where they come quickly. Of those that come later one worker is told, once; of what
+/// is left here nobody would be.
 fn drain(shared: &Shared, served: &Served, request: &mut [u8], answer: &mut [u8]) {
     let Some(fuse) = served.fuse() else {
         return;
     };
-    while !shared.stopping.load(Ordering::Relaxed) {
-        match receive(fuse, request) {
-            Ok(bytes) => handle(shared, served, bytes, answer),
-            Err(error) => match error.raw_os_error() {
-                // The request was withdrawn while it was read; there may be others.
-                Some(ENOENT | EINTR) => {}
-                Some(ENODEV) => {
-                    // Unmounted by somebody else; the daemon will say so.
-                    let _ = shared.epoll.remove(fuse);
-                    return;
-                }
-                _ => return,
-            },
+    let is_quick = served.pace.is_quick();
+    while take(shared, served, request, answer) == Taken::One {}
+    if is_quick
+        && let Some(_turn) = served.pace.turn()
+        && shared.epoll.tell_nobody(fuse, served.mount).is_ok()
+    {
+        look(shared, served, request, answer);
+        // Of what has come since nobody was told. Fails where nobody is asked any more.
+        let _ = shared.epoll.tell_again(fuse, served.mount);
+    }
+    served.pace.is_done();
+}
+
+/// Takes requests as they come until none has for a moment, or two at once: then others may help.
+fn look(shared: &Shared, served: &Served, request: &mut [u8], answer: &mut [u8]) {
+    let mut until = Instant::now() + LOOK;
+    let mut is_one_of_two = false;
+    loop {
+        match take(shared, served, request, answer) {
+            Taken::One if is_one_of_two => return,
+            Taken::One => {
+                is_one_of_two = true;
+                until = Instant::now() + LOOK;
+            }
+            Taken::None if Instant::now() < until => {
+                is_one_of_two = false;
+                thread::yield_now();
+            }
+            Taken::None | Taken::End => return,
         }
     }
+}
+
+/// What came of taking a request.
+#[derive(PartialEq, Eq)]
+enum Taken {
+    One,
+    /// There is none now.
+    None,
+    /// None is to be taken any more.
+    End,
+}
+
+fn take(shared: &Shared, served: &Served, request: &mut [u8], answer: &mut [u8]) -> Taken {
+    let Some(fuse) = served.fuse() else {
+        return Taken::End;
+    };
+    if shared.stopping.load(Ordering::Relaxed) {
+        return Taken::End;
+    }
+    match receive(fuse, request) {
+        Ok(bytes) => handle(shared, served, bytes, answer),
+        Err(error) => match error.raw_os_error() {
+            // The request was withdrawn while it was read; there may be others.
+            Some(ENOENT | EINTR) => {}
+            Some(EAGAIN) => return Taken::None,
+            Some(ENODEV) => {
+                // Unmounted by somebody else; the daemon will say so.
+                let _ = shared.epoll.remove(fuse);
+                return Taken::End;
+            }
+            _ => return Taken::End,
+        },
+    }
+    Taken::One
 }
 
 fn handle(shared: &Shared, served: &Served, bytes: &[u8], answer: &mut [u8]) {

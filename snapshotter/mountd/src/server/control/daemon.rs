@@ -15,6 +15,7 @@ use crate::fanotify::Group;
 use crate::server::QUESTIONS;
 use crate::server::layer::{EIO, Served, Way};
 use crate::server::link::Link;
+use crate::server::pace::Pace;
 use crate::state::Granted;
 use crate::wire::{Basis, FileId, Handed, Listed, Message, Through};
 use crate::{Error, Result, log, sys};
@@ -129,6 +130,7 @@ impl Control {
             data,
             evictions,
             path: PathBuf::from(std::ffi::OsString::from_vec(asked.path.clone())),
+            pace: Pace::new(),
         };
         let kept = match asked.through {
             Through::Fuse => None,
