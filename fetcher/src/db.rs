@@ -1,8 +1,9 @@
 //! Typed tables over RocksDB: the facts that must survive.
 //!
 //! Invariant: a batch is on the device whole when [`Db::commit`] returns, and never in
-//! part. Values read back are untrusted: what does not decode is an error that names the
-//! table and the key. Blocks on the device: call it from blocking threads.
+//! part; after an error it is there whole or not at all. Values read back are untrusted:
+//! what does not decode is an error that names the table and the key. Blocks on the device:
+//! call it from blocking threads.
 //!
 //! RocksDB lets one process have a directory open. Several processes share a root, so
 //! the database opens on first use, holds a lock file with the holder's pid meanwhile,
@@ -15,6 +16,7 @@
 //! A value is one version byte (1) followed by JSON; unknown fields are ignored, so an
 //! older build reads what a newer one added.
 
+mod commits;
 mod handle;
 mod table;
 
@@ -24,9 +26,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use self::commits::Straight;
 use self::handle::{Access, Handle, Lock};
 use crate::{Error, Result};
 
+pub use commits::Commits;
 pub use table::{Batch, Key, Scan, Table};
 
 /// How long opening waits for another process. A whole `laz pull` of facts takes less.
@@ -37,6 +41,7 @@ pub struct Db {
     path: PathBuf,
     families: Vec<String>,
     wait: Duration,
+    commits: Arc<dyn Commits>,
     /// Held while it is opened: others need the same handle and would wait for it anyway.
     opening: Mutex<()>,
     handle: Mutex<Option<Arc<Handle>>>,
@@ -51,10 +56,29 @@ impl Db {
 
     /// [`Db::open`] with another bound on every wait for another process.
     pub fn open_within(path: impl AsRef<Path>, families: &[&str], wait: Duration) -> Result<Self> {
+        Self::of(path.as_ref(), families, wait, Arc::new(Straight))
+    }
+
+    /// [`Db::open`] with something between batches and the database.
+    pub fn open_on(
+        path: impl AsRef<Path>,
+        families: &[&str],
+        commits: Arc<dyn Commits>,
+    ) -> Result<Self> {
+        Self::of(path.as_ref(), families, OPEN_WAIT, commits)
+    }
+
+    fn of(
+        path: &Path,
+        families: &[&str],
+        wait: Duration,
+        commits: Arc<dyn Commits>,
+    ) -> Result<Self> {
         let db = Self {
-            path: path.as_ref().to_path_buf(),
+            path: path.to_path_buf(),
             families: families.iter().map(|name| (*name).to_owned()).collect(),
             wait,
+            commits,
             opening: Mutex::new(()),
             handle: Mutex::new(None),
         };
@@ -77,12 +101,15 @@ impl Db {
         Scan::new(self, prefix)
     }
 
-    /// Applies the whole batch, on the device when this returns.
+    /// Applies the whole batch, on the device when this returns. After an error it may be
+    /// there all the same, whole: the next look tells.
     pub fn commit(&self, batch: Batch) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.handle(Access::Write)?.apply(batch.into_ops())
+        let ops = batch.into_ops();
+        let handle = self.handle(Access::Write)?;
+        self.commits.commit(&|| handle.apply(&ops))
     }
 
     /// Opens the database to write, which the next commit then need not wait for.

@@ -3,6 +3,7 @@
 //! Invariant: nothing here is used outside tests, and nothing outside knows of it. Fakes
 //! hold data in memory, listen on loopback only, and are gone when dropped.
 
+pub mod commits;
 pub mod content;
 pub mod contract;
 pub mod disk;

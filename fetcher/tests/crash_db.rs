@@ -1,18 +1,23 @@
 //! The database loses no acknowledged batch and shows no partial one, however often the
 //! process is killed.
 //!
-//! The test runs itself as a child, which commits a script of batches and says so after
-//! each; the parent kills it at every point of the script and looks at what is left.
+//! The test runs itself as a child, which commits a script of batches. It is killed just
+//! before and just after each commit, by itself; and at moments that nobody chose, by the
+//! parent, which it tells what it has committed. The parent looks at what is left.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use lazarette_fetcher::db::{Batch, Db, Table};
+use lazarette_fetcher::test_util::commits::{CommitFault, FaultyCommits};
 
 const DIR: &str = "LAZARETTE_CRASH_DB_DIR";
+/// The commit that kills the child, and whether it does before it or after it.
+const DEATH: &str = "LAZARETTE_CRASH_DB_DEATH";
 const BATCHES: u64 = 24;
 const KEYS_PER_BATCH: u64 = 20;
 
@@ -30,8 +35,10 @@ impl Table for Right {
     type Value = u64;
 }
 
+const TABLES: [&str; 2] = [Left::NAME, Right::NAME];
+
 fn open(dir: &Path) -> Db {
-    Db::open(dir.join("db"), &["left", "right"]).unwrap()
+    Db::open(dir.join("db"), &TABLES).unwrap()
 }
 
 /// Batch `n` adds keys of `n` to both tables and removes those of `n - 2` from one.
@@ -52,9 +59,9 @@ fn batch(n: u64) -> Batch {
 #[test]
 #[ignore = "the child process of the test below"]
 fn child() {
-    let db = open(Path::new(
-        &std::env::var_os(DIR).expect("the parent sets it"),
-    ));
+    let dir = std::env::var_os(DIR).expect("the parent sets it");
+    let commits = Arc::new(FaultyCommits::new(death()));
+    let db = Db::open_on(Path::new(&dir).join("db"), &TABLES, commits).unwrap();
     let done = db.scan::<Left>(b"").count() as u64 / KEYS_PER_BATCH;
     for n in done..BATCHES {
         db.commit(batch(n)).unwrap();
@@ -63,7 +70,18 @@ fn child() {
     eprintln!("end");
 }
 
-fn start(dir: &Path) -> Child {
+/// Where the child dies, if that is said.
+fn death() -> Option<(u64, CommitFault)> {
+    let said = std::env::var(DEATH).ok()?;
+    let (when, at) = said.split_once(' ').unwrap();
+    let fault = match when {
+        "before" => CommitFault::DieBefore,
+        _ => CommitFault::DieAfter,
+    };
+    Some((at.parse().unwrap(), fault))
+}
+
+fn start(dir: &Path, death: Option<&str>) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -73,6 +91,7 @@ fn start(dir: &Path) -> Child {
             "--test-threads=1",
         ])
         .env(DIR, dir)
+        .envs(death.map(|death| (DEATH, death)))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -81,7 +100,7 @@ fn start(dir: &Path) -> Child {
 
 /// Lets the child acknowledge `batches` more, kills it, returns the last acknowledged.
 fn kill_after(dir: &Path, batches: u64) -> Option<u64> {
-    let mut child = start(dir);
+    let mut child = start(dir, None);
     let mut last = None;
     let mut seen = 0;
     for line in BufReader::new(child.stderr.take().unwrap()).lines() {
@@ -115,7 +134,25 @@ fn whole_batches(dir: &Path) -> u64 {
 }
 
 #[test]
-fn a_kill_at_any_commit_keeps_every_acknowledged_batch_whole() {
+fn a_kill_before_a_commit_leaves_none_of_it_and_one_after_it_all() {
+    for at in 0..BATCHES {
+        for (when, whole) in [("before", at), ("after", at + 1)] {
+            let dir = tempfile::tempdir().unwrap();
+            let death = format!("{when} {at}");
+            let ended = start(dir.path(), Some(&death)).wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!(ended.status.code(), None, "{death}: {said}");
+            assert_eq!(whole_batches(dir.path()), whole, "{death}");
+            // What is left goes on.
+            let ended = start(dir.path(), None).wait_with_output().unwrap();
+            assert!(ended.status.success(), "{death}");
+            assert_eq!(whole_batches(dir.path()), BATCHES, "{death}");
+        }
+    }
+}
+
+#[test]
+fn a_kill_at_any_moment_keeps_every_acknowledged_batch_whole() {
     // One database killed again and again: each run recovers what the last one left.
     let dir = tempfile::tempdir().unwrap();
     let mut whole = 0;

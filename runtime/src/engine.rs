@@ -14,6 +14,8 @@ pub mod lazy;
 mod profiles;
 mod run;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -82,6 +84,11 @@ impl Engine {
     /// Opens the store and the database under the configured root, creating them first
     /// where they are missing.
     pub fn open(config: Config) -> Result<Arc<Self>> {
+        Self::open_with(config, &|path, tables| Db::open(path, tables))
+    }
+
+    /// [`Engine::open`] with another way to open the database.
+    fn open_with(config: Config, open_db: OpenDb<'_>) -> Result<Arc<Self>> {
         let (root, state) = (config.root(), config.state());
         let bounds = Bounds {
             budget: config.store.budget,
@@ -91,7 +98,7 @@ impl Engine {
         let pusher = Pusher::new(config.source.clone());
         // Beside the database, which waits for the disk; this reads the trust anchors.
         let (opened, built) = std::thread::scope(|scope| {
-            let opening = scope.spawn(|| open_both(&root, bounds));
+            let opening = scope.spawn(|| open_both(&root, bounds, open_db));
             let built = stack::build(config.source);
             let opened = opening.join();
             (opened.unwrap_or_else(|panic| resume_unwind(panic)), built)
@@ -258,8 +265,11 @@ impl Engine {
     }
 }
 
+/// Opens the database in a directory, with these tables.
+type OpenDb<'a> = &'a (dyn Fn(&Path, &[&str]) -> Result<Db, FetchError> + Sync);
+
 /// Opens store and database side by side: each waits for the disk most of its time.
-fn open_both(root: &Path, bounds: Bounds) -> Result<(Arc<Store>, Arc<Db>)> {
+fn open_both(root: &Path, bounds: Bounds, open_db: OpenDb<'_>) -> Result<(Arc<Store>, Arc<Db>)> {
     const TABLES: [&str; 5] = [
         ImageTable::NAME,
         SnapshotTable::NAME,
@@ -268,7 +278,7 @@ fn open_both(root: &Path, bounds: Bounds) -> Result<(Arc<Store>, Arc<Db>)> {
         ServedLayerTable::NAME,
     ];
     let (store, db) = std::thread::scope(|scope| {
-        let db = scope.spawn(|| Db::open(root.join("db"), &TABLES));
+        let db = scope.spawn(|| open_db(&root.join("db"), &TABLES));
         let store = Store::open(root);
         let db = db.join();
         (store, db.unwrap_or_else(|panic| resume_unwind(panic)))

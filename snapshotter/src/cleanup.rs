@@ -36,6 +36,8 @@ const ROUNDS_MAX: usize = 16;
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Whether it is left to a sweep.
+    is_left: bool,
     /// Holds the lock for as long as it is open.
     _lock: File,
 }
@@ -79,7 +81,11 @@ impl RunDir {
         let lock = open_lock(&path)?;
         lock.lock()
             .map_err(|source| Error::io("lock", path.join(LOCK), source))?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self {
+            path,
+            is_left: false,
+            _lock: lock,
+        })
     }
 
     /// The directory, absolute and without symbolic links.
@@ -90,18 +96,34 @@ impl RunDir {
     /// Cleans up the directories of dead processes below `state_dir`. One that cannot be
     /// cleaned is reported and does not keep the others.
     pub fn sweep(state_dir: &Path) -> Result<Swept> {
+        Self::sweep_after(state_dir, &|_| Ok(()))
+    }
+
+    /// [`Self::sweep`] that lets go of what each directory stands for first: `release` is
+    /// called with its id once nothing is mounted there. What cannot be released, or is not
+    /// when this process dies, keeps its directory for the next sweep.
+    pub fn sweep_after(state_dir: &Path, release: &dyn Fn(&str) -> Result<()>) -> Result<Swept> {
         let mut swept = Swept::default();
         if !state_dir.exists() {
             return Ok(swept);
         }
         let state_dir = canonical(state_dir)?;
         for (path, _lock) in find_dead(&state_dir)? {
-            match remove_run_dir(&path) {
+            let id = path.file_name().and_then(|name| name.to_str());
+            let released = unmount_below(&path).and_then(|()| id.map_or(Ok(()), release));
+            match released.and_then(|()| remove_run_dir(&path)) {
                 Ok(()) => swept.removed.push(path),
                 Err(error) => swept.failed.push((path, error)),
             }
         }
         Ok(swept)
+    }
+
+    /// Unmounts everything and leaves the directory to a sweep: something that it stands for
+    /// could not be released.
+    pub fn leave(mut self) -> Result<()> {
+        self.is_left = true;
+        unmount_below(&self.path)
     }
 
     /// Unmounts and removes everything, and says so when that fails.
@@ -113,7 +135,8 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if self.path.exists()
+        if !self.is_left
+            && self.path.exists()
             && let Err(error) = remove_run_dir(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "run directory cannot be removed");

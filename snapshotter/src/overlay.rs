@@ -308,19 +308,32 @@ impl Snapshots {
 
     fn create(&self, key: &str, parent: Option<&str>, labels: &Labels, kind: Kind) -> Result<()> {
         let made = self.dirs.make()?;
-        self.store.update(&mut |records| {
+        let content = Content::Directory(made.number());
+        let recorded = self.store.update(&mut |records| {
             let new = Create {
                 key,
                 kind,
                 parent,
-                content: Content::Directory(made.number()),
+                content,
                 labels,
                 now: now(),
             };
             metastore::create(records, new)
-        })?;
-        made.keep();
-        Ok(())
+        });
+        if recorded.is_ok() || self.may_name(key, content) {
+            made.keep();
+        }
+        recorded
+    }
+
+    /// Whether the record of `key` names `content`, as far as anyone can tell: one that could
+    /// not be stored may be there all the same. What is kept for nothing, a sweep removes.
+    fn may_name(&self, key: &str, content: Content) -> bool {
+        match self.stat(key) {
+            Ok(record) => record.content == content,
+            Err(Error::NotFound { .. }) => false,
+            Err(_) => true,
+        }
     }
 
     fn remove_orphans(&self) -> Result<()> {

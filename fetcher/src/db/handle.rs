@@ -127,13 +127,13 @@ impl Handle {
     }
 
     /// Writes all of `ops` as one record of a synced log.
-    pub(super) fn apply(&self, ops: Vec<Op>) -> Result<()> {
+    pub(super) fn apply(&self, ops: &[Op]) -> Result<()> {
         let mut batch = WriteBatch::default();
         for op in ops {
             let family = self.family(op.table)?;
-            match op.value {
-                Some(value) => batch.put_cf(family, op.key, value),
-                None => batch.delete_cf(family, op.key),
+            match &op.value {
+                Some(value) => batch.put_cf(family, &op.key, value),
+                None => batch.delete_cf(family, &op.key),
             }
         }
         let mut options = WriteOptions::default();

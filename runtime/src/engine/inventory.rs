@@ -2,7 +2,7 @@
 //!
 //! Invariant: an image is removed only when no container uses it, and a layer only when
 //! no remaining image names it. The record goes before the bytes: a crash in between
-//! leaves bytes without a name, which the next removal finds.
+//! leaves bytes without a name, which `laz store prune` finds.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -3,7 +3,8 @@
 //! Invariant: a thing is on the stage before it can outlive an error, and [`Stage::strike`]
 //! takes things down in the reverse order of their making, going on past failures; what is
 //! still being made, for whoever wanted it was interrupted, it waits for first. What a
-//! crash leaves is found by [`Stage::open`] of the next run through the run directory.
+//! crash leaves is found by [`Stage::open`] of the next run through the run directory, which
+//! goes last.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -174,8 +175,7 @@ impl Stage {
         let (cleared, key, layers) = (self.cleared, self.snapshot.take(), self.layers);
         let (engine, run) = (Arc::clone(engine), self.run);
         // Each of these mostly waits for the disk.
-        let released = blocking(move || run.close().map_err(Error::from));
-        let forgotten = blocking(move || key.map_or(Ok(()), |key| forget(&engine, &key)));
+        let released = blocking(move || release(&engine, run, key.as_deref()));
         let closed = async {
             let mut first = Ok(());
             for layer in layers {
@@ -183,8 +183,8 @@ impl Stage {
             }
             first
         };
-        let (released, forgotten, closed) = tokio::join!(released, forgotten, closed);
-        cleared.and(released).and(forgotten).and(closed)
+        let (released, closed) = tokio::join!(released, closed);
+        cleared.and(released).and(closed)
     }
 }
 
@@ -235,24 +235,31 @@ fn mount_of(
     Ok(mounted.ok_or_else(not_found)?.1.clone())
 }
 
+/// Removes the snapshot and then the run directory, by which the next run would find it.
+fn release(engine: &Engine, run: RunDir, key: Option<&str>) -> Result<()> {
+    if let Err(error) = key.map_or(Ok(()), |key| forget(engine, key)) {
+        if let Err(error) = run.leave() {
+            tracing::warn!(%error, "what is left of a run cannot be unmounted");
+        }
+        return Err(error.into());
+    }
+    Ok(run.close()?)
+}
+
 /// Removes a container's snapshot if it got as far as having one.
-fn forget(engine: &Engine, key: &str) -> Result<()> {
+fn forget(engine: &Engine, key: &str) -> Result<(), lazarette_snapshotter::Error> {
     match engine.snapshots.remove(key) {
         Ok(_) | Err(lazarette_snapshotter::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 
 /// Takes down what processes that died left mounted, and forgets their snapshots.
 fn sweep(engine: &Engine) -> Result<()> {
-    let swept = RunDir::sweep(&engine.state.join("runs"))?;
+    let runs = engine.state.join("runs");
+    let swept = RunDir::sweep_after(&runs, &|key| forget(engine, key))?;
     for (path, error) in &swept.failed {
         tracing::warn!(path = %path.display(), %error, "what a dead run left cannot be removed");
-    }
-    for path in &swept.removed {
-        if let Some(key) = path.file_name().and_then(|name| name.to_str()) {
-            forget(engine, key)?;
-        }
     }
     Ok(())
 }

@@ -50,6 +50,27 @@ fn a_living_directory_is_left_alone_and_a_dead_one_removed() {
 }
 
 #[test]
+fn what_a_directory_stands_for_is_released_before_it_goes() {
+    let state = tempfile::tempdir().unwrap();
+    let run = RunDir::create(state.path(), "left").unwrap();
+    let path = run.path().to_path_buf();
+    run.leave().unwrap();
+    // It cannot be released now, and is tried again.
+    for fails in [true, false] {
+        let release = |id: &str| {
+            assert!(id == "left" && path.exists());
+            match fails {
+                true => Err(Error::NotFound { key: id.to_owned() }),
+                false => Ok(()),
+            }
+        };
+        let swept = RunDir::sweep_after(state.path(), &release).unwrap();
+        assert_eq!(swept.failed.len(), usize::from(fails), "{swept:?}");
+        assert_eq!(path.exists(), fails);
+    }
+}
+
+#[test]
 fn names_are_checked() {
     let state = tempfile::tempdir().unwrap();
     for id in ["", ".", "..", "a/b", "lock", "a\0b"] {
