@@ -461,11 +461,16 @@ async fn privileged_a_full_disk_ends_a_conversion_and_leaves_nothing() {
         &[text(&layout.0), text(scratch.path())],
     );
     let mut failed = 0;
+    let formats = [
+        Format::ZstdChunked(Flavour::ContainersStorage),
+        Format::Estargz,
+        Format::Gzip,
+    ];
     // From no room at all to room for everything: unpacking and writing run out in turn.
     for (number, kib) in (64..20_000).step_by(1500).enumerate() {
         let spool = Tmpfs::mount(scratch.path().join("spool"), kib);
         let mut options = ConvertOptions::new(&spool.0);
-        options.write = Options::new(Format::ZstdChunked(Flavour::ContainersStorage));
+        options.write = Options::new(formats[number % formats.len()]);
         options.hot = (number % 2 == 0).then(|| HotFiles::whole(["/usr/lib/noise".to_owned()]));
         options.platform = Platform::new("linux", "amd64", None);
         let converter = Converter {
@@ -515,11 +520,12 @@ async fn privileged_a_killed_conversion_leaves_nothing() {
     );
     let root = scratch.path().join("root");
     // Killed when it says its first, second, ... line; it says seven.
-    for lines in 1..=7 {
-        let dst = format!("{}/image:killed-{lines}", registry.address);
+    let formats = ["estargz", "zstd-chunked", "oci"];
+    for (lines, format) in (1..=7).flat_map(|lines| formats.map(|format| (lines, format))) {
+        let dst = format!("{}/image:killed-{format}-{lines}", registry.address);
         let mut child = Command::new(env!("CARGO_BIN_EXE_laz"))
             .args(["--root", text(&root), "image", "convert"])
-            .args(["--to", "zstd-chunked", &src, &dst])
+            .args(["--to", format, &src, &dst])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -532,12 +538,14 @@ async fn privileged_a_killed_conversion_leaves_nothing() {
         let left = std::fs::read_dir(root.join("ingest")).unwrap().count();
         assert_eq!(left, 0, "after {said:?}");
     }
-    let dst = format!("{}/image:whole", registry.address);
-    let args = ["image", "convert", "--to", "zstd-chunked", &src, &dst];
-    run(
-        env!("CARGO_BIN_EXE_laz"),
-        &[&["--root", text(&root)], &args[..]].concat(),
-    );
+    for format in formats {
+        let dst = format!("{}/image:whole-{format}", registry.address);
+        let args = ["image", "convert", "--to", format, &src, &dst];
+        run(
+            env!("CARGO_BIN_EXE_laz"),
+            &[&["--root", text(&root)], &args[..]].concat(),
+        );
+    }
 }
 
 /// Prints how fast conversion is and what chunk sizes cost. Asserts nothing of speed.

@@ -32,6 +32,9 @@ pub trait Disk: Send + Sync + 'static {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Opens a file for reading and writing, made if absent, emptied if present.
     fn create(&self, path: &Path) -> io::Result<File>;
+    /// Makes a file in a directory that no name leads to, for reading and writing: it is gone
+    /// with the last who has it open, or with the process.
+    fn create_nameless(&self, dir: &Path) -> io::Result<File>;
     /// Opens a file that is there for writes past the page cache, of whole blocks from memory
     /// that begins one; `None` where there are no such writes. Changes nothing.
     fn open_past(&self, path: &Path) -> io::Result<Option<File>> {
@@ -80,6 +83,13 @@ impl Disk for RealDisk {
             .open(path)
     }
 
+    fn create_nameless(&self, dir: &Path) -> io::Result<File> {
+        match sys::create_nameless(dir) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => create_and_unlink(dir),
+            outcome => outcome,
+        }
+    }
+
     fn open_past(&self, path: &Path) -> io::Result<Option<File>> {
         sys::open_past(path)
     }
@@ -122,5 +132,44 @@ impl Disk for RealDisk {
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         fs::remove_dir(path)
+    }
+}
+
+/// The same where the file system has no files without a name. What dies in between leaves
+/// an empty one.
+fn create_and_unlink(dir: &Path) -> io::Result<File> {
+    let path = dir.join(format!("nameless-{:016x}", rand::random::<u64>()));
+    let mut options = OpenOptions::new();
+    let file = options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Seek as _, Write as _};
+
+    use super::*;
+
+    #[test]
+    fn a_nameless_file_is_written_and_read_and_seen_by_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        for make in [create_and_unlink, |dir: &Path| {
+            RealDisk.create_nameless(dir)
+        }] {
+            let mut file = make(dir.path()).unwrap();
+            file.write_all(b"bytes").unwrap();
+            file.rewind().unwrap();
+            let mut read = String::new();
+            file.read_to_string(&mut read).unwrap();
+            assert_eq!(read, "bytes");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+        let error = RealDisk.create_nameless(&dir.path().join("absent"));
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -132,6 +132,20 @@ pub(super) fn open_past(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
+/// A new file in `dir` that has no name; `Unsupported` where its file system has none such.
+pub(super) fn create_nameless(dir: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let options = options.read(true).write(true);
+    let made = options.custom_flags(libc::O_TMPFILE).open(dir);
+    made.map_err(|error| match error.raw_os_error() {
+        // The latter two from kernels that know no such flag.
+        Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL) => {
+            io::Error::from(io::ErrorKind::Unsupported)
+        }
+        _ => error,
+    })
+}
+
 /// Swaps the names `a` and `b`, both of which must exist on one file system.
 pub(super) fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE).map_err(io::Error::from)

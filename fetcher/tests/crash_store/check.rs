@@ -26,6 +26,9 @@ impl Disk for Unsynced {
     fn create(&self, path: &Path) -> io::Result<File> {
         RealDisk.create(path)
     }
+    fn create_nameless(&self, dir: &Path) -> io::Result<File> {
+        RealDisk.create_nameless(dir)
+    }
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
         RealDisk.write_at(file, offset, bytes)
     }

@@ -18,15 +18,18 @@ mod layer;
 mod prioritize;
 mod retry;
 mod sink;
+mod spool;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use lazarette_fetcher::index::write::{HotFiles, Options, Survey, resolve};
 use lazarette_fetcher::source::{BlobRef, BlobSource, Document};
+use lazarette_fetcher::store::disk::{Disk, RealDisk};
 use lazarette_fetcher::types::{Descriptor, Digest, Platform, Reference};
 use lazarette_fetcher::{Error, Result};
 use serde::Serialize;
@@ -34,10 +37,11 @@ use tokio::sync::Semaphore;
 
 use self::document::{Config, Manifest};
 use self::jobs::{Job, Jobs};
-use self::layer::{Spooled, Staged, joined};
+use self::layer::{Staged, joined};
 pub use self::prioritize::parse_prioritized;
 use self::retry::retried;
 pub use self::sink::{BlobSink, file_stream};
+use self::spool::Spooled;
 use super::IndexDocument;
 
 /// Layers under way: enough that fetching, compressing and pushing overlap.
@@ -50,7 +54,7 @@ const CONFIG_BYTES_MAX: u64 = 8 << 20;
 const LAYER_BYTES_MAX_DEFAULT: u64 = 256 << 30;
 
 /// How to convert.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConvertOptions {
     /// How to write each layer.
     pub write: Options,
@@ -62,6 +66,8 @@ pub struct ConvertOptions {
     /// Directory for spool files. Needs room for the largest layers, uncompressed and
     /// compressed; with hot files for all layers uncompressed.
     pub spool_dir: PathBuf,
+    /// How they are written.
+    pub disk: Arc<dyn Disk>,
     /// Most bytes a layer may decompress to: stops decompression bombs.
     pub layer_bytes_max: u64,
     /// How long to wait before the second try of a push. Each further pause is twice as
@@ -77,6 +83,7 @@ impl ConvertOptions {
             hot: None,
             platform: Platform::host(),
             spool_dir: spool_dir.into(),
+            disk: Arc::new(RealDisk),
             layer_bytes_max: LAYER_BYTES_MAX_DEFAULT,
             push_pause: PUSH_PAUSE_DEFAULT,
         }

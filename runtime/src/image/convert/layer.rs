@@ -4,9 +4,7 @@
 //! a blob with the digest that the manifest promises. Decoding, hashing and writing run
 //! on a blocking thread; a short queue of pieces connects it with the network.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use bytes::{Buf as _, Bytes};
@@ -19,20 +17,12 @@ use lazarette_fetcher::{Error, Result};
 use tokio::sync::mpsc;
 
 use super::ConvertOptions;
+use super::spool::{SpoolDir, SpoolFile, Spooled};
 
 /// Pieces between network and decoder; a piece is some 16 to 256 KiB.
 const QUEUE_PIECES: usize = 32;
 /// Bytes decoded at once.
 const BUFFER_BYTES: usize = 256 << 10;
-/// Bytes collected before a write to the spool file.
-const WRITE_BYTES: usize = 1 << 20;
-
-/// A nameless file, and its length in bytes.
-#[derive(Debug)]
-pub(super) struct Spooled {
-    pub(super) file: File,
-    pub(super) len: u64,
-}
 
 /// A verified layer, unpacked and looked through.
 #[derive(Debug)]
@@ -55,7 +45,7 @@ pub(super) async fn spool(
         blob_digest: layer.digest,
         diff_id: *diff_id,
         bytes_max: options.layer_bytes_max,
-        dir: options.spool_dir.clone(),
+        dir: SpoolDir::of(options),
     };
     let decoding =
         tokio::task::spawn_blocking(move || job.run(Pieces::new(queue, job.blob_digest)));
@@ -90,59 +80,50 @@ pub(super) async fn compress(
     options: &ConvertOptions,
 ) -> Result<(Spooled, Written)> {
     let what = format!("layer {}", layer.digest);
-    let (write, dir) = (options.write.clone(), options.spool_dir.clone());
+    let (write, dir) = (options.write.clone(), SpoolDir::of(options));
     // Dropped with this future.
     let wanted = Arc::new(());
     let still_wanted = Arc::downgrade(&wanted);
     let work = move || {
-        let output = Wanted {
-            file: create(&dir)?,
+        let mut output = Wanted {
+            spool: dir.create()?,
             still_wanted,
         };
-        let mut output = BufWriter::with_capacity(WRITE_BYTES, output);
         let ends = (&mut staged.tar.file, &mut output);
         let written = write_surveyed(&what, &staged.survey, hot.as_ref(), ends, &write)?;
-        let file = output
-            .into_inner()
-            .map_err(|error| full(&dir, error.into_error()))?
-            .file;
-        let len = written.blob_size;
-        Ok((Spooled { file, len }, written))
+        Ok((dir.finish(output.spool)?, written))
     };
     let done = joined(tokio::task::spawn_blocking(work).await);
     drop(wanted);
     done
 }
 
-/// A file that takes no more bytes once nobody waits for them: threads cannot be dropped.
-struct Wanted {
-    file: File,
+/// A spool that takes no more bytes once nobody waits for them: threads cannot be dropped.
+struct Wanted<W> {
+    spool: W,
     still_wanted: Weak<()>,
 }
 
-impl Write for Wanted {
+impl<W: Write> Write for Wanted<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.still_wanted.strong_count() == 0 {
             return Err(io::Error::other("the conversion was given up"));
         }
-        self.file.write(bytes)
+        self.spool.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.spool.flush()
     }
 }
 
 /// Puts bytes that are in memory where blobs come from.
 pub(super) async fn spool_bytes(bytes: Vec<u8>, options: &ConvertOptions) -> Result<Spooled> {
-    let dir = options.spool_dir.clone();
+    let dir = SpoolDir::of(options);
     let work = move || {
-        let mut file = create(&dir)?;
-        file.write_all(&bytes).map_err(|error| full(&dir, error))?;
-        Ok(Spooled {
-            file,
-            len: bytes.len() as u64,
-        })
+        let mut spool = dir.create()?;
+        spool.write_all(&bytes).map_err(|error| dir.failed(error))?;
+        dir.finish(spool)
     };
     joined(tokio::task::spawn_blocking(work).await)
 }
@@ -153,13 +134,13 @@ struct SpoolJob {
     blob_digest: Digest,
     diff_id: Digest,
     bytes_max: u64,
-    dir: PathBuf,
+    dir: SpoolDir,
 }
 
 impl SpoolJob {
     fn run(&self, mut pieces: Pieces) -> Result<Staged> {
-        let file = create(&self.dir)?;
-        let decoded = self.decode(&mut pieces, file);
+        let spool = self.dir.create()?;
+        let decoded = self.decode(&mut pieces, spool);
         // Wrong bytes are the reason for whatever the decoder says of them.
         let give_up = matches!(decoded, Err(Error::NoSpace { .. } | Error::Limit { .. }));
         if !give_up {
@@ -168,16 +149,19 @@ impl SpoolJob {
                 return Err(self.corrupt("", self.blob_digest, actual));
             }
         }
-        let (mut file, len, actual) = decoded?;
+        let (mut tar, actual) = decoded?;
         if actual != self.diff_id {
             return Err(self.corrupt(" (uncompressed)", self.diff_id, actual));
         }
-        let survey = Survey::take(&self.what, &mut file)?;
-        let tar = Spooled { file, len };
+        let survey = Survey::take(&self.what, &mut tar.file)?;
         Ok(Staged { tar, survey })
     }
 
-    fn decode(&self, pieces: &mut Pieces, file: File) -> Result<(File, u64, Digest)> {
+    fn decode(
+        &self,
+        pieces: &mut Pieces,
+        mut output: BufWriter<SpoolFile>,
+    ) -> Result<(Spooled, Digest)> {
         let broken = |error: io::Error| {
             Error::malformed(
                 self.what.as_str(),
@@ -186,7 +170,6 @@ impl SpoolJob {
         };
         let mut decoder = decoder(pieces).map_err(broken)?;
         let mut hasher = Hasher::new(self.diff_id.algorithm());
-        let mut output = BufWriter::with_capacity(WRITE_BYTES, file);
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut len = 0;
         loop {
@@ -205,12 +188,9 @@ impl SpoolJob {
             hasher.update(decoded);
             output
                 .write_all(decoded)
-                .map_err(|error| full(&self.dir, error))?;
+                .map_err(|error| self.dir.failed(error))?;
         }
-        let file = output
-            .into_inner()
-            .map_err(|error| full(&self.dir, error.into_error()))?;
-        Ok((file, len, hasher.finish()))
+        Ok((self.dir.finish(output)?, hasher.finish()))
     }
 
     fn corrupt(&self, part: &str, expected: Digest, actual: Digest) -> Error {
@@ -264,14 +244,6 @@ impl Read for Pieces {
         }
         Ok(count)
     }
-}
-
-fn create(dir: &Path) -> Result<File> {
-    tempfile::tempfile_in(dir).map_err(|error| Error::io("create a spool file in", dir, error))
-}
-
-fn full(dir: &Path, error: io::Error) -> Error {
-    Error::io("write to a spool file in", dir, error)
 }
 
 /// The result of a blocking task; its panic goes on here.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read as _;
+use std::path::Path;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
@@ -10,11 +11,19 @@ use lazarette_fetcher::codec::deflate::MemberCompressor;
 use lazarette_fetcher::index::write::{Flavour, Format};
 use lazarette_fetcher::source::Body;
 use lazarette_fetcher::test_util::content;
+use lazarette_fetcher::test_util::disk::{CrashDisk, Fault, scratch};
 use lazarette_fetcher::types::{ByteRange, MediaType, Repository};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, Notify};
 
 use super::*;
+
+const FORMATS: [Format; 4] = [
+    Format::Estargz,
+    Format::ZstdChunked(Flavour::ContainersStorage),
+    Format::ZstdChunked(Flavour::Stargz),
+    Format::Gzip,
+];
 
 /// Blobs and manifests in memory, both readable and writable.
 #[derive(Default)]
@@ -238,12 +247,27 @@ async fn convert_to(
     prioritized: &[&str],
     format: Format,
 ) -> Result<ConvertReport> {
-    let dir = tempfile::tempdir().unwrap();
-    let mut options = ConvertOptions::new(dir.path());
+    let dir = scratch();
+    convert_on(
+        registry,
+        (prioritized, format),
+        (dir.path(), Arc::new(RealDisk)),
+    )
+    .await
+}
+
+/// Converts with spool files in `dir`, of which none is left.
+async fn convert_on(
+    registry: &Registry,
+    (prioritized, format): (&[&str], Format),
+    (dir, disk): (&Path, Arc<dyn Disk>),
+) -> Result<ConvertReport> {
+    let mut options = ConvertOptions::new(dir);
+    options.disk = disk;
     options.write = Options::new(format);
     let paths = prioritized.iter().map(|path| (*path).to_owned());
     options.hot = (!prioritized.is_empty()).then(|| HotFiles::whole(paths));
-    options.layer_bytes_max = 1 << 20;
+    options.layer_bytes_max = 2 << 20;
     options.push_pause = Duration::ZERO;
     options.platform = Platform::new("linux", "amd64", None);
     let converter = Converter {
@@ -254,7 +278,7 @@ async fn convert_to(
     };
     let report = converter.convert(&src(), &dst()).await;
     assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
+        std::fs::read_dir(dir).unwrap().count(),
         0,
         "spool files are left"
     );
@@ -323,15 +347,9 @@ async fn a_repeated_layer_is_converted_once_and_docker_stays_docker() {
 
 #[tokio::test]
 async fn every_format_becomes_every_other() {
-    let formats = [
-        Format::Estargz,
-        Format::ZstdChunked(Flavour::ContainersStorage),
-        Format::ZstdChunked(Flavour::Stargz),
-        Format::Gzip,
-    ];
     let tars = [tar("a", b"1"), tar("b", &[2; 50_000])];
-    for first in formats {
-        for second in formats {
+    for first in FORMATS {
+        for second in FORMATS {
             let registry = Registry::default();
             image(&registry, MediaType::DockerManifest, &tars).await;
             convert_to(&registry, &["b"], first).await.unwrap();
@@ -388,10 +406,30 @@ async fn pushes_outlast_a_registry_that_restarts() {
     assert_eq!(*registry.outages.lock().await, 95, "five tries");
 }
 
+/// Each format, with nothing that is hot and with something.
+fn ways() -> impl Iterator<Item = (&'static [&'static str], Format)> {
+    let each = FORMATS.into_iter();
+    each.flat_map(|format| [(&[][..], format), (&["b"][..], format)])
+}
+
+/// The destination is what the report says, down to the last blob.
+async fn check_whole(registry: &Registry, report: &ConvertReport) {
+    let document = registry.document(&dst()).await;
+    let blobs = registry.blobs.lock().await;
+    let layers = document["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), report.layers.len());
+    let all = layers.iter().chain([&document["config"]]);
+    for descriptor in all {
+        let digest = Digest::parse(descriptor["digest"].as_str().unwrap()).unwrap();
+        assert_eq!(Digest::sha256(&blobs[&digest]), digest);
+        assert_eq!(blobs[&digest].len() as u64, descriptor["size"]);
+    }
+}
+
 #[tokio::test]
 async fn a_kill_at_any_call_leaves_no_image_or_a_whole_one() {
     let tars = [tar("a", b"1"), tar("b", &[2; 5000])];
-    for prioritized in [&[][..], &["b"]] {
+    for (prioritized, format) in ways() {
         let mut whole = false;
         for calls in 0_u32.. {
             let registry = Registry::default();
@@ -399,7 +437,7 @@ async fn a_kill_at_any_call_leaves_no_image_or_a_whole_one() {
             let before = registry.blobs.lock().await.len();
             *registry.lives.lock().await = Some(calls);
             tokio::select! {
-                done = convert(&registry, prioritized) => whole = done.is_ok(),
+                done = convert_to(&registry, prioritized, format) => whole = done.is_ok(),
                 () = registry.dead.notified() => {}
             }
             *registry.lives.lock().await = None;
@@ -407,23 +445,89 @@ async fn a_kill_at_any_call_leaves_no_image_or_a_whole_one() {
             assert_eq!(
                 registry.resolve(&dst()).await.is_ok(),
                 whole,
-                "after {calls}"
+                "{format:?} after {calls}"
             );
             if whole {
-                // Two layers and a config; what came before the last call was no image.
-                assert!(pushed == 3 && calls > 8, "{pushed} blobs in {calls} calls");
+                // Two layers and a config, which is another one only where tars are changed; what
+                // came before the last call was no image.
+                let (old, made) = (
+                    registry.document(&src()).await,
+                    registry.document(&dst()).await,
+                );
+                let is_other = old["config"]["digest"] != made["config"]["digest"];
+                let new = 2 + usize::from(is_other);
+                assert!(
+                    pushed == new && calls > 8,
+                    "{pushed} blobs in {calls} calls"
+                );
                 break;
             }
             // Whatever was left behind, the next attempt makes it whole.
-            let report = convert(&registry, prioritized).await.unwrap();
-            for layer in &report.layers {
-                let blobs = registry.blobs.lock().await;
-                assert_eq!(blobs[&layer.blob_digest].len() as u64, layer.blob_size);
-            }
-            assert!(registry.resolve(&dst()).await.is_ok());
+            let report = convert_to(&registry, prioritized, format).await.unwrap();
+            check_whole(&registry, &report).await;
         }
         assert!(whole);
     }
+}
+
+/// What is done to spool files to convert `tars`: how often one is made or written to.
+async fn spool_operations(tars: &[Vec<u8>], way: (&[&str], Format)) -> u64 {
+    let (registry, dir) = (Registry::default(), scratch());
+    image(&registry, MediaType::OciManifest, tars).await;
+    let disk = Arc::new(CrashDisk::new(dir.path(), None));
+    let spool = (dir.path(), Arc::clone(&disk) as Arc<dyn Disk>);
+    convert_on(&registry, way, spool).await.unwrap();
+    disk.ops()
+}
+
+/// Meets `fault` at each operation on spool files in turn. Those of a lone layer come in one
+/// order; of two, which are unpacked beside each other, as they come.
+async fn fail_the_spool(fault: Fault) {
+    let large = || tar("b", &content::noise(1, 0x01, 1_200_000));
+    for way in ways() {
+        let mut tars = vec![large()];
+        if !way.0.is_empty() {
+            tars.push(tar("a", b"1"));
+        }
+        let ops = spool_operations(&tars, way).await;
+        // Each layer twice and the config, each made and written; the large tar in two writes.
+        let least = 2 * (2 * tars.len() as u64 + 1) + 1;
+        assert!(ops >= least, "{way:?}: {ops} operations");
+        for at in 0..ops {
+            let when = format!("{way:?}, {fault:?} at {at} of {ops}");
+            let (registry, dir) = (Registry::default(), scratch());
+            image(&registry, MediaType::OciManifest, &tars).await;
+            let disk = Arc::new(CrashDisk::new(dir.path(), Some((at, fault))));
+            let spool = || (dir.path(), Arc::clone(&disk) as Arc<dyn Disk>);
+            let error = convert_on(&registry, way, spool()).await.unwrap_err();
+            let is_full = matches!(error, Error::NoSpace { .. });
+            let is_told = matches!(fault, Fault::NoSpace | Fault::Full);
+            assert_eq!(is_full, is_told, "{when}: {error}");
+            let found = registry.resolve(&dst()).await;
+            assert!(found.is_err(), "{when}: there is half an image");
+            // What is pushed already is whole, and the next attempt needs no other room.
+            let report = match disk.crashed() {
+                true => convert_to(&registry, way.0, way.1).await,
+                false => {
+                    disk.relieve();
+                    convert_on(&registry, way, spool()).await
+                }
+            };
+            let report = report.unwrap_or_else(|error| panic!("{when}, then: {error}"));
+            check_whole(&registry, &report).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_kill_at_any_operation_on_the_spool_leaves_no_image() {
+    fail_the_spool(Fault::Crash).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_at_any_operation_on_the_spool_leaves_no_image() {
+    fail_the_spool(Fault::NoSpace).await;
+    fail_the_spool(Fault::Full).await;
 }
 
 #[tokio::test]
@@ -497,7 +601,7 @@ async fn nothing_unverified_is_pushed() {
         blobs.insert(Digest::sha256(&other), other);
     };
     let bomb: Damage = |manifest, blobs| {
-        let other = Bytes::from(gzip(&tar("b", &vec![0; 2 << 20])));
+        let other = Bytes::from(gzip(&tar("b", &vec![0; 3 << 20])));
         manifest["layers"][0]["digest"] = json!(Digest::sha256(&other));
         blobs.insert(Digest::sha256(&other), other);
     };
@@ -513,7 +617,7 @@ async fn nothing_unverified_is_pushed() {
         (corrupt_layer, "is corrupt"),
         (wrong_tar, "(uncompressed) is corrupt"),
         (not_gzip, "cannot be decompressed"),
-        (bomb, "decompresses to more than 1048576 bytes"),
+        (bomb, "decompresses to more than 2097152 bytes"),
         (encrypted, "application/x+encrypted"),
         (one_more, "1 diff_ids for 2 layers"),
     ];
