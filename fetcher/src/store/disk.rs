@@ -1,8 +1,11 @@
 //! The operations that change what a crash leaves behind, behind one small trait.
 //!
-//! Invariant: every change the store makes to its directory goes through a [`Disk`], so a
-//! recording implementation sees all of them and can stop at any one. Reading goes
-//! straight to the files: it changes nothing. Never decides, never retries.
+//! Invariant: every change to the store's directory that must survive a crash, or must not
+//! show half of itself after one, goes through a [`Disk`], so a recording implementation
+//! sees all of them and can stop at any one. Outside it change what may be anything after a
+//! crash, and is no worse for it: the hints in `chunks` (`store/chunks.rs`), the number in
+//! `evictions` (`store/evictions.rs`), files that are only locked, and the root itself.
+//! Reading goes straight to the files: it changes nothing. Never decides, never retries.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

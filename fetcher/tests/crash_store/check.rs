@@ -12,8 +12,9 @@ use lazarette_fetcher::store::{LayerFile, Store};
 use lazarette_fetcher::test_util::layers::chunk_bytes;
 use lazarette_fetcher::types::Digest;
 
-use crate::layers::{CHUNKS, LARGE, PAST, STREAMED, index, one_member, streamed};
+use crate::layers::{CHUNKS, LARGE, PAST, STREAMED, TAKERS, index, one_member, streamed};
 use crate::scenarios::{Acked, fill_and_flush, ingest};
+use crate::table;
 
 /// The real disk, which nobody unplugs while a state is only looked at: syncs of
 /// thousands of states would take minutes and show nothing.
@@ -61,7 +62,9 @@ impl Disk for Unsynced {
     }
 }
 
-pub(crate) fn check(root: &Path, acked: &Acked, when: &str) {
+/// Returns how many chunks others could take of what is there.
+pub(crate) fn check(root: &Path, acked: &Acked, when: &str) -> u64 {
+    let has_table = table::is_in(root);
     let store = Store::open_on(root, Arc::new(Unsynced)).unwrap_or_else(|e| panic!("{when}: {e}"));
     for leftovers in ["ingest", "trash"] {
         let left = std::fs::read_dir(root.join(leftovers)).unwrap().count();
@@ -100,9 +103,31 @@ pub(crate) fn check(root: &Path, acked: &Acked, when: &str) {
         let found = store.get_blob(&Digest::sha256(bytes)).unwrap();
         assert_eq!(found.as_deref(), Some(&bytes[..]), "{when}");
     }
+    let taken = if has_table {
+        check_takers(&store, when)
+    } else {
+        0
+    };
     if when.ends_with("seed 0") {
         still_usable(&store, when);
     }
+    taken
+}
+
+/// Whatever the table of chunks says of where they are: what a layer takes is right.
+fn check_takers(store: &Arc<Store>, when: &str) -> u64 {
+    let taken = TAKERS.map(|name| {
+        let index = index(name);
+        let digest = index.blob_digest;
+        let ids: Vec<ChunkId> = (0..).take(index.chunks.len()).collect();
+        let taker = store.create_layer(index).unwrap();
+        let copied = taker.copy_local(&ids, |_, _| {}).chunks;
+        assert_eq!(check_layer(&taker).len() as u64, copied, "{when}: {name}");
+        drop(taker);
+        assert!(store.remove_layer(&digest).unwrap(), "{when}");
+        copied
+    });
+    taken.into_iter().sum()
 }
 
 /// Whatever is present in a layer reads as it should; returns what is.

@@ -18,6 +18,8 @@ pub(crate) const CHUNKS: u32 = 5;
 
 /// The layers of the scenario `copy`: large enough for their blocks to be shared.
 pub(crate) const LARGE: [&str; 2] = ["large", "other large"];
+/// Layers of the same chunks as those of other scenarios, which take them from there.
+pub(crate) const TAKERS: [&str; 2] = ["taker", "large taker"];
 pub(crate) const LARGE_LEN: u32 = 33_000;
 /// The layer of the scenario `ingest past the page cache`: longer than one write of it.
 pub(crate) const PAST: &str = "past";
@@ -28,7 +30,7 @@ const MEMBER: &str = "member";
 
 /// A layer of one file per chunk, with padding between them.
 pub(crate) fn index(name: &str) -> LayerIndex {
-    if LARGE.contains(&name) {
+    if LARGE.contains(&name) || name == TAKERS[1] {
         let bytes = |id| vec![u8::try_from(id + 1).unwrap(); LARGE_LEN as usize];
         return layer_of(name, &[bytes(0), bytes(1), bytes(2)]);
     }

@@ -3,14 +3,17 @@
 //! Each scenario runs once to count its operations, then once per operation and fault.
 //! After a crash, several states that the device may be left in are opened and checked:
 //! what is present hashes right, what was reported as recorded is there, nothing that
-//! was being made is visible.
+//! was being made is visible. The table of chunks is none of what the recorded operations
+//! change: what is left of it is of any age, whole or torn; see `table`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod check;
 mod layers;
 mod scenarios;
+mod table;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,12 +25,14 @@ use lazarette_fetcher::{Error, Result};
 use crate::check::{check, check_layer};
 use crate::layers::{CHUNKS, index};
 use crate::scenarios::{Acked, SCENARIOS, Scenario, copy, fill_and_flush, ingest};
+use crate::table::Left;
 
 const SEEDS: u64 = 6;
 
 /// Opens a store on `disk` and runs the scenario.
 fn run(root: &Path, disk: &Arc<CrashDisk>, scenario: Scenario, acked: &mut Acked) -> Result<()> {
     let disk: Arc<CrashDisk> = Arc::clone(disk);
+    table::make_small(root);
     scenario(&Store::open_on(root, disk)?, acked)
 }
 
@@ -40,6 +45,7 @@ fn operations_of(scenario: Scenario) -> u64 {
 
 #[test]
 fn a_crash_at_any_operation_leaves_nothing_wrong() {
+    let (mut stale, mut right) = (0, 0);
     for (name, scenario) in SCENARIOS {
         let ops = operations_of(scenario);
         assert!(ops > 5, "{name} does something");
@@ -53,17 +59,23 @@ fn a_crash_at_any_operation_leaves_nothing_wrong() {
                 disk.crashed() || at == ops && result.is_ok(),
                 "{name} at {at}"
             );
+            let mut taken = BTreeSet::new();
             for seed in 0..SEEDS {
                 let after = scratch();
                 disk.materialise(after.path(), seed).unwrap();
-                check(
-                    after.path(),
-                    &acked,
-                    &format!("{name}, op {at}/{ops}, seed {seed}"),
-                );
+                let left = table::carry(dir.path(), after.path(), seed);
+                let when = format!("{name}, op {at}/{ops}, {left:?}, seed {seed}");
+                let chunks = check(after.path(), &acked, &when);
+                if left == Left::AsItWas {
+                    taken.insert(chunks);
+                }
             }
+            stale += usize::from(taken.len() > 1);
+            right += usize::from(taken.iter().any(|chunks| *chunks > 0));
         }
     }
+    // One table beside different states: true of one of them, and not of another.
+    assert!(stale > 10 && right > 10, "{stale} {right}");
 }
 
 #[test]
