@@ -1,8 +1,10 @@
 //! Asking for a request's bytes, up to the first of them; for a reader once more if they are late.
 //!
 //! Most requests of a host are answered alike, so one that takes several times as long as
-//! usual is often lost on the way, or stuck behind something. Then a second one is sent on
-//! another connection; who answers first is read, the other is dropped.
+//! usual is often lost on the way, or stuck behind something. Then a second one is sent; who
+//! answers first is read, the other is dropped. Over HTTP/1.1 it goes on another connection.
+//! Over HTTP/2 it may go on the same one: that helps against a server that is late with one
+//! answer, and not against a connection that stalls.
 //!
 //! Invariant: at most two requests for a range at once, and second ones are a small part
 //! of all ([`SecondTries`]): without that bound, a host that becomes slow for everybody

@@ -5,7 +5,8 @@ use lazarette_fetcher::types::{Digest, MediaType};
 use serde_json::Value;
 
 use crate::support::{
-    Changes, File, Layer, Laz, Pushed, busybox, estargz, incompressible, is_root, push, tar,
+    Changes, File, Layer, Laz, Pushed, Said, busybox, estargz, incompressible, is_root, push,
+    push_layers, tar,
 };
 
 /// Files that the usual command reads, between files that nobody reads.
@@ -38,13 +39,19 @@ const READ_ALL: &str = "for n in $(busybox ls -r /data | busybox grep '.read$');
                         do busybox cat /data/$n > /dev/null; done; echo ready";
 
 async fn run(laz: &Laz, image: &Pushed, options: &[&str], script: &str) -> Value {
+    run_and_tell(laz, image, options, script).await.0
+}
+
+/// The same, and what was said.
+async fn run_and_tell(laz: &Laz, image: &Pushed, options: &[&str], script: &str) -> (Value, Said) {
     let file = laz.path("trace.json").display().to_string();
     let mut args = vec!["run", "--trace-file", &file];
     args.extend(options);
     args.extend([&image.reference, "/bin/busybox", "sh", "-c", script]);
     let said = laz.run(&args).await;
     assert_eq!(said.code, 0, "{said:?}");
-    serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap()
+    let record = serde_json::from_slice(&std::fs::read(&file).unwrap());
+    (record.unwrap(), said)
 }
 
 async fn json(laz: &Laz, args: &[&str]) -> Value {
@@ -157,8 +164,8 @@ async fn privileged_an_unknown_command_guesses_and_learns_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn privileged_a_quiet_server_is_remembered_while_it_runs() {
-    if !is_root("privileged_a_quiet_server_is_remembered_while_it_runs") {
+async fn privileged_a_server_that_listens_is_remembered_while_it_runs() {
+    if !is_root("privileged_a_server_that_listens_is_remembered_while_it_runs") {
         return;
     }
     let registry = FakeRegistry::start().await;
@@ -170,6 +177,88 @@ async fn privileged_a_quiet_server_is_remembered_while_it_runs() {
     assert_eq!(record["ready_by"], "port", "{record}");
     let shown = json(&laz, &["image", "profile", "show", &image.reference]).await;
     assert_eq!(number(&shown[0]["runs"]), 1, "once, not again at the end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_start_without_a_word_is_over_when_it_is_quiet_or_ends() {
+    if !is_root("privileged_a_start_without_a_word_is_over_when_it_is_quiet_or_ends") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &layer(), &Changes::default());
+    // What is read after two quiet seconds belongs to no start.
+    let read = |n| format!("busybox cat /data/{n:02}.read > /dev/null");
+    let quiet = format!("{}; busybox sleep 4; {}", read(3), read(20));
+    let short = read(3);
+    let mut blocks = Vec::new();
+    for (script, by) in [(quiet, "quiet"), (short, "exit")] {
+        let laz = Laz::new();
+        let record = run(&laz, &image, &["--net", "none"], &script).await;
+        assert_eq!(record["ready_by"], by, "{record}");
+        let shown = json(&laz, &["image", "profile", "show", &image.reference]).await;
+        assert_eq!(number(&shown[0]["runs"]), 1, "{by}: {shown}");
+        assert_eq!(shown[0]["blocks"], record["recorded"]["blocks"], "{by}");
+        blocks.push(number(&shown[0]["blocks"]));
+    }
+    assert!(blocks[0].abs_diff(blocks[1]) <= 1, "{blocks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_each_layer_is_fetched_as_its_size_and_its_profile_say() {
+    if !is_root("privileged_each_layer_is_fetched_as_its_size_and_its_profile_say") {
+        return;
+    }
+    let (busybox, noise) = (busybox(), incompressible(4 << 20));
+    let file = |path, bytes| File {
+        path,
+        mode: 0o755,
+        bytes,
+    };
+    // More than any link has for small; less than every one has; and again more.
+    let layers = [
+        vec![file("bin/busybox", &busybox[..]), file("unread", &noise)],
+        vec![file("small", &noise[..50_000])],
+        vec![file("read", &noise[..3 << 20])],
+    ];
+    let registry = FakeRegistry::start().await;
+    let layers = layers.map(|files| estargz(tar(&files)));
+    let image = push_layers(&registry, &layers, &Changes::default());
+    let laz = Laz::new();
+    let script = "busybox cat /small /read > /dev/null; echo ready";
+    let first = ["lazily: large", "whole: small", "lazily: large"];
+    let second = [
+        "lazily: not covered by the profile",
+        "whole: covered by the profile",
+        "whole: covered by the profile",
+    ];
+    for (expected, start) in [(first, "first"), (second, "second")] {
+        let (record, said) = run_and_tell(&laz, &image, &["--trace"], script).await;
+        let words = |layer: &Value| {
+            let how = match layer["share"].as_str().unwrap() {
+                "full" => "whole",
+                "lazy" => "lazily",
+                other => panic!("{other}"),
+            };
+            let why = match layer["why"].as_str().unwrap() {
+                "covered" => "covered by the profile",
+                "uncovered" => "not covered by the profile",
+                other => other,
+            };
+            format!("{how}: {why}")
+        };
+        let told: Vec<String> = record["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(words)
+            .collect();
+        assert_eq!(told, expected, "{start}: {record}");
+        for (number, how) in expected.iter().enumerate() {
+            let line = format!("layer {number} {how}, ");
+            assert!(said.err.contains(&line), "{start}: {line}: {said:?}");
+        }
+        empty(&laz, &image).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,6 +389,43 @@ async fn privileged_a_fresh_node_finds_the_profile_beside_the_image() {
     // One that knows the image already asks only when it is told to.
     let pulled = json(&there, &["image", "profile", "pull", &image.reference]).await;
     assert_eq!(pulled[0]["blocks"], shown[0]["blocks"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_one_node_pushes_another_starts_with() {
+    if !is_root("privileged_what_one_node_pushes_another_starts_with") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &layer(), &Changes::default());
+    let (here, there, third) = (Laz::new(), Laz::new(), Laz::new());
+    let recorded = run(&here, &image, &[], READ_ALL).await;
+    let shown = json(&here, &["image", "profile", "show", &image.reference]).await;
+    let push = [
+        "--output",
+        "json",
+        "image",
+        "profile",
+        "push",
+        &image.reference,
+    ];
+    let said = here.run(&push).await;
+    assert!(
+        said.code == 0 && said.err.contains("pushed as sha256:"),
+        "{said:?}"
+    );
+    let pushed: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(pushed, shown);
+    assert!(registry.requests().uploads > 0);
+
+    // One that is told to takes it; one that is told nothing finds it.
+    let pulled = json(&there, &["image", "profile", "pull", &image.reference]).await;
+    assert_eq!(pulled, shown);
+    let first = run(&third, &image, &[], READ_ALL).await;
+    assert_eq!(first["profile"]["blocks"], recorded["recorded"]["blocks"]);
+    // The same once more is the same artifact.
+    let again = here.run(&push).await;
+    assert_eq!((again.code, again.err), (0, said.err));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -183,28 +183,41 @@ impl Default for Changes<'_> {
 
 /// Pushes a one-layer image whose command is `/bin/busybox sh -c 'echo hello'`.
 pub(crate) fn push(registry: &FakeRegistry, layer: &Layer, changes: &Changes<'_>) -> Pushed {
+    push_layers(registry, std::slice::from_ref(layer), changes)
+}
+
+/// The same of several layers, base first.
+pub(crate) fn push_layers(
+    registry: &FakeRegistry,
+    layers: &[Layer],
+    changes: &Changes<'_>,
+) -> Pushed {
+    let diff_ids: Vec<String> = layers.iter().map(|l| l.diff_id.to_string()).collect();
     let config = json!({
         "os": "linux", "architecture": changes.architecture,
         "config": {"Cmd": ["/bin/busybox", "sh", "-c", "echo hello"], "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id.to_string()]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     let config = serde_json::to_vec(&config).unwrap();
     let config_digest = registry.add_blob(config.clone());
-    let layer_digest = registry.add_blob(layer.blob.clone());
-    let mut annotations = serde_json::Map::new();
-    if let Some(toc) = layer.toc_digest {
-        annotations.insert(
-            "containerd.io/snapshot/stargz/toc.digest".into(),
-            json!(toc.to_string()),
-        );
-    }
+    let descriptor = |layer: &Layer| {
+        let digest = registry.add_blob(layer.blob.clone()).to_string();
+        let mut annotations = serde_json::Map::new();
+        if let Some(toc) = layer.toc_digest {
+            annotations.insert(
+                "containerd.io/snapshot/stargz/toc.digest".into(),
+                json!(toc.to_string()),
+            );
+        }
+        json!({"mediaType": MediaType::OciLayerGzip.as_str(), "digest": digest,
+               "size": layer.blob.len(), "annotations": annotations})
+    };
     let mut manifest = json!({
         "schemaVersion": 2,
         "mediaType": MediaType::OciManifest.as_str(),
         "config": {"mediaType": MediaType::OciConfig.as_str(), "digest": config_digest.to_string(),
                    "size": config.len()},
-        "layers": [{"mediaType": MediaType::OciLayerGzip.as_str(), "digest": layer_digest.to_string(),
-                    "size": layer.blob.len(), "annotations": annotations}],
+        "layers": layers.iter().map(descriptor).collect::<Vec<_>>(),
     });
     (changes.edit)(&mut manifest);
     let bytes = serde_json::to_vec(&manifest).unwrap();

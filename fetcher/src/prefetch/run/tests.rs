@@ -119,6 +119,30 @@ async fn exactly_what_was_named_is_there_in_the_end() {
     }
 }
 
+/// Tables of some layers take long to read. One that would wait for all of them is late.
+#[tokio::test]
+async fn what_is_open_is_fetched_while_tables_of_other_layers_are_still_being_read() {
+    let fixture = Fixture::new();
+    let layers = [1, 2, 3].map(|fill| fixture.layer(fill, 4, true));
+    // Those that are open first are wanted last.
+    let places = [0, 1, 2].map(|n| (n, vec![block(u32::try_from(n).unwrap(), 3)]));
+    let prefetch = start(BTreeMap::from(places), PrefetchOptions::default());
+    for number in [2, 0, 1] {
+        let later = layers.iter().filter(|layer| has(layer, &[])).count();
+        prefetch.opened(number, &layers[number]);
+        let came = async {
+            while !has(&layers[number], &[3]) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let came = tokio::time::timeout(std::time::Duration::from_secs(60), came).await;
+        came.expect("it waits for layers that are not open");
+        let still = layers.iter().filter(|layer| has(layer, &[])).count();
+        assert_eq!(still + 1, later);
+    }
+    assert_eq!(done(prefetch).await.chunks, 3);
+}
+
 #[tokio::test]
 async fn a_layer_that_fails_leaves_the_others_alone() {
     let fixture = Fixture::new();
