@@ -3,8 +3,9 @@
 # as the second opinion, and `laz`. Needs root. Ends with "N passed, M failed".
 #
 # What it holds: a lazy start fetches less than a quarter of the python image; a full read of a lazy
-# tree equals umoci's unpacked tree; plain gzip and zstd images run too; exit codes and messages are
-# what a user of docker expects; nothing is left behind.
+# tree equals umoci's unpacked tree; plain gzip and zstd images run too; an image fetches nothing of the
+# files that another one brought; exit codes and messages are what a user of docker expects; nothing is
+# left behind.
 # shellcheck disable=SC2016  # what stands in single quotes is for the shell in the container
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -16,6 +17,8 @@ here=$(dirname "${BASH_SOURCE[0]}")
 FETCHED_PERCENT_MAX=25
 # Spans of a plain gzip layer bring more along than the chunks of an eStargz do.
 INDEXED_PERCENT_MAX=45
+# What python has of debian's files, and what its layers save by that.
+SHARED_PERCENT_MIN=80 SAVED_PERCENT_MIN=50
 
 # has WHAT TEXT PART: TEXT names PART
 has() { if [[ $2 == *"$3"* ]]; then ok "$1"; else bad "$1" "'$3' is not in: $2"; fi; }
@@ -92,6 +95,37 @@ check_index() {
   unset LAZARETTE_CONFIG
   fresh
   try run_laz run --rm "$REGISTRY/python:profiled"; equal 'zstd:chunked python by its profile' "$CODE $OUT" "0 $OUT"
+}
+
+# layers_of IMAGE: the digests of its layers, and their sizes.
+layers_of() {
+  skopeo inspect --raw --tls-verify=false "docker://$REGISTRY/$1" | jq -r '.layers[] | "\(.digest) \(.size)"' | sort
+}
+# pull_whole IMAGE: sets FETCHED and COPIED, the bytes that came and those that other layers had.
+pull_whole() {
+  try run_laz --output json pull --full "$REGISTRY/$1"
+  equal "laz pull --full $1" "$CODE ${ERR:0:300}" "0 ${ERR:0:300}"
+  read -r FETCHED COPIED < <(jq -r '"\(.fetched_bytes) \(.copied_bytes)"' <<<"$OUT")
+}
+
+# Python is made on debian; in another format they have files in common, and no layer.
+check_shared_files() {
+  local alone own files saved
+  try run_laz image convert --to zstd-chunked "$REGISTRY/python:gzip" "$REGISTRY/python:zstdc"
+  equal 'laz image convert --to zstd-chunked' "$CODE ${ERR:0:300}" "0 ${ERR:0:300}"
+  equal 'debian and python share no layer' "$(comm -12 <(layers_of debian:esgz) <(layers_of python:zstdc))" ''
+  fresh
+  pull_whole python:zstdc; alone=$FETCHED own=$COPIED
+  fresh
+  pull_whole debian:esgz
+  try run_laz --output json images; files=$(jq '.[0].data_bytes' <<<"$OUT")
+  pull_whole python:zstdc; saved=$((alone - FETCHED))
+  if [ "$((COPIED - own))" -gt "$((files * SHARED_PERCENT_MIN / 100))" ]; then
+    ok "python after debian: $COPIED bytes of files were here, of $files that debian has"
+  else bad "python after debian: more than $SHARED_PERCENT_MIN % of debian's $files bytes are not fetched again" "copied $COPIED, alone $own"; fi
+  if [ "$((saved * 100))" -gt "$((alone * SAVED_PERCENT_MIN))" ]; then ok "python after debian: fetched $FETCHED bytes, alone $alone"
+  else bad "python after debian: fetches $SAVED_PERCENT_MIN % less than alone" "fetched $FETCHED, alone $alone"; fi
+  try run_laz store check; equal 'all of it is right' "$CODE" 0
 }
 
 check_plain_starts() {
@@ -204,6 +238,7 @@ check_lazy_start
 check_plain_starts
 for tag in esgz gzip; do check_tree python "$tag"; done
 check_index
+check_shared_files
 fresh
 check_codes
 check_flags
