@@ -41,7 +41,17 @@ pub(super) struct Made<'a> {
     number: u64,
     kept: bool,
     /// Keeps sweeps away until the record is there.
-    _lock: File,
+    _lock: LockFile,
+}
+
+/// The lock, held or not. Given up when it is dropped: closing it is not enough, as a process
+/// that is just being started by another thread has it open, too.
+struct LockFile(File);
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
 }
 
 impl Dirs {
@@ -86,7 +96,8 @@ impl Dirs {
     /// Makes an empty directory under a number that no other process uses.
     pub(super) fn make(&self) -> Result<Made<'_>> {
         let lock = self.open_lock()?;
-        lock.lock_shared()
+        lock.0
+            .lock_shared()
             .map_err(|source| Error::io("lock", self.lock_path(), source))?;
         let number = loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +198,7 @@ impl Dirs {
     /// while another process makes a snapshot: the next open will.
     pub(super) fn remove_orphans(&self, recorded: &dyn Fn() -> Result<HashSet<u64>>) -> Result<()> {
         let lock = self.open_lock()?;
-        match lock.try_lock() {
+        match lock.0.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(()),
             Err(TryLockError::Error(source)) => {
@@ -229,13 +240,15 @@ impl Dirs {
         self.root.join("lock")
     }
 
-    fn open_lock(&self) -> Result<File> {
+    fn open_lock(&self) -> Result<LockFile> {
         let path = self.lock_path();
-        File::options()
+        let opened = File::options()
             .create(true)
             .truncate(false)
             .write(true)
-            .open(&path)
+            .open(&path);
+        opened
+            .map(LockFile)
             .map_err(|source| Error::io("open", &path, source))
     }
 }

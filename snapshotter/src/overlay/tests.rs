@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use lazarette_fetcher::types::Digest;
@@ -124,6 +125,32 @@ fn open_removes_what_a_crash_left_and_nothing_else() {
     second.prepare("two", None, &Labels::new()).unwrap();
     let source = |key| first.mounts(key, &none).unwrap()[0].source().to_path_buf();
     assert_ne!(source("one"), source("two"));
+}
+
+/// Between fork and exec a process that another thread starts has all files open that we have.
+#[test]
+fn what_another_thread_starts_keeps_no_orphans() {
+    let root = tempfile::tempdir().unwrap();
+    let snapshots = open(root.path(), &Arc::default());
+    // A number that none of ours comes to.
+    let orphan = root.path().join("snapshots/77777777");
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| {
+            for _ in 0..100 {
+                Command::new("true").status().unwrap();
+            }
+        });
+        let mut number = 0;
+        while !starting.is_finished() {
+            number += 1;
+            let key = number.to_string();
+            snapshots.prepare(&key, None, &Labels::new()).unwrap();
+            fs::create_dir(&orphan).unwrap();
+            snapshots.cleanup().unwrap();
+            assert!(!orphan.exists(), "round {number}");
+            snapshots.remove(&key).unwrap();
+        }
+    });
 }
 
 #[test]
