@@ -29,7 +29,7 @@ each_fence() {
   "$1" libc-calls '\blibc::[a-z0-9_]+ *\(' "$SYS" 'the kernel is behind sys'
   "$1" unsafe '\bunsafe +(\{|fn|impl|extern|trait)' "$SYS" 'unsafe stands in sys'
   "$1" oci-client "$(crate oci_client)" "$SOURCE" 'network policy ends at source'
-  "$1" http-client "$(crate reqwest)|$(crate hyper_rustls)|\bhyper(_util)?::client\b" "$SOURCE|^snapshotter/src/grpc/relay\.rs" 'network policy ends at source; a socket of this node is none'
+  "$1" http-client "$(crate reqwest)|$(crate hyper_rustls)|\bhyper(_util)?::client\b" "$SOURCE|^snapshotter/src/grpc/(relay|channel)\.rs" 'network policy ends at source; a socket of this node is none'
   "$1" libcontainer "$(crate libcontainer)" '^runtime/src/(executor|sys)(\.rs|/)' 'one owner of the embedded runtime'
   "$1" zstd "$(crate zstd)" "$CODEC|$TESTS" 'decoders are bounded in codec'
   "$1" flate2 "$(crate flate2)" "$CODEC|$TESTS" 'decoders are bounded in codec'

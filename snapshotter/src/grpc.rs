@@ -9,6 +9,8 @@
 //! it is held shared and the layer is seen to be mounted: so none is released that has just
 //! been named. Nothing else is locked inside.
 
+#[cfg(test)]
+mod channel;
 mod convert;
 pub mod images;
 mod relay;

@@ -90,10 +90,7 @@ impl Snapshots {
         parent: Option<&str>,
         labels: &Labels,
     ) -> Result<()> {
-        if let Ok(taken) = self.stat(name) {
-            return Err(Error::AlreadyExists { key: taken.key });
-        }
-        let record = self.stat(key)?;
+        let record = self.to_commit(name, key)?;
         let mut usage = Usage::default();
         if let Content::Directory(number) = record.content {
             usage = self.dirs.usage(number)?;
@@ -110,6 +107,22 @@ impl Snapshots {
                 now,
             };
             metastore::commit(records, commit)
+        })
+    }
+
+    /// The snapshot `key`, unless `name` is taken. Looked up in one step: of many who commit the
+    /// same at once, those who come too late all learn that it was done.
+    fn to_commit(&self, name: &str, key: &str) -> Result<Record> {
+        let mut found = None;
+        self.store.read(&mut |records| {
+            found = match records.get(name)? {
+                Some(taken) => return Err(Error::AlreadyExists { key: taken.key }),
+                None => records.get(key)?,
+            };
+            Ok(())
+        })?;
+        found.ok_or_else(|| Error::NotFound {
+            key: key.to_owned(),
         })
     }
 

@@ -1,8 +1,10 @@
 //! What the tests of this crate share: layers made by hand and data that obeys the test.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 
+use lazarette_fetcher::db::{Db, Table as _};
 use lazarette_fetcher::index::{FileEntry, FileKind, LayerFormat, LayerIndex, Timestamp};
 use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_fetcher::{Error, Result};
@@ -10,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::data::{Filling, LayerData};
+use crate::metastore::{DbMetastore, SnapshotTable};
 use crate::sys;
 use crate::tree::Tree;
 
@@ -20,6 +23,12 @@ pub(crate) fn must_be_root(test: &str) -> bool {
         let _ = writeln!(std::io::stderr(), "SKIPPED (needs root): {test}");
     }
     sys::is_root()
+}
+
+/// Records of snapshots in a database in this directory.
+pub(crate) fn database(dir: &Path) -> Arc<DbMetastore> {
+    let db = Db::open(dir.join("db"), &[SnapshotTable::NAME]).unwrap();
+    Arc::new(DbMetastore::new(Arc::new(db)))
 }
 
 /// Makes two tests, for root, of each function that takes a backend.

@@ -495,7 +495,8 @@ async fn privileged_many_who_want_one_layer_share_the_work() {
     let asked = (0..16).map(|number| {
         let (node, wanted) = (&node, &wanted);
         async move {
-            node.prepare(&format!("extract-{number}"), "", Some(wanted))
+            // Half of them under keys that others have.
+            node.prepare(&format!("extract-{}", number / 2), "", Some(wanted))
                 .await
         }
     });
@@ -505,5 +506,14 @@ async fn privileged_many_who_want_one_layer_share_the_work() {
     assert_eq!(registry.requests().manifests, 1);
     assert_eq!(node.list("").await.len(), 1);
     assert_eq!(mounts_below(dir.path()), 1);
+    let name = node.list("").await.remove(0).name;
+    let asked = (0..32).map(|_| node.prepare("container", &name, None));
+    let answers = futures_util::future::join_all(asked).await;
+    let made = answers.iter().filter(|answer| answer.is_ok()).count();
+    let refused = |answer: &&Result<_, Code>| **answer == Err(Code::AlreadyExists);
+    assert_eq!((made, answers.iter().filter(refused).count()), (1, 31));
+    assert_eq!(node.list("").await.len(), 2);
+    let directories = std::fs::read_dir(dir.path().join("root/snapshots"));
+    assert_eq!(directories.unwrap().count(), 1);
     node.close().await;
 }

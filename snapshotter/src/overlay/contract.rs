@@ -2,6 +2,7 @@
 //!
 //! Each function takes a fresh, empty subject.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Snapshots;
@@ -50,6 +51,8 @@ pub(crate) trait Subject {
     fn list(&self, filters: &[&str]) -> Answer<Vec<Seen>>;
     fn usage(&self, key: &str) -> Answer<Usage>;
     fn cleanup(&self) -> Answer<()>;
+    /// Where its directories are.
+    fn root(&self) -> &Path;
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
@@ -65,7 +68,7 @@ fn none() -> Labels {
 fn base(subject: &dyn Subject, name: &str, parent: &str) {
     let key = format!("{name}-key");
     let mounts = subject.prepare(&key, parent, &none()).unwrap();
-    std::fs::write(writable(&mounts).join(name), vec![7; 9000]).unwrap();
+    fs::write(writable(&mounts).join(name), vec![7; 9000]).unwrap();
     subject.commit(name, &key, "", &none()).unwrap();
 }
 
@@ -89,6 +92,8 @@ pub(crate) fn all(run: impl Fn(&dyn Fn(&dyn Subject))) {
     run(&lists_are_filtered);
     run(&thousands_are_listed_whole);
     run(&usage_is_what_lies_on_disk);
+    run(&namespaces_are_only_part_of_keys);
+    run(&cleanup_removes_orphans_and_nothing_else);
 }
 
 fn a_snapshot_lives(subject: &dyn Subject) {
@@ -254,7 +259,7 @@ fn usage_is_what_lies_on_disk(subject: &dyn Subject) {
     let mounts = subject.prepare("key", "", &none()).unwrap();
     let empty = subject.usage("key").unwrap();
     assert_eq!(empty.inodes, 1);
-    std::fs::write(writable(&mounts).join("file"), vec![1; 100_000]).unwrap();
+    fs::write(writable(&mounts).join("file"), vec![1; 100_000]).unwrap();
     let full = subject.usage("key").unwrap();
     assert_eq!(full.inodes, 2);
     assert!(full.bytes >= empty.bytes + 100_000, "{full:?}");
@@ -262,10 +267,115 @@ fn usage_is_what_lies_on_disk(subject: &dyn Subject) {
     assert_eq!(subject.usage("name").unwrap(), full);
 }
 
-/// The library itself.
-pub(crate) struct Library(pub(crate) Snapshots);
+/// Containerd's metadata puts the namespace before each key, and refuses a parent that this
+/// namespace does not know. Below it keys are mere texts, for containerd's own snapshotters
+/// too: its garbage collection walks those of all namespaces at once, and a layer that one
+/// namespace has is shared with another.
+fn namespaces_are_only_part_of_keys(subject: &dyn Subject) {
+    for key in ["ns1/1/k", "ns2/2/k"] {
+        let mounts = subject.prepare(key, "", &labels(&[("of", key)])).unwrap();
+        fs::write(writable(&mounts).join("file"), key).unwrap();
+    }
+    subject
+        .commit("ns1/3/base", "ns1/1/k", "", &none())
+        .unwrap();
+    assert_eq!(subject.stat("ns1/1/k"), Err(Refusal::NotFound));
+    let other = subject.stat("ns2/2/k").unwrap();
+    assert_eq!(
+        (other.kind, &other.labels["of"][..]),
+        (Kind::Active, "ns2/2/k")
+    );
+    for near in [
+        "k",
+        "ns1",
+        "ns1/3",
+        "ns1/3/",
+        "ns1/3/bas",
+        "ns2/3/base",
+        "/ns1/3/base",
+    ] {
+        assert_eq!(subject.stat(near), Err(Refusal::NotFound), "{near}");
+        assert_eq!(subject.remove(near), Err(Refusal::NotFound), "{near}");
+        let on = subject.prepare("ns1/5/c", near, &none());
+        assert_eq!(on, Err(Refusal::NotFound), "{near}");
+    }
+    let taken = subject.commit("ns1/3/base", "ns2/2/k", "", &none());
+    assert_eq!(taken, Err(Refusal::AlreadyExists));
 
-fn refused(error: &Error) -> Refusal {
+    let mounts = subject.prepare("ns2/4/c", "ns1/3/base", &none()).unwrap();
+    let lower = lower(&mounts);
+    assert_eq!(fs::read_to_string(lower.join("file")).unwrap(), "ns1/1/k");
+    assert_eq!(subject.remove("ns1/3/base"), Err(Refusal::Precondition));
+    let names = |filter| {
+        let found = subject.list(&[filter]).unwrap();
+        let names: std::collections::BTreeSet<_> = found.into_iter().map(|s| s.name).collect();
+        names.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(names(""), ["ns1/3/base", "ns2/2/k", "ns2/4/c"]);
+    assert_eq!(names("name~=\"^ns2/\""), ["ns2/2/k", "ns2/4/c"]);
+    assert_eq!(names("parent==ns1/3/base"), ["ns2/4/c"]);
+    subject.remove("ns2/4/c").unwrap();
+    subject.remove("ns1/3/base").unwrap();
+    assert_eq!(names(""), ["ns2/2/k"]);
+    let left = writable(&subject.mounts("ns2/2/k").unwrap()).join("file");
+    assert_eq!(fs::read_to_string(left).unwrap(), "ns2/2/k");
+}
+
+/// The one directory below these mounts.
+fn lower(mounts: &[SeenMount]) -> PathBuf {
+    let lower = |option: &String| option.strip_prefix("lowerdir=").map(PathBuf::from);
+    mounts[0].options.iter().find_map(lower).unwrap()
+}
+
+fn cleanup_removes_orphans_and_nothing_else(subject: &dyn Subject) {
+    base(subject, "base", "");
+    let mounts = subject.prepare("work", "base", &none()).unwrap();
+    fs::write(writable(&mounts).join("file"), "mine").unwrap();
+    subject.view("look", "base", &none()).unwrap();
+    let root = subject.root();
+    let all = || {
+        let mut all = entries(&root.join("snapshots"));
+        all.extend(entries(&root.join("trash")));
+        all
+    };
+    // Not ours.
+    fs::create_dir(root.join("snapshots/notes")).unwrap();
+    let before = all();
+    assert_eq!(before.len(), 4);
+    // As a crash leaves them: before the record was made, and after it was removed.
+    for dir in [
+        "snapshots/900/fs/deep",
+        "snapshots/901",
+        "trash/5.1.0/fs/deep",
+    ] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+        fs::write(root.join(dir).join("file"), "orphan").unwrap();
+    }
+    assert_eq!(all().len(), 7);
+    let seen = subject.list(&[]).unwrap();
+    subject.cleanup().unwrap();
+    assert_eq!(all(), before);
+    assert_eq!(subject.list(&[]).unwrap(), seen);
+    assert_eq!(subject.mounts("work").unwrap(), mounts);
+    let file = writable(&mounts).join("file");
+    assert_eq!(fs::read_to_string(file).unwrap(), "mine");
+    assert_eq!(fs::read(lower(&mounts).join("base")).unwrap(), [7; 9000]);
+}
+
+/// What is in a directory, in order.
+pub(crate) fn entries(dir: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    all.sort();
+    all
+}
+
+/// The library itself, with its directories there.
+pub(crate) struct Library<'a>(pub(crate) Snapshots, pub(crate) &'a Path);
+
+pub(crate) fn refused(error: &Error) -> Refusal {
     match error {
         Error::NotFound { .. } => Refusal::NotFound,
         Error::AlreadyExists { .. } => Refusal::AlreadyExists,
@@ -288,13 +398,13 @@ fn given(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-impl Library {
+impl Library<'_> {
     fn answer<T>(&self, call: impl FnOnce(&Snapshots) -> Result<T>) -> Answer<T> {
         call(&self.0).map_err(|error| refused(&error))
     }
 }
 
-impl Subject for Library {
+impl Subject for Library<'_> {
     fn prepare(&self, key: &str, parent: &str, labels: &Labels) -> Answer<Vec<SeenMount>> {
         self.answer(|s| s.prepare(key, given(parent), labels))?;
         self.mounts(key)
@@ -347,5 +457,9 @@ impl Subject for Library {
 
     fn cleanup(&self) -> Answer<()> {
         self.answer(Snapshots::cleanup)
+    }
+
+    fn root(&self) -> &Path {
+        self.1
     }
 }

@@ -1,5 +1,7 @@
 //! Snapshots on disk, and real overlays over real lazy layers.
 
+mod many;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
@@ -13,12 +15,9 @@ use lazarette_fetcher::types::Digest;
 use super::execute::Api;
 use super::{Mount, Snapshots, unmount};
 use crate::fuse::{Backend, FuseOptions, LayerMount, LayerMounts};
-use crate::metastore::{
-    Decide, Kind, Labels, MemoryMetastore, Metastore, Record, Records, Relabel, Usage,
-};
-use crate::test_util::{LayerBuilder, must_be_root, on_each_backend};
+use crate::metastore::{Kind, Labels, MemoryMetastore, Relabel, Usage};
+use crate::test_util::{LayerBuilder, database, must_be_root, on_each_backend};
 use crate::{Error, Result};
-use parking_lot::Mutex;
 
 fn open(root: &Path, store: &Arc<MemoryMetastore>) -> Snapshots {
     let store = Arc::clone(store);
@@ -490,81 +489,16 @@ fn the_library_keeps_the_contract() {
     super::contract::all(|check| {
         let root = tempfile::tempdir().unwrap();
         let snapshots = open(root.path(), &Arc::default());
-        check(&super::contract::Library(snapshots));
+        check(&super::contract::Library(snapshots, root.path()));
     });
-}
-
-/// Counts looks at single records and at all of them.
-#[derive(Default)]
-struct Counting {
-    store: MemoryMetastore,
-    looks: Mutex<Looks>,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Looks {
-    one: usize,
-    all: usize,
-}
-
-struct Counted<'a>(&'a dyn Records, &'a Mutex<Looks>);
-
-impl Records for Counted<'_> {
-    fn get(&self, key: &str) -> Result<Option<Record>> {
-        self.1.lock().one += 1;
-        self.0.get(key)
-    }
-
-    fn all(&self) -> Result<Vec<Record>> {
-        self.1.lock().all += 1;
-        self.0.all()
-    }
-
-    fn find(&self, wanted: &dyn Fn(&Record) -> bool) -> Result<Option<Record>> {
-        self.1.lock().all += 1;
-        self.0.find(wanted)
-    }
-}
-
-impl Metastore for Counting {
-    fn read(&self, look: &mut dyn FnMut(&dyn Records) -> Result<()>) -> Result<()> {
-        self.store
-            .read(&mut |records| look(&Counted(records, &self.looks)))
-    }
-
-    fn update(&self, decide: Decide<'_>) -> Result<()> {
-        self.store
-            .update(&mut |records| decide(&Counted(records, &self.looks)))
-    }
 }
 
 #[test]
-fn what_is_asked_of_one_of_thousands_looks_at_few() {
-    let root = tempfile::tempdir().unwrap();
-    let store = Arc::new(Counting::default());
-    let snapshots = Snapshots::open(root.path(), Arc::clone(&store) as _).unwrap();
-    let layer = |number: usize| Digest::sha256(&number.to_le_bytes());
-    for number in 0..10_000 {
-        let name = format!("layer-{number}");
-        snapshots
-            .commit_layer(&name, None, layer(number), &Labels::new())
-            .unwrap();
-    }
-    let looks = |what: &dyn Fn()| {
-        *store.looks.lock() = Looks::default();
-        what();
-        *store.looks.lock()
-    };
-    let list = looks(&|| assert_eq!(snapshots.list().unwrap().len(), 10_000));
-    assert_eq!(list, Looks { one: 0, all: 1 });
-    let prepare = looks(&|| {
-        let parent = Some("layer-9");
-        snapshots.prepare("key", parent, &Labels::new()).unwrap();
+fn the_library_keeps_the_contract_over_the_database() {
+    super::contract::all(|check| {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let snapshots = Snapshots::open(&root, database(dir.path())).unwrap();
+        check(&super::contract::Library(snapshots, &root));
     });
-    assert!(prepare.all == 0 && prepare.one < 8, "{prepare:?}");
-    let stat = looks(&|| drop(snapshots.stat("layer-5000").unwrap()));
-    assert_eq!(stat, Looks { one: 1, all: 0 });
-    // For its children, and for others of its layer.
-    let remove = looks(&|| assert!(snapshots.remove("layer-5000").unwrap().is_some()));
-    assert_eq!(remove, Looks { one: 1, all: 2 });
 }
