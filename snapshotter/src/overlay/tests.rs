@@ -1,6 +1,7 @@
 //! Snapshots on disk, and real overlays over real lazy layers.
 
 mod many;
+mod model;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
