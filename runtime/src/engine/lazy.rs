@@ -4,7 +4,18 @@
 //! before the store has anything of it; so after a restart it is mounted from what is on disk, and
 //! a registry is asked only for what is not; or it is removed, if no snapshot names it. Its mount
 //! is held until it is released, by the mount server where there is one: then it outlives this
-//! process. Whether a layer is the one that is wanted is decided by the image's config, whose
+//! process.
+//!
+//! To bring a layer is two decisions, each one batch, with work between them that no batch can
+//! hold: that it is wanted, before there is anything of it (all layers that are opened ahead in
+//! the same batch), and that it is a snapshot, once it is mounted. To remove one is two as well:
+//! that there is no such snapshot, and, once it is unmounted, that nothing of it is stored. So a
+//! record of a layer without a snapshot is a layer that has yet to be brought or removed, in
+//! this process or by [`NodeLayers::restore`] of the next; a snapshot without a record cannot
+//! be, but for one that is removed while another asks for the same: the service gives a layer a
+//! name only where it sees it mounted, and releases none meanwhile.
+//!
+//! Whether a layer is the one that is wanted is decided by the image's config, whose
 //! digest leads back to the manifest's: labels are only hints.
 //!
 //! Work that was begun goes on when the one who asked goes away, and others who ask for the
@@ -342,7 +353,7 @@ impl NodeLayers {
         Ok(layer.close().await?)
     }
 
-    /// Removes record and data of a layer, unless an image of `laz` has it.
+    /// Removes a layer's data, unless an image of `laz` has it, and its record.
     async fn discard(&self, digest: &Digest) -> Result<()> {
         // What was opened ahead would go on with files that are gone.
         self.ahead.forget(digest);
@@ -351,15 +362,15 @@ impl NodeLayers {
         }
         let (engine, digest) = (Arc::clone(&self.engine), *digest);
         blocking(move || {
-            let mut batch = Batch::new();
-            batch.delete::<ServedLayerTable>(&digest);
-            engine.db.commit(batch)?;
             let records = engine.records()?;
             let mut named = records.iter().flat_map(|record| &record.layers);
             if !named.any(|layer| layer.blob_digest == digest) {
                 engine.store.remove_layer(&digest)?;
             }
-            Ok(())
+            // Last: by it the next process finds what this one could not remove.
+            let mut batch = Batch::new();
+            batch.delete::<ServedLayerTable>(&digest);
+            Ok(engine.db.commit(batch)?)
         })
         .await
     }

@@ -7,6 +7,7 @@ mod bed;
 mod crash;
 mod early;
 mod group;
+mod left;
 mod many;
 mod pressure;
 mod restarts;
@@ -19,12 +20,11 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use lazarette_fetcher::source::install_tls_provider;
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
-use lazarette_fetcher::types::{Digest, Reference};
+use lazarette_fetcher::types::Digest;
 use lazarette_proto::snapshots::{
     Info, ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, SnapshotsClient,
     SnapshotsServer, UsageRequest,
@@ -34,7 +34,6 @@ use lazarette_runtime::config::Config;
 use lazarette_runtime::engine::Engine;
 use lazarette_runtime::engine::lazy::NodeLayers;
 use lazarette_snapshotter::grpc::Service;
-use lazarette_snapshotter::remote::{self, LazyLayers as _};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -375,77 +374,6 @@ async fn privileged_what_cannot_be_brought_is_left_to_containerd() {
     }
     assert!(node.list("").await.is_empty());
     assert_eq!(mounts_below(dir.path()), 0);
-    node.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_daemon() {
-    if !is_root("privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_daemon") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let registry = FakeRegistry::start().await;
-    let layer = gzipped(layer("file", b"text"));
-    let image = push(&registry, &layer, &Changes::default());
-    let wanted = remote::Wanted {
-        chain_id: layer.diff_id,
-        reference: Reference::parse(&image.reference).unwrap(),
-        manifest_digest: None,
-        blob_digest: Digest::sha256(&layer.blob),
-        ahead: Vec::new(),
-    };
-    let (node, _) = Node::open(dir.path()).await;
-    // As if the daemon ended before it could commit the snapshot.
-    node.layers.claim(&wanted).await.unwrap();
-    assert_eq!(mounts_below(dir.path()), 1);
-    node.close().await;
-    let (node, restored) = Node::open(dir.path()).await;
-    assert_eq!((restored, mounts_below(dir.path())), (0, 0));
-    let left = std::fs::read_dir(dir.path().join("root/layers")).unwrap();
-    assert_eq!(left.count(), 0);
-    node.layers
-        .mountpoint(&wanted.blob_digest)
-        .await
-        .unwrap_err();
-    node.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon() {
-    if !is_root("privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let registry = FakeRegistry::start().await;
-    let (base, top) = (
-        gzipped(layer("base", b"below")),
-        gzipped(layer("top", b"above")),
-    );
-    let image = push_two(&registry, [&base, &top]);
-    let all = [Digest::sha256(&base.blob), Digest::sha256(&top.blob)];
-    let wanted = Wanted {
-        image: &image,
-        chain_id: base.diff_id,
-        blob: all[0],
-        all: &all,
-    };
-    let stored = || {
-        let layers = std::fs::read_dir(dir.path().join("root/layers"));
-        layers.map_or(0, |layers| layers.count())
-    };
-    let (node, _) = Node::open(dir.path()).await;
-    node.bring("", &wanted).await;
-    let opened = async {
-        while stored() < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let bound = Duration::from_secs(20);
-    tokio::time::timeout(bound, opened).await.unwrap();
-    node.close().await;
-    // Nobody asked for the one above.
-    let (node, restored) = Node::open(dir.path()).await;
-    assert_eq!((restored, stored()), (1, 1));
     node.close().await;
 }
 

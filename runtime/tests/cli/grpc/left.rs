@@ -1,0 +1,118 @@
+//! Layers that one daemon leaves half brought or half removed.
+//!
+//! Promise: the next one removes them.
+
+use std::time::Duration;
+
+use lazarette_fetcher::types::Reference;
+use lazarette_snapshotter::remote::{self, LazyLayers as _};
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_daemon() {
+    if !is_root("privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_daemon") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let layer = gzipped(layer("file", b"text"));
+    let image = push(&registry, &layer, &Changes::default());
+    let wanted = remote::Wanted {
+        chain_id: layer.diff_id,
+        reference: Reference::parse(&image.reference).unwrap(),
+        manifest_digest: None,
+        blob_digest: Digest::sha256(&layer.blob),
+        ahead: Vec::new(),
+    };
+    let (node, _) = Node::open(dir.path()).await;
+    // As if the daemon ended before it could commit the snapshot.
+    node.layers.claim(&wanted).await.unwrap();
+    assert_eq!(mounts_below(dir.path()), 1);
+    node.close().await;
+    let (node, restored) = Node::open(dir.path()).await;
+    assert_eq!((restored, mounts_below(dir.path())), (0, 0));
+    let left = std::fs::read_dir(dir.path().join("root/layers")).unwrap();
+    assert_eq!(left.count(), 0);
+    node.layers
+        .mountpoint(&wanted.blob_digest)
+        .await
+        .unwrap_err();
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_layer_that_cannot_be_removed_is_removed_by_the_next_daemon() {
+    if !is_root("privileged_a_layer_that_cannot_be_removed_is_removed_by_the_next_daemon") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let layer = gzipped(layer("file", b"text"));
+    let image = push(&registry, &layer, &Changes::default());
+    let wanted = Wanted {
+        image: &image,
+        chain_id: layer.diff_id,
+        blob: Digest::sha256(&layer.blob),
+        all: &[],
+    };
+    let stored = || {
+        std::fs::read_dir(dir.path().join("root/layers"))
+            .unwrap()
+            .count()
+    };
+    let (node, _) = Node::open(dir.path()).await;
+    let name = node.bring("", &wanted).await;
+    // As where a crash comes between the snapshot's removal and the layer's.
+    let [trash, away] = ["root/trash", "root/away"].map(|name| dir.path().join(name));
+    std::fs::rename(&trash, &away).unwrap();
+    std::fs::write(&trash, b"no directory").unwrap();
+    node.remove(&name).await;
+    assert_eq!(stored(), 1);
+    std::fs::remove_file(&trash).unwrap();
+    std::fs::rename(&away, &trash).unwrap();
+    node.close().await;
+    let (node, restored) = Node::open(dir.path()).await;
+    assert_eq!((restored, stored()), (0, 0));
+    node.bring("", &wanted).await;
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon() {
+    if !is_root("privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let (base, top) = (
+        gzipped(layer("base", b"below")),
+        gzipped(layer("top", b"above")),
+    );
+    let image = push_two(&registry, [&base, &top]);
+    let all = [Digest::sha256(&base.blob), Digest::sha256(&top.blob)];
+    let wanted = Wanted {
+        image: &image,
+        chain_id: base.diff_id,
+        blob: all[0],
+        all: &all,
+    };
+    let stored = || {
+        let layers = std::fs::read_dir(dir.path().join("root/layers"));
+        layers.map_or(0, |layers| layers.count())
+    };
+    let (node, _) = Node::open(dir.path()).await;
+    node.bring("", &wanted).await;
+    let opened = async {
+        while stored() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let bound = Duration::from_secs(20);
+    tokio::time::timeout(bound, opened).await.unwrap();
+    node.close().await;
+    // Nobody asked for the one above.
+    let (node, restored) = Node::open(dir.path()).await;
+    assert_eq!((restored, stored()), (1, 1));
+    node.close().await;
+}
