@@ -96,8 +96,13 @@ impl Places {
         let kept: HashSet<PathBuf> = layers.iter().map(|digest| self.metadata(digest)).collect();
         for entry in fs::read_dir(&self.meta).map_err(fail)? {
             let path = entry.map_err(fail)?.path();
+            // A directory is of one who was killed when it tried out what this kernel can.
+            let remove = match path.is_dir() {
+                true => fs::remove_dir_all,
+                false => fs::remove_file,
+            };
             if !kept.contains(&path)
-                && let Err(error) = fs::remove_file(&path)
+                && let Err(error) = remove(&path)
             {
                 tracing::warn!(path = %path.display(), %error, "image of no layer stays");
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use lazarette_fetcher::types::Reference;
 use lazarette_snapshotter::remote::{self, LazyLayers as _};
 
+use super::bed::{clean, program};
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,4 +116,21 @@ async fn privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon() {
     let (node, restored) = Node::open(dir.path()).await;
     assert_eq!((restored, stored()), (1, 1));
     node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_was_tried_out_is_removed_by_the_next_daemon() {
+    if !is_root("privileged_what_was_tried_out_is_removed_by_the_next_daemon") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let meta = dir.path().join("root/meta");
+    std::fs::create_dir_all(meta.join("try.1")).unwrap();
+    std::fs::write(meta.join("try.1/metadata"), b"an image").unwrap();
+    std::fs::write(meta.join("of no layer"), b"another").unwrap();
+    let (node, _) = Node::open_served(dir.path(), &program("laz-mountd")).await;
+    let left = std::fs::read_dir(&meta).unwrap().count();
+    node.close().await;
+    clean(dir.path());
+    assert_eq!(left, 0);
 }
