@@ -1,7 +1,12 @@
-//! A node that is killed while it brings and removes layers.
+//! A node that is killed at any point: while it brings layers, makes, commits and removes
+//! snapshots, or opens after the kill before.
 //!
-//! Promise: whenever that happens, the next one starts, serves what was committed, and
-//! leaves nothing of what was not. The test runs this binary again as the node.
+//! Promise: whatever was answered is there, with its parent, its usage and its bytes, and
+//! nothing is half there; what is served can be mounted. The test runs this binary again as
+//! the node, which looks at what the one before left before it says that it is open.
+
+mod log;
+mod work;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -9,38 +14,99 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use lazarette_fetcher::test_util::FakeRegistry;
 use lazarette_fetcher::types::Digest;
+use lazarette_snapshotter::remote;
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use serde_json::json;
 
+use self::log::Log;
+use self::work::{Worker, check};
 use super::bed::{clean, mounts, program};
-use super::{Node, Wanted, lowers, read};
-use crate::support::{Changes, File, Pushed, estargz, is_root, push, tar};
+use super::{Node, chain, push_two_with};
+use crate::support::{File, Layer, Pushed, estargz, is_root, tar};
 
 /// Names the directory of the test to a node's process.
 const DIR: &str = "LAZ_CRASH_TEST_DIR";
 const READY: &str = "the node is open";
-const KILLS: u32 = 40;
-/// Images that are brought and removed, of one layer each.
-const IMAGES: usize = 4;
+/// One in four comes before the node is open.
+const KILLS: u32 = 60;
+const WORKERS: usize = 2;
+/// Layers of each worker: a base, and one on it for each of two images.
+const LAYERS: usize = 3;
 
-/// What a node is told of an image, a line each: reference, diff_id, blob.
-fn images(dir: &Path) -> Vec<(Pushed, Digest, Digest)> {
-    let text = fs::read_to_string(dir.join("images")).unwrap();
-    let image = |line: &str| {
-        let mut words = line.split(' ');
-        let reference = words.next().unwrap().to_owned();
-        let mut digest = || Digest::parse(words.next().unwrap()).unwrap();
-        (Pushed { reference }, digest(), digest())
-    };
-    text.lines().map(image).collect()
+/// An image of two layers, the base first.
+struct Image {
+    pushed: Pushed,
+    chains: [Digest; 2],
+    blobs: [Digest; 2],
 }
 
-/// What the layer of image `number` holds.
-fn content(number: usize) -> Vec<u8> {
-    let byte = u8::try_from(number + 1).unwrap();
+impl Image {
+    /// Of the layers' snapshots.
+    fn names(&self) -> [String; 2] {
+        let [base, top] = self.chains.map(|chain| chain.to_string());
+        let base = remote::name(None, &base);
+        let top = remote::name(Some(&base), &top);
+        [base, top]
+    }
+
+    /// A line of the file that a node finds them in.
+    fn line(&self) -> String {
+        let digests = self.chains.iter().chain(&self.blobs);
+        let digests: Vec<_> = digests.map(Digest::to_string).collect();
+        format!("{} {}\n", self.pushed.reference, digests.join(" "))
+    }
+
+    fn parse(line: &str) -> Self {
+        let mut words = line.split(' ');
+        let reference = words.next().unwrap().to_owned();
+        let mut digests = || [(); 2].map(|()| Digest::parse(words.next().unwrap()).unwrap());
+        Self {
+            pushed: Pushed { reference },
+            chains: digests(),
+            blobs: digests(),
+        }
+    }
+}
+
+fn images(dir: &Path) -> Vec<Image> {
+    let text = fs::read_to_string(dir.join("images")).unwrap();
+    text.lines().map(Image::parse).collect()
+}
+
+/// What a layer of a worker holds.
+fn content(worker: usize, layer: usize) -> Vec<u8> {
+    let byte = u8::try_from(1 + worker * LAYERS + layer).unwrap();
     vec![byte; 50_000]
+}
+
+fn push_all(registry: &FakeRegistry) -> Vec<Image> {
+    let mut images = Vec::new();
+    for worker in 0..WORKERS {
+        let layers: Vec<Layer> = (0..LAYERS)
+            .map(|layer| {
+                estargz(tar(&[File {
+                    path: "file",
+                    mode: 0o644,
+                    bytes: &content(worker, layer),
+                }]))
+            })
+            .collect();
+        for top in 1..LAYERS {
+            let (base, above) = (&layers[0], &layers[top]);
+            let tag = format!("v{worker}-{top}");
+            images.push(Image {
+                pushed: push_two_with(registry, [base, above], &tag, &json!({})),
+                chains: [base.diff_id, chain(base, above)],
+                blobs: [base, above].map(|layer| Digest::sha256(&layer.blob)),
+            });
+        }
+    }
+    images
 }
 
 async fn open(dir: &Path) -> Node {
@@ -53,42 +119,25 @@ async fn node() {
     let dir = PathBuf::from(std::env::var_os(DIR).expect("a test runs this"));
     let images = images(&dir);
     let node = open(&dir).await;
+    let mut log = Log::open(&dir.join("log"));
+    check(&node, &dir, &images, &mut log).await;
     let _ = writeln!(std::io::stdout(), "{READY}");
-    remove_containers(&node).await;
-    let mut rng = StdRng::seed_from_u64(u64::from(std::process::id()));
-    loop {
-        let number = rng.random_range(0..IMAGES);
-        let (image, diff_id, blob) = &images[number];
-        let wanted = Wanted {
-            image,
-            chain_id: *diff_id,
-            blob: *blob,
-            all: &[],
-        };
-        let name = node.bring("", &wanted).await;
-        check(&node, number, &name, rng.random()).await;
-        if rng.random() {
-            node.remove(&name).await;
-        }
-    }
+    let log = Mutex::new(log);
+    let workers: Vec<_> = images
+        .chunks(LAYERS - 1)
+        .enumerate()
+        .map(|(number, images)| Worker {
+            number,
+            node: &node,
+            images,
+            log: &log,
+        })
+        .collect();
+    join_all(workers.iter().map(|worker| worker.work(&dir))).await;
 }
 
-/// Removes what the last one was at.
-async fn remove_containers(node: &Node) {
-    for info in node.list("kind==active").await {
-        node.remove(&info.name).await;
-    }
-}
-
-/// Reads the layer's file through a container of its own.
-async fn check(node: &Node, number: usize, name: &str, id: u64) {
-    let key = format!("container {id}");
-    let mounts = node.prepare(&key, name, None).await.unwrap();
-    assert!(read(lowers(&mounts)[0].join("file")).await == content(number));
-    node.remove(&key).await;
-}
-
-fn start(dir: &Path) -> Child {
+/// Starts a node; one that is `awaited` is open then.
+fn start(dir: &Path, awaited: bool) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["grpc::crash::node", "--exact", "--ignored", "--nocapture"])
         .env(DIR, dir)
@@ -96,6 +145,10 @@ fn start(dir: &Path) -> Child {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    if !awaited {
+        std::thread::spawn(move || lines.for_each(drop));
+        return child;
+    }
     let opened = lines.any(|line| line.is_ok_and(|line| line.contains(READY)));
     if !opened {
         let _ = child.kill();
@@ -139,59 +192,54 @@ async fn privileged_a_node_that_is_killed_leaves_nothing_half_done() {
     }
     let dir = tempfile::tempdir().unwrap();
     let registry = FakeRegistry::start().await;
-    let mut lines = String::new();
-    for number in 0..IMAGES {
-        let layer = estargz(tar(&[File {
-            path: "file",
-            mode: 0o644,
-            bytes: &content(number),
-        }]));
-        let tag = format!("v{number}");
-        let image = push(
-            &registry,
-            &layer,
-            &Changes {
-                tag: &tag,
-                ..Changes::default()
-            },
-        );
-        let blob = Digest::sha256(&layer.blob);
-        lines.push_str(&format!("{} {} {blob}\n", image.reference, layer.diff_id));
-    }
+    let images = push_all(&registry);
+    let lines: String = images.iter().map(Image::line).collect();
     fs::write(dir.path().join("images"), lines).unwrap();
     let mut running = Running {
         dir: dir.path(),
         child: None,
     };
     let mut rng = StdRng::seed_from_u64(1);
-    for _ in 0..KILLS {
+    for kill in 0..KILLS {
         let place = dir.path().to_path_buf();
+        let awaited = kill % 4 != 3;
         // Off the async workers, which are the registry.
-        let child = tokio::task::spawn_blocking(move || start(&place)).await;
+        let child = tokio::task::spawn_blocking(move || start(&place, awaited)).await;
         running.child = Some(child.unwrap());
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..250))).await;
         running.kill();
     }
 
-    let images = images(dir.path());
     let node = open(dir.path()).await;
-    let committed = node.list("kind==committed").await;
-    assert_eq!(node.restored, committed.len());
-    // Over those that are complete lies one more, soon.
-    let (mounted, count) = (mounts(dir.path()).len(), committed.len());
-    assert!((2 * count..=3 * count).contains(&mounted), "{mounted}");
-    remove_containers(&node).await;
-    for (id, info) in (0..).zip(&committed) {
-        let target = info.labels["containerd.io/snapshot.ref"].clone();
-        let of = |(_, diff_id, _): &(_, Digest, _)| diff_id.to_string() == target;
-        let number = images.iter().position(of).unwrap();
-        check(&node, number, &info.name, id).await;
-        node.remove(&info.name).await;
-    }
+    let mut log = Log::open(&dir.path().join("log"));
+    check(&node, dir.path(), &images, &mut log).await;
+    let answered = fs::read_to_string(dir.path().join("log")).unwrap();
+    let answered = answered.matches("Answered").count();
+    let _ = writeln!(
+        std::io::stderr(),
+        "{KILLS} kills, {answered} answers, {} snapshots at the end",
+        log.there().len()
+    );
+    remove_all(&node).await;
     node.close().await;
     assert_eq!(mounts(dir.path()), Vec::<PathBuf>::new());
-    for left in ["state/layers", "root/meta", "root/layers"] {
+    for left in ["state/layers", "root/meta", "root/layers", "root/snapshots"] {
         let left = fs::read_dir(dir.path().join(left)).unwrap();
-        assert_eq!(left.count(), 0);
+        let left: Vec<_> = left.map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+    }
+}
+
+/// Those first that nothing lies on.
+async fn remove_all(node: &Node) {
+    loop {
+        let all = node.list("").await;
+        if all.is_empty() {
+            return;
+        }
+        let is_leaf = |name: &str| all.iter().all(|other| other.parent != name);
+        for info in all.iter().filter(|info| is_leaf(&info.name)) {
+            node.remove(&info.name).await;
+        }
     }
 }
