@@ -199,6 +199,40 @@ async fn later_starts_fetch_what_they_read() {
 }
 
 #[tokio::test]
+async fn a_check_takes_out_entries_that_are_wrong_and_leaves_the_rest() {
+    let world = World::new();
+    let image = world.usual();
+    let (_store, layer) = world.open(&image).await;
+    image.assert_reads(&layer, &HOT).await;
+    layer.close().await.unwrap();
+    drop((_store, layer));
+    let path = world.path(&image, "entries");
+    let right = std::fs::read(&path).unwrap();
+    let record = |id: ChunkId| 16 * id as usize..16 * (id as usize + 1);
+    let mut damaged = right.clone();
+    damaged[record(HOT[0])][3] ^= 0x40;
+    // Of one that was never decoded.
+    damaged[record(0)][0] = 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let (store, layer) = world.open(&image).await;
+    let check = || store.check().unwrap().layers.remove(0).1.unwrap();
+    let found = check();
+    assert_eq!(
+        (&found.damaged_files[..], found.dropped.len()),
+        (&["entries"][..], 0)
+    );
+    let mut expected = right;
+    expected[record(HOT[0])].fill(0);
+    assert!(std::fs::read(&path).unwrap() == expected);
+    assert_eq!(check().damaged_files, Vec::<&str>::new());
+    // One of another length is no such file.
+    std::fs::write(&path, &expected[1..]).unwrap();
+    assert_eq!(check().damaged_files, ["entries"]);
+    assert!(!path.exists());
+    image.assert_reads(&layer, &all(&layer)).await;
+}
+
+#[tokio::test]
 async fn a_member_comes_once_however_many_want_pieces_of_it() {
     let world = World::new();
     let image = world.usual();

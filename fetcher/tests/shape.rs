@@ -17,7 +17,7 @@ use lazarette_fetcher::index::{ChunkId, LayerIndex};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest};
 use lazarette_fetcher::source::BlobSource;
-use lazarette_fetcher::store::{Shaped, Store};
+use lazarette_fetcher::store::{LayerCheck, Shaped, Store};
 use lazarette_fetcher::test_util::MemorySource;
 use lazarette_fetcher::test_util::content::{TAR_END, tar_file};
 use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference};
@@ -251,6 +251,80 @@ async fn damaged_seams_shape_nothing_and_cost_nothing() {
     std::fs::remove_file(world.path("seams")).unwrap();
     assert_eq!(layer.file().shape(&hot).unwrap(), None);
     world.assert_reads(&layer, hot).await;
+}
+
+/// What a check by a process that begins now finds of the layer.
+fn check(world: &World) -> Result<LayerCheck, Error> {
+    let store = Store::open(world.dir.path()).unwrap();
+    let (digest, found) = store.check().unwrap().layers.remove(0);
+    assert_eq!(digest, world.digest);
+    found
+}
+
+#[tokio::test]
+async fn a_check_reads_every_file_and_the_layer_goes_on() {
+    let world = World::usual();
+    let (_store, layer) = world.open().await;
+    let last = ChunkId::try_from(layer.index().chunks.len()).unwrap() - 1;
+    let hot: Vec<ChunkId> = (40..last).step_by(9).collect();
+    drop((_store, layer));
+    world.shape(&hot).await.unwrap();
+    assert_eq!(check(&world).unwrap().damaged_files, Vec::<&str>::new());
+    let names = ["index", "index.plain", "seams"];
+    let right = names.map(|name| std::fs::read(world.path(name)).unwrap());
+    // The file, how far into it in percent, and what it is after the check.
+    let [_, plain, _] = &right;
+    let table = [
+        ("seams", 0, None),
+        ("seams", 60, None),
+        ("seams", 100, None),
+        ("index.plain", 1, None),
+        ("index.plain", 100, None),
+        ("index", 1, Some(plain)),
+        ("index", 100, Some(plain)),
+    ];
+    for (name, percent, left) in table {
+        let mut bytes = std::fs::read(world.path(name)).unwrap();
+        let at = (bytes.len() - 1) * percent / 100;
+        bytes[at] ^= 0x10;
+        std::fs::write(world.path(name), bytes).unwrap();
+        let found = check(&world).unwrap();
+        assert_eq!(found.damaged_files, [name], "{percent} %");
+        assert_eq!(found.dropped, Vec::<ChunkId>::new(), "{name}");
+        assert_eq!(
+            std::fs::read(world.path(name)).ok().as_ref(),
+            left,
+            "{name}"
+        );
+        assert_eq!(check(&world).unwrap().damaged_files, Vec::<&str>::new());
+        let (store, layer) = world.open().await;
+        store.evict_layers(None).unwrap();
+        world.assert_reads(&layer, (0..=last).step_by(7)).await;
+        layer.close().await.unwrap();
+        for (name, bytes) in names.iter().zip(&right) {
+            std::fs::write(world.path(name), bytes).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_index_whose_details_are_wrong_is_none() {
+    let world = World::usual();
+    let (store, layer) = world.open().await;
+    // Of spans of which nothing is here.
+    store.evict_layers(None).unwrap();
+    drop((store, layer));
+    let mut bytes = std::fs::read(world.path("index")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(world.path("index"), bytes).unwrap();
+    let error = check(&world).unwrap_err();
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    assert!(!world.path("index").exists());
+    let error = check(&world).unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+    let (_store, layer) = world.open().await;
+    assert!(layer.file().is_complete(), "it was streamed again");
+    assert_eq!(check(&world).unwrap().damaged_files, Vec::<&str>::new());
 }
 
 /// Gives spans that the plain index lacks windows of zeros.

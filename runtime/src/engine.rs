@@ -4,6 +4,7 @@
 //! engines may be open on one root at once (the database is held only while facts are
 //! read or written). Never prints; never reads the environment.
 
+mod check;
 mod companions;
 mod follow;
 mod hot;
@@ -37,9 +38,10 @@ use lazarette_snapshotter::fuse::FuseOptions;
 use lazarette_snapshotter::metastore::{DbMetastore, SnapshotTable};
 use lazarette_snapshotter::overlay::Snapshots;
 
+pub use check::{CheckReport, CheckedLayer, LostBlob};
 pub use index::IndexSummary;
 pub use inventory::{ImageSummary, LayerSummary, Removed};
-pub use keep::{CheckReport, CheckedLayer, EvictReport, EvictWhat, Kept, Pruned, StoreSummary};
+pub use keep::{EvictReport, EvictWhat, Kept, Pruned, StoreSummary};
 pub use run::RunRequest;
 
 use self::lazy::ServedLayerTable;

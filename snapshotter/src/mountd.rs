@@ -35,6 +35,7 @@ use lazarette_mountd::wire::{FileId, Listed, Message};
 use tokio::runtime::Handle;
 
 pub use self::choose::{Choice, select};
+pub use self::image::is_image_of;
 pub use self::layer::{Place, Shown};
 use self::link::{Done, Link};
 pub use self::probe::probe;

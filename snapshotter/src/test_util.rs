@@ -110,7 +110,11 @@ impl LayerBuilder {
     }
 
     pub(crate) fn tree(&self) -> Arc<Tree> {
-        let index = LayerIndex {
+        Arc::new(Tree::build(&self.index()).unwrap())
+    }
+
+    pub(crate) fn index(&self) -> LayerIndex {
+        LayerIndex {
             blob_digest: self.digest(),
             blob_size: 1,
             format: LayerFormat::Estargz,
@@ -118,8 +122,7 @@ impl LayerBuilder {
             chunks: Vec::new(),
             spans: Vec::new(),
             data_len: self.data.len() as u64,
-        };
-        Arc::new(Tree::build(&index).unwrap())
+        }
     }
 
     /// The layer's data, all of it absent.

@@ -109,6 +109,11 @@ impl Seams {
         codec::unpacked(packed, FRAME_LEN)
     }
 
+    /// Unpacks every frame; an error where one is damaged.
+    pub fn check_frames(&self) -> Result<()> {
+        (0..self.frames.len() as u64).try_for_each(|number| self.frame(number).map(drop))
+    }
+
     /// Bytes of gaps in each frame but the last.
     pub fn frame_len() -> u64 {
         FRAME_LEN as u64

@@ -4,6 +4,8 @@
 //! A layer that cannot even be opened is reported and stays, for whoever can say whether
 //! it is worth pulling again. Never touches the network.
 
+mod beside;
+
 use super::{LayerCheck, Store};
 use crate::Result;
 use crate::types::Digest;
@@ -32,10 +34,8 @@ impl Store {
     pub fn check(&self) -> Result<StoreCheck> {
         let mut found = StoreCheck::default();
         for digest in self.digests_in("layers")? {
-            match self.open_layer(&digest) {
-                Ok(Some(file)) => found.layers.push((digest, file.check_all())),
-                Ok(None) => {}
-                Err(error) => found.layers.push((digest, Err(error))),
+            if let Some(outcome) = self.check_layer(&digest).transpose() {
+                found.layers.push((digest, outcome));
             }
         }
         for digest in self.blobs()? {
@@ -46,5 +46,17 @@ impl Store {
             }
         }
         Ok(found)
+    }
+    /// What is kept beside the data first: by that the data is compared.
+    fn check_layer(&self, digest: &Digest) -> Result<Option<LayerCheck>> {
+        let damaged_files = beside::check(self, digest)?;
+        let Some(file) = self.open_layer(digest)? else {
+            return Ok(None);
+        };
+        let found = file.check_all()?;
+        Ok(Some(LayerCheck {
+            damaged_files,
+            ..found
+        }))
     }
 }

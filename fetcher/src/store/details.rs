@@ -241,6 +241,61 @@ impl Details {
     }
 }
 
+/// An index file all of which was compared.
+pub(super) struct Compared {
+    pub(super) index: LayerIndex,
+    details: Details,
+    /// How many spans have no details yet, of an index that came without.
+    absent: u32,
+    /// Spans whose details are neither right nor absent, of the same.
+    pub(super) wrong: Vec<u32>,
+}
+
+impl Compared {
+    /// Whether every span has its details.
+    pub(super) fn is_whole(&self) -> bool {
+        self.absent == 0 && self.wrong.is_empty()
+    }
+
+    /// Makes the details of these spans as if they had never come.
+    pub(super) fn erase(&self, disk: &dyn Disk, numbers: &[u32]) -> Result<()> {
+        for number in numbers {
+            let at = usize::try_from(*number).unwrap_or(usize::MAX);
+            let Some(span) = self.index.spans.get(at) else {
+                continue;
+            };
+            let zeros = vec![0; usize::try_from(span.details.len()).unwrap_or(0)];
+            let at = self.details.start.saturating_add(span.details.start());
+            disk.write_at(&self.details.file, at, &zeros)
+                .map_err(|error| Error::io("write to", &self.details.path, error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads all of the index file at `path`: [`Error::Corrupt`] where details are wrong that must
+/// be there.
+pub(super) fn compare(path: &Path) -> Result<Compared> {
+    let (index, details) = open(path)?;
+    let (mut absent, mut wrong) = (0, Vec::new());
+    for (number, span) in (0..).zip(&index.spans) {
+        let bytes = details.bytes(span)?;
+        let is_nothing = bytes.iter().all(|byte| *byte == 0);
+        match verify(span, bytes) {
+            Ok(_) => {}
+            Err(error) if details.partial.is_none() => return Err(error),
+            Err(_) if is_nothing => absent += 1,
+            Err(_) => wrong.push(number),
+        }
+    }
+    Ok(Compared {
+        index,
+        details,
+        absent,
+        wrong,
+    })
+}
+
 /// Verified details, and whose they are.
 pub(super) struct Place<'a> {
     pub(super) span: &'a Span,

@@ -168,6 +168,41 @@ impl Entries {
     }
 }
 
+impl Entries {
+    /// Chunks whose records do not check out, `digest` being what was learned of each; `None`
+    /// where the file is not one of `made`, the index as it was made.
+    pub(super) fn wrong(
+        &self,
+        made: &LayerIndex,
+        digest: impl Fn(ChunkId) -> Result<[u8; 32]>,
+    ) -> Result<Option<Vec<ChunkId>>> {
+        let count = chunk_count(made)?;
+        let err = |error| Error::io("read", &self.path, error);
+        let len = self.file.metadata().map_err(err)?.len();
+        if len != place(count) {
+            return Ok(None);
+        }
+        let mut wrong = Vec::new();
+        for id in 0..count {
+            let mut record = [0; RECORD_LEN];
+            let read = self.file.read_exact_at(&mut record, place(id));
+            read.map_err(err)?;
+            if record != [0; RECORD_LEN] && Record::decode((id, &digest(id)?), &record).is_none() {
+                wrong.push(id);
+            }
+        }
+        Ok(Some(wrong))
+    }
+
+    /// Makes records as if they had never been written.
+    pub(super) fn erase(&self, disk: &dyn Disk, ids: &[ChunkId]) -> Result<()> {
+        ids.iter().try_for_each(|id| {
+            let erased = disk.write_at(&self.file, place(*id), &[0; RECORD_LEN]);
+            erased.map_err(|error| Error::io("write to", &self.path, error))
+        })
+    }
+}
+
 fn place(id: ChunkId) -> u64 {
     u64::from(id) * RECORD_LEN as u64
 }

@@ -53,6 +53,11 @@ pub(super) fn read(dir: &Path) -> Result<Option<BlobRef>> {
     }
 }
 
+/// Whether the layer in `dir` has a file that does not check out.
+pub(super) fn is_damaged(dir: &Path) -> Result<bool> {
+    Ok(dir.join(ORIGIN).exists() && read(dir)?.is_none())
+}
+
 /// The bytes of the file.
 pub(crate) fn encode(origin: &BlobRef) -> Vec<u8> {
     let place = origin.repository.with_digest(origin.digest).to_string();

@@ -27,13 +27,13 @@ fn a_check_drops_what_is_not_right_and_nothing_else() {
     let blob = dir.path().join("content");
     let blob = blob.join(Digest::sha256(blobs[1]).file_name());
     std::fs::write(blob, b"a c0nfig").unwrap();
-    let found = store.check().unwrap();
-    let (of, layer) = &found.layers[0];
+    let report = store.check().unwrap();
+    let (of, layer) = &report.layers[0];
     let layer = layer.as_ref().unwrap();
     assert_eq!((*of, &layer.dropped[..]), (digest, &[9][..]));
     assert_eq!(layer.chunks, u64::from(CHUNKS));
-    assert_eq!(found.blobs.right, 1);
-    assert_eq!(found.blobs.dropped, [Digest::sha256(blobs[1])]);
+    assert_eq!(report.blobs.right, 1);
+    assert_eq!(report.blobs.dropped, [Digest::sha256(blobs[1])]);
     let again = store.check().unwrap();
     let layer = again.layers[0].1.as_ref().unwrap();
     assert!(layer.dropped.is_empty() && again.blobs.dropped.is_empty());
@@ -41,21 +41,20 @@ fn a_check_drops_what_is_not_right_and_nothing_else() {
     // A record that is lost is said to be.
     drop(store);
     std::fs::write(path.join("bitmap"), b"LAZ").unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    assert!(
-        store.check().unwrap().layers[0]
-            .1
-            .as_ref()
-            .unwrap()
-            .bitmap_lost
+    let mut here = all();
+    here.remove(&9);
+    let checked = || {
+        let store = Store::open(dir.path()).unwrap();
+        let layer = store.check().unwrap().layers.remove(0).1.unwrap();
+        (layer.bitmap_lost, layer.chunks)
+    };
+    assert_eq!(checked(), (true, u64::from(CHUNKS) - 1));
+    assert_eq!(
+        found(dir.path(), "shared"),
+        here,
+        "the data says what is there"
     );
-    assert!(
-        !store.check().unwrap().layers[0]
-            .1
-            .as_ref()
-            .unwrap()
-            .bitmap_lost
-    );
+    assert_eq!(checked(), (false, u64::from(CHUNKS) - 1));
 }
 
 #[test]

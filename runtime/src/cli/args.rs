@@ -227,7 +227,8 @@ pub struct DfArgs {
 /// Arguments of `laz store check`.
 #[derive(Debug, ClapArgs)]
 pub struct CheckArgs {
-    /// Fetch again what was dropped, where an image still names it
+    /// Fetch again what is dropped, where an image still names it; where it cannot be told what
+    /// was there, all of the layer
     #[arg(long)]
     pub repair: bool,
 }

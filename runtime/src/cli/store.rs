@@ -123,11 +123,13 @@ fn check_text(report: &CheckReport) -> String {
     for layer in report.layers.iter().filter(|layer| layer.is_damaged()) {
         let _ = writeln!(text, "layer {}: {}", layer.digest, damage(layer));
     }
-    for digest in &report.blobs_dropped {
-        let _ = writeln!(
-            text,
-            "blob {digest}: damaged and dropped; pull its image again"
-        );
+    for blob in &report.blobs_lost {
+        let what = match (&blob.error, blob.repaired) {
+            (_, true) => "fetched again",
+            (Some(error), false) => error,
+            (None, false) => "pull its image again, or repair it",
+        };
+        let _ = writeln!(text, "blob {}: damaged and dropped; {what}", blob.digest);
     }
     text
 }
@@ -139,6 +141,10 @@ fn damage(layer: &CheckedLayer) -> String {
     }
     if layer.bitmap_lost {
         words.push("the record of what is present was lost".to_owned());
+    }
+    if !layer.damaged_files.is_empty() {
+        let files = layer.damaged_files.join(", ");
+        words.push(format!("damaged and dropped, only a help: {files}"));
     }
     words.extend(layer.error.clone());
     if layer.repaired {

@@ -130,15 +130,25 @@ impl Engine {
     /// used. Asks for none where every layer is here. A failure is logged: it only costs
     /// laziness.
     pub(super) async fn look_for_indexes(&self, image: &Image, puller: &Puller) {
-        let signed = !self.keys.is_empty();
-        let ztocs = image.soci_index.is_some() || self.formats.soci_referrers;
-        if !(signed || ztocs) || !self.lacks_index(image).await {
-            return;
+        if self.may_find_indexes(image) && self.lacks_index(image).await {
+            self.find_indexes(image, puller).await;
         }
-        if signed {
+    }
+
+    fn may_find_indexes(&self, image: &Image) -> bool {
+        !self.keys.is_empty() || self.may_find_ztocs(image)
+    }
+
+    fn may_find_ztocs(&self, image: &Image) -> bool {
+        image.soci_index.is_some() || self.formats.soci_referrers
+    }
+
+    /// [`Self::look_for_indexes`], whatever is here.
+    pub(super) async fn find_indexes(&self, image: &Image, puller: &Puller) {
+        if !self.keys.is_empty() {
             self.look_for_signed(image, puller).await;
         }
-        if ztocs {
+        if self.may_find_ztocs(image) {
             self.look_for_ztocs(image, puller).await;
         }
     }

@@ -1,15 +1,12 @@
-//! Keeping the store small and sound: evicting, checking, pruning.
+//! Keeping the store small: evicting, pruning.
 //!
 //! Invariant: nothing that an image record or a container's snapshot names is removed, and
 //! what is evicted can be fetched again. Whatever could not be done is told, with why.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
-use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest};
-use lazarette_fetcher::layer::{Layer, Priority};
-use lazarette_fetcher::store::{LayerCheck, Space, Trim};
+use lazarette_fetcher::store::{Space, Trim};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::metastore::{Content, Kind};
@@ -66,51 +63,6 @@ pub struct Kept {
     pub reason: String,
 }
 
-/// What a check found.
-#[derive(Debug, Clone, Serialize)]
-pub struct CheckReport {
-    /// Layers, sorted by digest.
-    pub layers: Vec<CheckedLayer>,
-    /// Manifests and configs that are right.
-    pub blobs_right: u64,
-    /// Manifests and configs that were not, and are gone; pulling the image brings them back.
-    pub blobs_dropped: Vec<Digest>,
-}
-
-/// What a check found of one layer.
-#[derive(Debug, Clone, Serialize)]
-pub struct CheckedLayer {
-    /// Blob digest.
-    pub digest: Digest,
-    /// Chunks that were read and compared.
-    pub chunks: u64,
-    /// Their decoded bytes.
-    pub bytes: u64,
-    /// Chunks that were not right and were dropped.
-    pub dropped_chunks: usize,
-    /// Whether the record of what is present was unreadable.
-    pub bitmap_lost: bool,
-    /// Why the layer, or its repair, could not be read.
-    pub error: Option<String>,
-    /// Whether what was dropped is there again.
-    pub repaired: bool,
-}
-
-impl CheckedLayer {
-    /// Whether anything was wrong with it.
-    pub fn is_damaged(&self) -> bool {
-        self.dropped_chunks > 0 || self.bitmap_lost || self.error.is_some()
-    }
-}
-
-impl CheckReport {
-    /// Whether nothing is missing that was there before.
-    pub fn is_sound(&self) -> bool {
-        let lacks = |layer: &CheckedLayer| layer.is_damaged() && !layer.repaired;
-        self.blobs_dropped.is_empty() && !self.layers.iter().any(lacks)
-    }
-}
-
 /// What pruning removed.
 #[derive(Debug, Clone, Serialize)]
 pub struct Pruned {
@@ -135,29 +87,6 @@ impl Engine {
     pub async fn evict(self: &Arc<Self>, what: EvictWhat) -> Result<EvictReport> {
         let engine = Arc::clone(self);
         blocking(move || engine.evict_now(&what)).await
-    }
-
-    /// Reads everything in the store and drops what is not right; with `repair`, fetches it
-    /// again where an image still names the layer.
-    pub async fn check(self: &Arc<Self>, repair: bool) -> Result<CheckReport> {
-        let store = Arc::clone(&self.store);
-        let found = blocking(move || store.check()).await?;
-        let mut layers = Vec::new();
-        for (digest, outcome) in found.layers {
-            let mut line = checked(digest, &outcome);
-            if repair && line.is_damaged() {
-                match self.repair(digest, outcome.ok()).await {
-                    Ok(()) => (line.error, line.repaired) = (None, true),
-                    Err(error) => line.error = Some(error.to_string()),
-                }
-            }
-            layers.push(line);
-        }
-        Ok(CheckReport {
-            layers,
-            blobs_right: found.blobs.right,
-            blobs_dropped: found.blobs.dropped,
-        })
     }
 
     /// Removes layers and blobs that no image and no container uses.
@@ -193,61 +122,6 @@ impl Engine {
                 })
                 .collect(),
             store: self.store.space()?.into(),
-        })
-    }
-
-    /// Fetches again what a check dropped. A layer that cannot be opened, or whose bytes
-    /// only a stream of all of it brings, is pulled anew.
-    async fn repair(self: &Arc<Self>, digest: Digest, found: Option<LayerCheck>) -> Result<()> {
-        let request = self.request_of(digest).await?;
-        let source = Arc::clone(&self.resolver.source);
-        let opener = LayerOpener::new(Arc::clone(&self.store), source)
-            .fetching_with(Arc::clone(&self.fetching));
-        let dropped = found.as_ref().map(|found| found.dropped.clone());
-        if !self.can_refetch(digest, dropped.as_deref()).await? {
-            let store = Arc::clone(&self.store);
-            blocking(move || store.remove_layer(&digest)).await?;
-        }
-        let (layer, _): (Arc<Layer>, _) = opener.open(&request, &AtomicU64::new(0)).await?;
-        let again = dropped.unwrap_or_default();
-        layer.fill_chunks(&again, Priority::Background).await?;
-        Ok(layer.close().await?)
-    }
-
-    /// Whether the layer opens and each of these chunks can be fetched alone.
-    async fn can_refetch(&self, digest: Digest, dropped: Option<&[u32]>) -> Result<bool> {
-        let Some(dropped) = dropped.map(<[u32]>::to_vec) else {
-            return Ok(false);
-        };
-        let store = Arc::clone(&self.store);
-        let file = blocking(move || store.open_layer(&digest)).await?;
-        Ok(file.is_some_and(|file| {
-            let chunks = &file.index().chunks;
-            let at = |id: &u32| usize::try_from(*id).ok().and_then(|id| chunks.get(id));
-            let can = |id: &u32| at(id).is_some_and(|chunk| chunk.is_refetchable());
-            dropped.iter().all(can) && chunks.iter().all(|chunk| chunk.is_refetchable())
-        }))
-    }
-
-    /// Where the layer comes from, by an image that names it.
-    async fn request_of(self: &Arc<Self>, digest: Digest) -> Result<LayerRequest> {
-        let engine = Arc::clone(self);
-        let records = blocking(move || engine.records()).await?;
-        let names = |record: &&ImageRecord| record.layers.iter().any(|l| l.blob_digest == digest);
-        for record in records.iter().filter(names) {
-            let Some(image) = self.local(&record.reference).await? else {
-                continue;
-            };
-            let layer = image.layers.iter().find(|l| l.descriptor.digest == digest);
-            if let Some(layer) = layer {
-                let repository = image.reference.repository().clone();
-                let request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?;
-                return Ok(request);
-            }
-        }
-        Err(Error::Refused {
-            what: format!("no image here names layer {digest}"),
-            todo: "pull one that does, or remove it with `laz store prune`".to_owned(),
         })
     }
 
@@ -343,20 +217,6 @@ impl Named {
             layers: layers.map(|layer| layer.blob_digest).collect(),
             blobs: blobs.collect(),
         }
-    }
-}
-
-fn checked(digest: Digest, outcome: &lazarette_fetcher::Result<LayerCheck>) -> CheckedLayer {
-    let nothing = LayerCheck::default();
-    let found = outcome.as_ref().unwrap_or(&nothing);
-    CheckedLayer {
-        digest,
-        chunks: found.chunks,
-        bytes: found.bytes,
-        dropped_chunks: found.dropped.len(),
-        bitmap_lost: found.bitmap_lost,
-        error: outcome.as_ref().err().map(ToString::to_string),
-        repaired: false,
     }
 }
 

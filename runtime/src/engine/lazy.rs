@@ -53,6 +53,7 @@ use self::ahead::{Ahead, Resolved};
 use self::held::{By, Held, HeldLayers, Here};
 pub use self::record::{ServedLayer, ServedLayerTable};
 use self::served::Served;
+pub(super) use self::session::image_of;
 use self::turns::Turns;
 use super::Engine;
 use crate::image::pull::{LAYERS_AT_ONCE, PullMode};

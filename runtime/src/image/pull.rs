@@ -161,6 +161,26 @@ impl Puller {
         &self.opener
     }
 
+    /// What it takes to open a layer of `image`.
+    pub fn request(
+        &self,
+        image: &Image,
+        layer: &ImageLayer,
+        landmarks: Landmarks,
+    ) -> Result<LayerRequest> {
+        let repository = image.reference.repository().clone();
+        let digest = &layer.descriptor.digest;
+        let request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?
+            .of_image(&image.reference);
+        Ok(LayerRequest {
+            index: self.offered.get().and_then(|all| all.get(digest)).cloned(),
+            ztoc: self.ztocs.get().and_then(|all| all.get(digest)).cloned(),
+            fetch_landmark: landmarks == Landmarks::Honour,
+            read_soon: self.read_soon,
+            ..request
+        })
+    }
+
     /// Makes layer `number` of `image` readable and, in full mode, complete.
     pub async fn layer(
         &self,
@@ -170,19 +190,7 @@ impl Puller {
         landmarks: Landmarks,
     ) -> Result<Arc<Layer>> {
         let progress = self.progress.begin(layer);
-        let repository = image.reference.repository().clone();
-        let mut request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?
-            .of_image(&image.reference);
-        let offered = self.offered.get();
-        request.index = offered
-            .and_then(|all| all.get(&layer.descriptor.digest))
-            .cloned();
-        let ztocs = self.ztocs.get();
-        request.ztoc = ztocs
-            .and_then(|all| all.get(&layer.descriptor.digest))
-            .cloned();
-        request.fetch_landmark = landmarks == Landmarks::Honour;
-        request.read_soon = self.read_soon;
+        let request = self.request(image, layer, landmarks)?;
         let span = self.trace.start("index", Some(number));
         let (opened, by) = self.opener.open(&request, &progress.streamed).await?;
         span.end();

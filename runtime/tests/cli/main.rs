@@ -9,6 +9,7 @@
     reason = "a test ends at the first surprise"
 )]
 
+mod damage;
 mod errors;
 mod grpc;
 mod profile;

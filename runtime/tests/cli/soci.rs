@@ -79,6 +79,12 @@ fn push_image(registry: &FakeRegistry, index: Option<Digest>) -> (Pushed, Value)
     (push(registry, &layer(), &changes), written.into_inner())
 }
 
+/// Pushes an image that its SOCI index makes lazy.
+pub(crate) fn push_lazy(registry: &FakeRegistry) -> Pushed {
+    let index = push_index(registry, V2, None);
+    push_image(registry, Some(index)).0
+}
+
 fn allow_referrers(laz: &Laz) {
     let config = std::fs::File::options()
         .append(true)

@@ -29,7 +29,7 @@ pub(crate) async fn ok(laz: &Laz, args: &[&str]) -> Value {
     said.1
 }
 
-async fn json(laz: &Laz, args: &[&str]) -> (Said, Value) {
+pub(crate) async fn json(laz: &Laz, args: &[&str]) -> (Said, Value) {
     let args: Vec<&str> = ["--output", "json"].iter().chain(args).copied().collect();
     let said = laz.run(&args).await;
     let value = serde_json::from_str(&said.out).unwrap_or_default();

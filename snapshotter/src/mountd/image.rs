@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
+use lazarette_fetcher::index::LayerIndex;
+
 use crate::erofs::{Devices, Image};
 use crate::tree::Tree;
 use crate::{Error, Result};
@@ -39,6 +41,17 @@ pub(super) fn put(tree: &Tree, devices: Devices, to: &Path) -> Result<()> {
         fs::rename(new, to)
     };
     write().map_err(|e| Error::io("write", to, e))
+}
+
+/// Whether `path` is the image of the layer of `index`, through however many files it is read.
+pub fn is_image_of(index: &LayerIndex, path: &Path) -> Result<bool> {
+    let tree = Tree::build(index)?;
+    for devices in [Devices::One, Devices::SmallApart] {
+        if is_there(&of(&tree)?.for_devices(devices), path) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Fails where `path` is not the image of `tree`.
@@ -141,5 +154,27 @@ mod tests {
         put(&second, Devices::SmallApart, &path).unwrap();
         assert_ne!(fs::read(&path).unwrap(), right);
         assert_eq!(fs::read_dir(here.path().join("meta")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_its_image_is_told_whichever_way_it_is_mounted() {
+        let here = tempfile::tempdir().unwrap();
+        let path = here.path().join("layer.erofs");
+        let index = |content: &[u8]| {
+            let mut layer = LayerBuilder::new("layer");
+            layer.file("a", content);
+            layer.index()
+        };
+        let (right, other) = (index(b"content"), index(b"contents"));
+        assert!(!is_image_of(&right, &path).unwrap(), "there is none");
+        for devices in [Devices::One, Devices::SmallApart] {
+            put(&Tree::build(&right).unwrap(), devices, &path).unwrap();
+            assert!(is_image_of(&right, &path).unwrap());
+            assert!(!is_image_of(&other, &path).unwrap());
+        }
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert!(!is_image_of(&right, &path).unwrap());
     }
 }

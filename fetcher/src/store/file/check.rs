@@ -3,11 +3,12 @@
 //! Invariant: every byte of every present chunk is read from the data file and compared,
 //! whatever was known of it. Never fetches: what was dropped is fetched by its next
 //! reader, or by whoever asked for the check. Wrong bytes that the kernel reads by itself are
-//! not made a hole of; they stay until right ones are written over them.
+//! not made a hole of; they stay until right ones are written over them. Where the record of
+//! what is present was lost, the data file itself says what is.
 
-use super::LayerFile;
 use super::evict::Bytes;
 use super::record::try_read_bitmap;
+use super::{BITMAP, LayerFile};
 use crate::Result;
 use crate::index::ChunkId;
 
@@ -20,8 +21,12 @@ pub struct LayerCheck {
     pub bytes: u64,
     /// Chunks that were not right and are absent now, ascending.
     pub dropped: Vec<ChunkId>,
-    /// Whether the record of what is present was unreadable; it is empty now.
+    /// Whether the record of what is present was unreadable. It speaks now of what the data
+    /// file has; more may have been there.
     pub bitmap_lost: bool,
+    /// Files beside the data that were damaged. Each is gone now, or without what was wrong in
+    /// it, and nothing is missing but what they help with.
+    pub damaged_files: Vec<&'static str>,
 }
 
 impl LayerFile {
@@ -33,6 +38,9 @@ impl LayerFile {
             bitmap_lost: self.restore_bitmap()?,
             ..LayerCheck::default()
         };
+        if found.bitmap_lost {
+            self.recover()?;
+        }
         let mut suspects = Vec::new();
         for id in self.bits.ones() {
             found.chunks += 1;
@@ -53,14 +61,29 @@ impl LayerFile {
         Ok(found)
     }
 
-    /// Writes a bitmap file again that does not check out; `true` if it did not. What only
+    /// Makes present, and records, what the data file has all the same.
+    fn recover(&self) -> Result<()> {
+        for id in 0..self.bits.count() {
+            // As for who puts it: no hole is made between its bytes and its bit.
+            let _no_holes = self.holes.read();
+            if !self.bits.get(id) && self.is_right(id)? {
+                self.sound.set(id);
+                self.bits.set(id);
+            }
+        }
+        self.recount();
+        self.flush_now()
+    }
+
+    /// Writes a bitmap file again that is gone, or does not check out; `true` if so. What only
     /// this process knows is recorded by its next flush.
     fn restore_bitmap(&self) -> Result<bool> {
         let mut recorded = self.flushing.lock();
         let Some(_lock) = self.lock_own()? else {
             return Ok(false);
         };
-        if try_read_bitmap(&self.dir, self.bits.count())?.is_some() {
+        let is_there = self.dir.join(BITMAP).exists();
+        if is_there && try_read_bitmap(&self.dir, self.bits.count())?.is_some() {
             return Ok(false);
         }
         self.catch_up(&mut recorded)?;

@@ -50,7 +50,8 @@ impl LayerFile {
         Ok(())
     }
 
-    fn flush_now(&self) -> Result<()> {
+    /// [`LayerFile::flush`] and nothing else.
+    pub(super) fn flush_now(&self) -> Result<()> {
         let mut recorded = self.flushing.lock();
         *self.due.lock() = None;
         self.dirty_bytes.store(0, Ordering::Relaxed);

@@ -149,6 +149,26 @@ impl LayerFile {
         }
     }
 
+    /// Whether the layer has an image that `is_right` says is not. It is removed, unless somebody
+    /// has it open: that it is open says that no holes may be made.
+    pub fn drop_wrong_image(&self, is_right: impl Fn(&Path) -> bool) -> Result<bool> {
+        let path = self.image();
+        if !path.exists() || is_right(&path) {
+            return Ok(false);
+        }
+        let Some(_lock) = self.lock_own()? else {
+            return Ok(false);
+        };
+        // Somebody may have been writing it.
+        if !path.exists() || is_right(&path) {
+            return Ok(false);
+        }
+        if !self.is_shown_whole()? {
+            self.remove_image();
+        }
+        Ok(true)
+    }
+
     fn image(&self) -> PathBuf {
         self.dir.join(IMAGE)
     }

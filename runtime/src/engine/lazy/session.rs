@@ -27,6 +27,18 @@ use tokio::runtime::Handle;
 
 use crate::{Error, Result};
 
+/// Where images are, in the root.
+const META: &str = "meta";
+
+/// The image of a layer that the mount server shows.
+pub(in crate::engine) fn image_of(root: &Path, blob_digest: &Digest) -> PathBuf {
+    root.join(META).join(image_name(blob_digest))
+}
+
+fn image_name(blob_digest: &Digest) -> String {
+    format!("{}.erofs", blob_digest.file_name())
+}
+
 /// Where everything lies.
 pub(super) struct Places {
     /// Where the server listens.
@@ -47,7 +59,7 @@ impl Places {
     /// Makes the directories. Only root looks into that of mountpoints: what is mounted
     /// there holds set-uid programs of images.
     pub(super) fn make(root: &Path, state: &Path, program: &Path) -> Result<Self> {
-        let meta = root.join("meta");
+        let meta = root.join(META);
         fs::create_dir_all(&meta).map_err(|e| Error::io("create", &meta, e))?;
         let layers = state.join("layers");
         let mut only_root = fs::DirBuilder::new();
@@ -87,7 +99,7 @@ impl Places {
 
     /// The image of a layer.
     pub(super) fn metadata(&self, blob_digest: &Digest) -> PathBuf {
-        self.meta.join(format!("{}.erofs", blob_digest.file_name()))
+        self.meta.join(image_name(blob_digest))
     }
 
     /// Removes images of other layers than these, and what was never finished.
