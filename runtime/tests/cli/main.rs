@@ -11,6 +11,7 @@
 
 mod damage;
 mod errors;
+mod floor;
 mod grpc;
 mod profile;
 mod run;

@@ -1,6 +1,6 @@
 //! A scratch root for `laz`, and small images made on the spot.
 
-use std::io::Cursor;
+use std::io::{Cursor, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,8 @@ use lazarette_fetcher::test_util::{FakeRegistry, content};
 use lazarette_fetcher::types::{Digest, MediaType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::sys;
 
 /// One `laz` installation of its own.
 pub(crate) struct Laz {
@@ -79,6 +81,38 @@ pub(crate) async fn said(mut command: Command) -> Said {
             .unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A file system at `dir/root`, until it is dropped.
+pub(crate) struct Root(PathBuf);
+
+impl Root {
+    pub(crate) fn mount(dir: &Path, kind: &str, options: &str) -> Self {
+        let root = dir.join("root");
+        std::fs::create_dir(&root).unwrap();
+        let status = Command::new("mount")
+            .args(["-t", kind, "-o", options, kind])
+            .arg(&root)
+            .status();
+        assert!(status.unwrap().success());
+        Self(root)
+    }
+
+    /// Takes all the room that is left.
+    pub(crate) fn fill(&self) {
+        let mut ballast = std::fs::File::create(self.0.join("ballast")).unwrap();
+        while ballast.write_all(&[7; 4096]).is_ok() {}
+    }
+
+    pub(crate) fn free(&self) {
+        std::fs::remove_file(self.0.join("ballast")).unwrap();
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        sys::detach(&self.0);
     }
 }
 

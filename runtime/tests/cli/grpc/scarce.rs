@@ -4,9 +4,7 @@
 //! goes on, nothing of what failed is left, and all is as it was once it is there again.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lazarette_fetcher::test_util::FakeRegistry;
@@ -17,8 +15,7 @@ use tonic::Code;
 
 use super::bed::{clean, program};
 use super::{Node, Wanted, layer, lowers, mounts_below, read};
-use crate::support::{Changes, Layer, Pushed, estargz, gzipped, is_root, push};
-use crate::sys;
+use crate::support::{Changes, Layer, Pushed, Root, estargz, gzipped, is_root, push};
 
 /// Tells a node's process its directory, and the image that it is to bring.
 const DIR: &str = "LAZ_SCARCE_TEST_DIR";
@@ -27,38 +24,6 @@ const IMAGE: &str = "LAZ_SCARCE_TEST_IMAGE";
 const FITTING_MAX: usize = 10_000;
 /// Longest wait for the database to find that there is room again.
 const RECOVERED_MAX: Duration = Duration::from_secs(60);
-
-/// A file system at `dir/root`, until it is dropped.
-struct Root(PathBuf);
-
-impl Root {
-    fn mount(dir: &Path, kind: &str, options: &str) -> Self {
-        let root = dir.join("root");
-        fs::create_dir(&root).unwrap();
-        let status = Command::new("mount")
-            .args(["-t", kind, "-o", options, kind])
-            .arg(&root)
-            .status();
-        assert!(status.unwrap().success());
-        Self(root)
-    }
-
-    /// Takes all the room that is left.
-    fn fill(&self) {
-        let mut ballast = fs::File::create(self.0.join("ballast")).unwrap();
-        while ballast.write_all(&[7; 4096]).is_ok() {}
-    }
-
-    fn free(&self) {
-        fs::remove_file(self.0.join("ballast")).unwrap();
-    }
-}
-
-impl Drop for Root {
-    fn drop(&mut self) {
-        sys::detach(&self.0);
-    }
-}
 
 fn wanted<'a>(image: &'a Pushed, layer: &Layer) -> Wanted<'a> {
     Wanted {
