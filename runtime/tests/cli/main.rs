@@ -13,6 +13,7 @@ mod damage;
 mod errors;
 mod floor;
 mod grpc;
+mod memory;
 mod profile;
 mod run;
 mod soci;
