@@ -315,6 +315,9 @@ proptest! {
             files.push(entry(format!("crowd/{number:0width$}", width = 3 + crowd % 40), regular(0, 0)));
         }
         let tree = tree(files, (1 << 44) - 8192);
-        proptest::prop_assert_eq!(reader::of_image(&image_of(&tree)), reader::of_tree(&tree));
+        for devices in [Devices::One, Devices::SmallApart] {
+            let image = image_for(&tree, devices);
+            proptest::prop_assert_eq!(reader::of_image(&image), reader::of_tree(&tree), "{:?}", devices);
+        }
     }
 }

@@ -18,7 +18,13 @@ use crate::sys::{self, FsContext, test_support};
 use crate::test_util::{LayerBuilder, must_be_root};
 use crate::tree::Tree;
 
-/// An image and its data file, on a disk: the kernel takes none from a tmpfs.
+/// What [`Files`] has, and of how many devices: `laz run` mounts the one, the mount server the
+/// other.
+const IMAGES: [(&str, usize); 2] = [("image", 1), ("two", 2)];
+/// Inodes of a layer that is large, as Debian's with Python is: directories of many blocks.
+const LARGE: u32 = 35_000;
+
+/// Both images and their data file, on a disk: the kernel takes none from a tmpfs.
 struct Files {
     dir: tempfile::TempDir,
 }
@@ -40,13 +46,19 @@ impl Files {
         self.dir.path().join(name)
     }
 
-    fn fsck(&self) {
-        let output = Command::new("fsck.erofs")
-            .arg(format!("--device={}", self.path("data").display()))
-            .arg(self.path("image"))
-            .output()
-            .expect("fsck.erofs is in Debian's erofs-utils; make test installs it");
-        assert!(output.status.success(), "{output:?}");
+    /// Has fsck.erofs look at each image; `layer` is told where it finds something.
+    fn fsck(&self, layer: &str) {
+        for (image, devices) in IMAGES {
+            let device = format!("--device={}", self.path("data").display());
+            let output = Command::new("fsck.erofs")
+                .args(std::iter::repeat_n(&device, devices))
+                // Reads all contents, too.
+                .arg("--extract")
+                .arg(self.path(image))
+                .output()
+                .expect("fsck.erofs is in Debian's erofs-utils; make test installs it");
+            assert!(output.status.success(), "{layer}, {image}: {output:?}");
+        }
     }
 
     fn mount(&self) -> Mounted {
@@ -212,15 +224,45 @@ fn random(seed: u64) -> LayerBuilder {
     layer
 }
 
+/// A layer of many inodes, of which one directory has a half.
+fn large() -> LayerBuilder {
+    let mut layer = LayerBuilder::new("large");
+    for number in 0..LARGE / 2 {
+        let text = number.to_string();
+        layer.file(&format!("crowd/file-{number}"), text.as_bytes());
+        let file = layer.file(&format!("d{}/e{}/{number}", number % 300, number % 7), b"");
+        file.xattrs = vec![(b"user.number".to_vec(), text.into_bytes())];
+    }
+    layer
+}
+
 #[test]
 fn fsck_finds_nothing_wrong() {
-    for layer in [
-        everything(),
-        LayerBuilder::new("empty"),
-        random(1),
-        random(2),
-    ] {
-        Files::new(&layer.tree(), &layer.bytes()).fsck();
+    let check = |name: &str, layer: LayerBuilder| {
+        Files::new(&layer.tree(), &layer.bytes()).fsck(name);
+    };
+    check("everything", everything());
+    check("empty", LayerBuilder::new("empty"));
+    check("large", large());
+    // Some that it has always been, and as many that nobody has seen.
+    for seed in (1..9).chain(std::iter::repeat_with(rand::random).take(8)) {
+        check(&format!("random({seed})"), random(seed));
+    }
+}
+
+#[test]
+fn fsck_sees_what_is_wrong_with_either_image() {
+    let layer = everything();
+    let files = Files::new(&layer.tree(), &layer.bytes());
+    for (image, _) in IMAGES {
+        let right = fs::read(files.path(image)).unwrap();
+        let mut wrong = right.clone();
+        // The root's inode.
+        wrong[4096..4128].fill(0xff);
+        fs::write(files.path(image), wrong).unwrap();
+        let found = std::panic::catch_unwind(|| files.fsck("everything"));
+        assert!(found.is_err(), "{image}");
+        fs::write(files.path(image), right).unwrap();
     }
 }
 
@@ -233,7 +275,7 @@ fn privileged_the_kernel_shows_what_the_tree_says() {
     for layer in layers.into_iter().chain((3..15).map(random)) {
         let (tree, data) = (layer.tree(), layer.bytes());
         let files = Files::new(&tree, &data);
-        for (image, devices) in [("image", 1), ("two", 2)] {
+        for (image, devices) in IMAGES {
             let mounted = files.mount_of(image, devices);
             assert_shows(&mounted, &tree, &data);
         }
