@@ -50,6 +50,8 @@ pub const DATA: &str = "data";
 /// reads of it, it keeps, and it reads a page ahead of who reads in order. Servers before this
 /// version have none.
 pub const SMALL: &str = "small";
+/// What a server answers that has as many files open as it may.
+const EMFILE: i32 = 24;
 /// What is shown is the data file up to the end of its last block of this size, bytes.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -224,8 +226,17 @@ fn outcome(done: lazarette_mountd::Result<Done>, op: &'static str, path: &Path) 
     match i32::try_from(done.errno) {
         Ok(0) => Ok(done.mount),
         errno => {
-            let refused = io::Error::from_raw_os_error(errno.unwrap_or(i32::MAX));
-            Err(Error::mount(op, path, refused))
+            let errno = errno.unwrap_or(i32::MAX);
+            let detail = match errno {
+                EMFILE => "laz-mountd has as many open as it may: raise LimitNOFILE= of its unit",
+                _ => "",
+            };
+            Err(Error::Mount {
+                op,
+                path: path.to_path_buf(),
+                detail: detail.to_owned(),
+                source: io::Error::from_raw_os_error(errno),
+            })
         }
     }
 }

@@ -258,6 +258,22 @@ impl FakeRegistry {
         FakeRegistryBuilder::default()
     }
 
+    /// Ends all connections and refuses new ones. What is at the CDN can be had still.
+    pub async fn close(&mut self) {
+        let [registry, _] = &mut self.tasks;
+        registry.abort();
+        // Its port is free once it has ended.
+        let _ = registry.await;
+    }
+
+    /// Takes connections again, after [`Self::close`].
+    pub async fn reopen(&mut self) -> std::io::Result<()> {
+        let registry = TcpListener::bind(self.shared.address).await?;
+        let [task, _] = &mut self.tasks;
+        *task = tokio::spawn(serve(registry, self.shared.clone(), false));
+        Ok(())
+    }
+
     /// `127.0.0.1:PORT`.
     pub fn url_host(&self) -> String {
         self.shared.address.to_string()

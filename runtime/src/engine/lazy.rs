@@ -3,8 +3,9 @@
 //! Invariant: a layer that is wanted has a record that says how to open it again, written
 //! before the store has anything of it; so after a restart it is mounted from what is on disk, and
 //! a registry is asked only for what is not; or it is removed, if no snapshot names it. Its mount
-//! is held until it is released, by the mount server where there is one: then it outlives this
-//! process.
+//! is held until it is released, by the mount server unless the config or the machine wants none:
+//! then it outlives this process. What the server refuses is refused, and containerd brings it:
+//! a mount that ends with this process is no substitute.
 //!
 //! To bring a layer is two decisions, each one batch, with work between them that no batch can
 //! hold: that it is wanted, before there is anything of it (all layers that are opened ahead in
@@ -75,6 +76,9 @@ pub struct NodeLayers {
 impl NodeLayers {
     /// Connects to the mount server, or starts `program` as one; what it has mounted stays.
     /// Removes what a crashed process left that mounted by itself.
+    ///
+    /// # Errors
+    /// Also where the config asks for a backend that cannot be had here.
     pub async fn open(engine: &Arc<Engine>, program: &Path) -> Result<Arc<Self>> {
         let (opened, handle) = (Arc::clone(engine), Handle::current());
         let here = blocking(move || {
@@ -83,7 +87,7 @@ impl NodeLayers {
         });
         let here = here.await?;
         let held = Arc::default();
-        let served = Served::open(engine, program, &held).await;
+        let served = Served::open(engine, program, &held).await?;
         let turns = Arc::default();
         if let Some(served) = &served {
             hide_by(engine, served, &turns);
@@ -254,19 +258,9 @@ impl NodeLayers {
         if let Some(path) = self.path(&digest) {
             return Ok(path);
         }
-        let shown = match &self.served {
-            Some(served) => served.hold(&layer).await.map_err(Some),
-            None => Err(None),
-        };
-        let path = match shown {
-            Ok(path) => path,
-            Err(error) => {
-                if let Some(error) = error {
-                    let error = error.report();
-                    tracing::warn!(%digest, error, "layer is mounted by lazd itself, and fails when lazd ends");
-                }
-                self.hold_here(&layer).await?
-            }
+        let path = match &self.served {
+            Some(served) => served.hold(&layer).await?,
+            None => self.hold_here(&layer).await?,
         };
         self.fill(layer);
         Ok(path)

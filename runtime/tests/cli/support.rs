@@ -99,10 +99,28 @@ impl Root {
         Self(root)
     }
 
+    /// An ext4 of so many MiB, none of which is anybody's beforehand, in a file of `dir`.
+    pub(crate) fn ext4(dir: &Path, mib: u64) -> Self {
+        let disk = dir.join("disk");
+        let file = std::fs::File::create(&disk).unwrap();
+        file.set_len(mib << 20).unwrap();
+        let mut make = Command::new("mkfs.ext4");
+        let made = make.args(["-q", "-m", "0"]).arg(&disk).status();
+        assert!(made.unwrap().success());
+        let root = dir.join("root");
+        std::fs::create_dir(&root).unwrap();
+        let mut mount = Command::new("mount");
+        let mounted = mount.args(["-o", "loop"]).args([&disk, &root]).status();
+        assert!(mounted.unwrap().success());
+        Self(root)
+    }
+
     /// Takes all the room that is left.
     pub(crate) fn fill(&self) {
         let mut ballast = std::fs::File::create(self.0.join("ballast")).unwrap();
         while ballast.write_all(&[7; 4096]).is_ok() {}
+        // What is not on the disk yet may turn out to need more.
+        let _ = ballast.sync_all();
     }
 
     pub(crate) fn free(&self) {

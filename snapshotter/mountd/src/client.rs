@@ -1,7 +1,8 @@
 //! One end of a connection: messages in, messages out, descriptors beside them.
 //!
 //! Invariant: a message that is received has exactly the descriptors its kind says; all
-//! others are closed. What does not decode is an error and ends the connection.
+//! others are closed. What does not decode is an error and ends the connection; a message whose
+//! descriptors this process could not take is another, which ends nothing.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -98,8 +99,9 @@ impl Connection {
 
     fn receive_now(&self, patient: bool) -> Result<Option<(Message, Vec<OwnedFd>)>> {
         let mut buf = vec![0; DATAGRAM_BYTES_MAX];
-        let (len, fds) = match sys::receive(self.socket.as_fd(), &mut buf, patient) {
-            Ok((0, _)) => return Err(Error::Closed),
+        let sys::Received { len, fds, lacks } = match sys::receive(self.as_fd(), &mut buf, patient)
+        {
+            Ok(sys::Received { len: 0, .. }) => return Err(Error::Closed),
             Ok(received) => received,
             Err(e)
                 if matches!(
@@ -115,6 +117,9 @@ impl Connection {
             Err(e) => return Err(closed(e)),
         };
         let message = decode(buf.get(..len).unwrap_or_default())?;
+        if lacks {
+            return Err(Error::NoDescriptors(Box::new(message)));
+        }
         if message.descriptors() != fds.len() {
             return Err(Error::Protocol(
                 "a message has not the descriptors it should have",

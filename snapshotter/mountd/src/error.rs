@@ -17,6 +17,10 @@ pub enum Error {
     /// The other side broke the protocol. The connection is of no use any more.
     #[error("the other side of the mount server's socket broke the protocol: {0}")]
     Protocol(&'static str),
+    /// This process has as many files open as it may, and could not take those that came with
+    /// this message. The connection goes on.
+    #[error("a message came with files that cannot be taken: as many are open as may be")]
+    NoDescriptors(Box<crate::wire::Message>),
     /// Bytes that are no message.
     #[error(transparent)]
     Malformed(#[from] crate::wire::Malformed),

@@ -33,6 +33,9 @@ pub(crate) use keeper::{Keeper, meet};
 /// How long the guard waits for the first server, and for each message of a hand-over.
 const SERVER_WAIT: Duration = Duration::from_secs(30);
 
+/// How long a guard that cannot take a connection, for want of a descriptor, does nothing.
+const DEAF_PAUSE: Duration = Duration::from_millis(20);
+
 /// How long after the last of its mounts a guard without a server may end.
 const LOOK_PAUSE: Duration = Duration::from_secs(10);
 
@@ -142,6 +145,10 @@ impl Guard {
                 }
                 Ok(Some((Message::Dropped { mount }, _))) => drop(self.held.remove(&mount)),
                 Err(Error::Closed) => self.server_died(),
+                // Its server has as few, and leaves some of them; this one was given fewer.
+                Err(Error::NoDescriptors(message)) if matches!(*message, Message::Handed(_)) => {
+                    log::say("as many files are open as may be: a mount goes unguarded");
+                }
                 // A server of another age, which lives: it notices that its guard is gone,
                 // and starts one of its own. Two must not answer for one session.
                 Ok(Some(_)) | Err(_) => {
@@ -222,7 +229,8 @@ impl Guard {
     /// A server comes: it gets everything, unless there is one.
     fn accept(&mut self) {
         let Ok(socket) = sys::accept(self.listener.as_fd()) else {
-            return;
+            // It is there still, and would be met again at once.
+            return std::thread::sleep(DEAF_PAUSE);
         };
         if self.server.is_some() {
             return;

@@ -99,13 +99,22 @@ pub(crate) fn send(
     Ok(())
 }
 
-/// Receives one datagram: its length, 0 when the other side is gone, and its descriptors.
-/// `WouldBlock` if there is none and `patient` is not set.
+/// A datagram that was received.
+pub(crate) struct Received {
+    /// Its length, bytes; 0 when the other side is gone.
+    pub(crate) len: usize,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Whether descriptors of it are missing: this process has as many as it may, or they were
+    /// more than any message has.
+    pub(crate) lacks: bool,
+}
+
+/// Receives one datagram. `WouldBlock` if there is none and `patient` is not set.
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     buf: &mut [u8],
     patient: bool,
-) -> io::Result<(usize, Vec<OwnedFd>)> {
+) -> io::Result<Received> {
     let mut space = cmsg_space!([RawFd; crate::wire::DESCRIPTORS_MAX]);
     let wait = if patient {
         MsgFlags::empty()
@@ -115,19 +124,35 @@ pub(crate) fn receive(
     let flags = wait | MsgFlags::MSG_CMSG_CLOEXEC;
     let mut iov = [IoSliceMut::new(buf)];
     let got = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
+    let (len, flags) = (got.bytes, got.flags);
+    let lacks = flags.contains(MsgFlags::MSG_CTRUNC);
     let mut fds = Vec::new();
-    for message in got.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = message {
-            fds.extend(raw.into_iter().map(owned));
+    if !lacks {
+        for message in got.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = message {
+                fds.extend(raw.into_iter().map(owned));
+            }
         }
+    } else {
+        // Some may have come; nobody else knows of them.
+        fds.extend(rights_in(&space).into_iter().map(owned));
     }
-    if got
-        .flags
-        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC)
-    {
+    if flags.contains(MsgFlags::MSG_TRUNC) {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    Ok((got.bytes, fds))
+    Ok(Received { len, fds, lacks })
+}
+
+/// The descriptors that the kernel put into the space for them, which had been zeros, where there
+/// were more: those are not looked at by nix.
+fn rights_in(space: &[u8]) -> Vec<RawFd> {
+    const HEAD: usize = size_of::<libc::cmsghdr>();
+    let len = space
+        .first_chunk()
+        .map_or(0, |len| usize::from_ne_bytes(*len));
+    let numbers = space.get(HEAD..len).unwrap_or_default();
+    let (numbers, _) = numbers.as_chunks();
+    numbers.iter().map(|n| RawFd::from_ne_bytes(*n)).collect()
 }
 
 /// Ends a connection for both sides.
@@ -283,6 +308,12 @@ pub(crate) fn detach(target: &Path) -> io::Result<()> {
 pub(crate) fn forget(data: &File) -> io::Result<()> {
     let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
     Ok(nix::fcntl::posix_fadvise(data, 0, 0, advice)?)
+}
+
+/// Fails where this process may not open so many more files.
+pub(crate) fn can_open(more: usize) -> io::Result<()> {
+    let opened = (0..more).map(|_| Bell::new());
+    opened.collect::<io::Result<Vec<_>>>().map(drop)
 }
 
 /// Takes the read lock that keeps everybody from evicting from a data file; `false` if

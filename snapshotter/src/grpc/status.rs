@@ -23,6 +23,7 @@ fn code(error: &Error) -> Code {
         Error::AlreadyExists { .. } => Code::AlreadyExists,
         Error::Precondition { .. } | Error::Environment { .. } => Code::FailedPrecondition,
         Error::Invalid { .. } => Code::InvalidArgument,
+        Error::Mount { source, .. } if has_no_descriptors(source) => Code::ResourceExhausted,
         Error::Mount { .. } => Code::Internal,
         Error::Store(error) => match error {
             StoreError::NotFound { .. }
@@ -40,7 +41,7 @@ fn code(error: &Error) -> Code {
     }
 }
 
-/// Whether this process, or the machine, has as many files open as it may.
+/// Whether this process, the mount server or the machine has as many files open as it may.
 fn has_no_descriptors(error: &io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
@@ -91,6 +92,14 @@ mod tests {
             ),
             (
                 Error::io("write", "/x", io::ErrorKind::Other.into()),
+                Code::Internal,
+            ),
+            (
+                Error::mount("show", "/x".as_ref(), io::Error::from_raw_os_error(24)),
+                Code::ResourceExhausted,
+            ),
+            (
+                Error::mount("show", "/x".as_ref(), io::Error::from_raw_os_error(16)),
                 Code::Internal,
             ),
             (StoreError::malformed("x", "y").into(), Code::DataLoss),

@@ -11,6 +11,9 @@ use super::try_erofs::try_erofs;
 use crate::fuse::Backend;
 use crate::{Error, Result};
 
+/// What is said where the kernel makes no EROFS.
+const TAKES: &str = "erofs cannot be used (Linux 6.12 makes it of files, on a disk)";
+
 /// What was chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
@@ -63,17 +66,15 @@ fn choose(wish: Backend, tried: Result<(), String>) -> Result<Choice, String> {
         (Backend::Fuse, _) | (Backend::Erofs | Backend::Fanotify, Ok(())) => {
             chose(wish, "it was asked for".to_owned())
         }
-        (Backend::Erofs | Backend::Fanotify, Err(why)) => Err(why),
+        (Backend::Erofs, Err(why)) => Err(format!("{TAKES}: {why}")),
+        (Backend::Fanotify, Err(why)) => Err(why),
         (Backend::Auto, Ok(())) => chose(
             Backend::Erofs,
             "fanotify shows zeros once its server and the guard are both killed; it has to be \
              asked for"
                 .to_owned(),
         ),
-        (Backend::Auto, Err(why)) => chose(
-            Backend::Fuse,
-            format!("erofs cannot be used (Linux 6.12 makes it of files, on a disk): {why}"),
-        ),
+        (Backend::Auto, Err(why)) => chose(Backend::Fuse, format!("{TAKES}: {why}")),
     }
 }
 

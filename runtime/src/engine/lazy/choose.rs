@@ -17,23 +17,38 @@ pub(super) struct Facts {
     pub(super) refused: Option<String>,
 }
 
-/// `Err` says why layers are mounted by this process itself.
-pub(super) fn choose(facts: &Facts) -> Result<(), String> {
-    if !facts.is_root {
-        return Err("lazd does not run as root".to_owned());
-    }
-    if facts.backend == Backend::Fuse {
-        return Err("the config wants the backend \"fuse\", and the server has erofs".to_owned());
-    }
-    if !facts.has_program {
-        return Err("the program laz-mountd is not beside lazd".to_owned());
-    }
-    match &facts.refused {
-        Some(refused) => Err(format!(
-            "the mount server cannot show layers that are in the root directory: {refused}"
-        )),
-        None => Ok(()),
-    }
+/// Why the mount server does not mount layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Without {
+    /// This process does, for this reason.
+    MountsItself(String),
+    /// Nobody can, as the config wants it.
+    Refused(String),
+}
+
+/// Whether the mount server mounts layers.
+pub(super) fn choose(facts: &Facts) -> Result<(), Without> {
+    let why = if !facts.is_root {
+        "lazd does not run as root".to_owned()
+    } else if facts.backend == Backend::Fuse {
+        "the config wants the backend \"fuse\", and the server has erofs".to_owned()
+    } else if !facts.has_program {
+        "the program laz-mountd is not beside lazd".to_owned()
+    } else if let Some(refused) = &facts.refused {
+        format!("the mount server cannot show layers that are in the root directory: {refused}")
+    } else {
+        return Ok(());
+    };
+    let can_mount = match facts.backend {
+        Backend::Auto | Backend::Fuse => true,
+        // Without the program it is the same EROFS, and ends with this process.
+        Backend::Erofs => facts.refused.is_none(),
+        Backend::Fanotify => false,
+    };
+    Err(match can_mount {
+        true => Without::MountsItself(why),
+        false => Without::Refused(why),
+    })
 }
 
 #[cfg(test)]
@@ -54,33 +69,37 @@ mod tests {
             ..all.clone()
         };
         assert_eq!(choose(&erofs), Ok(()));
-        let refused = Some("ENOTBLK".to_owned());
+    }
+
+    #[test]
+    fn where_it_cannot_a_wish_is_not_replaced() {
+        use Backend::{Auto, Erofs, Fanotify, Fuse};
+        let facts = |backend, is_root, has_program, refused: Option<&str>| Facts {
+            is_root,
+            backend,
+            has_program,
+            refused: refused.map(str::to_owned),
+        };
+        let no = Some("ENOTBLK");
         let table = [
-            (
-                Facts {
-                    is_root: false,
-                    ..all.clone()
-                },
-                "root",
-            ),
-            (
-                Facts {
-                    backend: Backend::Fuse,
-                    ..all.clone()
-                },
-                "\"fuse\"",
-            ),
-            (
-                Facts {
-                    has_program: false,
-                    ..all.clone()
-                },
-                "laz-mountd",
-            ),
-            (Facts { refused, ..all }, "ENOTBLK"),
+            // facts, whether this process mounts, what the reason names
+            (facts(Auto, false, true, None), true, "root"),
+            (facts(Erofs, false, true, None), true, "root"),
+            (facts(Fanotify, false, true, None), false, "root"),
+            (facts(Fuse, true, true, None), true, "\"fuse\""),
+            (facts(Auto, true, false, None), true, "laz-mountd"),
+            (facts(Erofs, true, false, None), true, "laz-mountd"),
+            (facts(Fanotify, true, false, None), false, "laz-mountd"),
+            (facts(Auto, true, true, no), true, "ENOTBLK"),
+            (facts(Erofs, true, true, no), false, "ENOTBLK"),
+            (facts(Fanotify, true, true, no), false, "ENOTBLK"),
         ];
-        for (facts, word) in table {
-            let why = choose(&facts).unwrap_err();
+        for (facts, mounts, word) in table {
+            let (why, itself) = match choose(&facts).unwrap_err() {
+                Without::MountsItself(why) => (why, true),
+                Without::Refused(why) => (why, false),
+            };
+            assert_eq!(itself, mounts, "{facts:?}: {why}");
             assert!(why.contains(word), "{why}");
         }
     }

@@ -1,7 +1,8 @@
 //! Layers that the mount server shows, which stay when this process ends.
 //!
 //! Invariant: every layer that is held with the server is answered for by the connection
-//! that is current, or none is and another one is being made. Ending this ends no mount.
+//! that is current, or none is and another one is being made, from the beginning on. Meanwhile
+//! nothing is mounted. Ending this ends no mount.
 //!
 //! Locks: `current`, shared while a layer is mounted or unmounted, alone while the
 //! connection is replaced; within it the layers that are held, for a moment.
@@ -20,7 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as Turn, RwLock, watch};
 use tokio::task::JoinHandle;
 
-use super::choose::{Facts, choose};
+use super::choose::{Facts, Without, choose};
 use super::held::{By, Held, HeldLayers};
 use super::session::{Places, Session};
 use crate::engine::Engine;
@@ -36,8 +37,8 @@ const WAITS_FOR_OTHERS: u32 = 6;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Longest pause between attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// How long one who wants a layer mounted waits for a server that went away. Then this
-/// process mounts it.
+/// How long one who wants a layer mounted waits for a server that went away. Then it is
+/// refused.
 const RENEWAL_WAIT: Duration = Duration::from_secs(10);
 /// Servers that may go away while one layer is being mounted.
 const RENEWALS_MAX: usize = 3;
@@ -47,7 +48,7 @@ pub(super) struct Served {
     places: Arc<Places>,
     held: Arc<HeldLayers>,
     handle: Handle,
-    /// `None` once it is closed.
+    /// `None` before there is a server, and once it is closed.
     current: RwLock<Option<Arc<Session>>>,
     /// Counts connections.
     renewed: watch::Sender<u64>,
@@ -59,64 +60,78 @@ pub(super) struct Served {
 impl Served {
     /// Connects to the server, or starts it; `None` where layers have to be mounted without
     /// one, and the log says why.
+    ///
+    /// # Errors
+    /// Where the config asks for a backend that cannot be had.
     pub(super) async fn open(
         engine: &Arc<Engine>,
         program: &Path,
         held: &Arc<HeldLayers>,
-    ) -> Option<Arc<Self>> {
-        match Self::try_open(engine, program, held).await {
-            Ok(served) => Some(served),
-            Err(why) => {
+    ) -> Result<Option<Arc<Self>>> {
+        let places = match Self::places(engine, program).await? {
+            Ok(places) => places,
+            Err(Without::Refused(why)) => return Err(refused(&why)),
+            Err(Without::MountsItself(why)) => {
                 tracing::warn!(
                     why,
                     "lazd mounts layers itself, without the mount server: containers that use \
                      them fail when lazd ends or is upgraded"
                 );
-                None
+                return Ok(None);
             }
-        }
-    }
-
-    async fn try_open(
-        engine: &Arc<Engine>,
-        program: &Path,
-        held: &Arc<HeldLayers>,
-    ) -> Result<Arc<Self>, String> {
-        let (root, state) = (engine.root.clone(), engine.state.clone());
-        let (backend, program) = (engine.mounting.backend, program.to_path_buf());
-        let shows_whole = engine.shows_whole;
-        let places = blocking(move || {
-            let mut facts = Facts {
-                is_root: sys::process::is_root(),
-                backend,
-                has_program: program.is_file(),
-                refused: None,
-            };
-            choose(&facts)?;
-            let places = Places::make(&root, &state, &program).map_err(|e| e.report())?;
-            let through = match mountd::select(places.meta(), backend) {
-                Ok(choice) => choice.through().ok_or(choice.reason),
-                Err(error) => Err(Error::from(error).report()),
-            };
-            facts.refused = through.clone().err();
-            choose(&facts)?;
-            Ok::<_, String>(Arc::new(places.through(through?, shows_whole)))
-        })
-        .await?;
+        };
         let handle = Handle::current();
-        let session = first(&places, &handle).await.map_err(|e| e.report())?;
+        let session = first(&places, &handle).await;
+        if let Err(error) = &session {
+            let error = error.report();
+            tracing::warn!(
+                error,
+                "no mount server yet: until there is one no layer is mounted"
+            );
+        }
+        let session = session.ok();
         let served = Arc::new(Self {
             places,
             held: Arc::clone(held),
             handle,
-            current: RwLock::new(Some(Arc::clone(&session))),
+            current: RwLock::new(session.clone()),
             renewed: watch::channel(0).0,
             keeper: Mutex::default(),
             reading: Turn::default(),
         });
         let keeper = tokio::spawn(Arc::clone(&served).keep_connected(session));
         *served.keeper.lock() = Some(keeper);
-        Ok(served)
+        Ok(Some(served))
+    }
+
+    /// Where everything of the server's lies, if it is to mount layers.
+    async fn places(engine: &Arc<Engine>, program: &Path) -> Result<Result<Arc<Places>, Without>> {
+        let (root, state) = (engine.root.clone(), engine.state.clone());
+        let (backend, program) = (engine.mounting.backend, program.to_path_buf());
+        let shows_whole = engine.shows_whole;
+        blocking(move || {
+            let mut facts = Facts {
+                is_root: sys::process::is_root(),
+                backend,
+                has_program: program.is_file(),
+                refused: None,
+            };
+            if let Err(without) = choose(&facts) {
+                return Ok(Err(without));
+            }
+            let places = Places::make(&root, &state, &program)?;
+            let through = match mountd::select(places.meta(), backend) {
+                Ok(choice) => choice.through().ok_or(choice.reason),
+                Err(error) => Err(Error::from(error).report()),
+            };
+            facts.refused = through.clone().err();
+            Ok(match (choose(&facts), through) {
+                (Ok(()), Ok(through)) => Ok(Arc::new(places.through(through, shows_whole))),
+                (Ok(()), Err(why)) => Err(Without::Refused(why)),
+                (Err(without), _) => Err(without),
+            })
+        })
+        .await
     }
 
     /// Has the server show a layer, and holds it. Nobody else does the same for this layer
@@ -243,18 +258,22 @@ impl Served {
     }
 
     /// Goes over to the next server whenever one goes away.
-    async fn keep_connected(self: Arc<Self>, mut session: Arc<Session>) {
+    async fn keep_connected(self: Arc<Self>, mut session: Option<Arc<Session>>) {
         loop {
-            session.closed().await;
-            tracing::warn!("the mount server is gone: reads of layers fail until there is another");
-            session = self.renew(&session).await;
+            if let Some(session) = &session {
+                session.closed().await;
+                tracing::warn!(
+                    "the mount server is gone: reads of layers fail until there is another"
+                );
+            }
+            session = Some(self.renew(session.as_deref()).await);
             self.renewed.send_modify(|count| *count += 1);
             let layers = self.held.lock().len();
             tracing::info!(layers, "the mount server is there again, with its layers");
         }
     }
 
-    async fn renew(&self, old: &Session) -> Arc<Session> {
+    async fn renew(&self, old: Option<&Session>) -> Arc<Session> {
         let mut attempt = 0;
         loop {
             let starts = attempt >= WAITS_FOR_OTHERS;
@@ -276,7 +295,7 @@ impl Served {
 
     /// Answers for every layer that is held with the server through `session`, which is the
     /// current one from then on. Fails only when that one is gone, too.
-    async fn adopt(&self, session: Arc<Session>, old: &Session) -> Result<Arc<Session>> {
+    async fn adopt(&self, session: Arc<Session>, old: Option<&Session>) -> Result<Arc<Session>> {
         let mut current = self.current.write().await;
         let all: Vec<Arc<Layer>> = {
             let held = self.held.lock();
@@ -285,7 +304,10 @@ impl Served {
                 .filter(|held| matches!(held.by, By::Server(_)));
             served.map(|held| Arc::clone(&held.layer)).collect()
         };
-        let (new, ending) = (Arc::clone(&session), old.ending());
+        let (new, ending) = (
+            Arc::clone(&session),
+            old.map(Session::ending).unwrap_or_default(),
+        );
         let outcomes = blocking(move || {
             let hold = |layer: Arc<Layer>| (layer.index().blob_digest, new.hold(&layer));
             let outcomes: Vec<_> = all.into_iter().map(hold).collect();
@@ -339,6 +361,14 @@ fn pause(attempt: u32) -> Duration {
     PAUSE_MIN
         .saturating_mul(2_u32.saturating_pow(attempt))
         .min(PAUSE_MAX)
+}
+
+fn refused(why: &str) -> Error {
+    lazarette_snapshotter::Error::Environment {
+        op: "start as the config wants",
+        detail: why.to_owned(),
+    }
+    .into()
 }
 
 fn gone() -> Error {

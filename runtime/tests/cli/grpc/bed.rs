@@ -3,41 +3,36 @@
 //!
 //! Whatever becomes of a test, no process and no mount of it is left.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lazarette_fetcher::store::Store;
-use lazarette_fetcher::test_util::{FakeRegistry, content::noise};
+use lazarette_fetcher::test_util::FakeRegistry;
 use lazarette_fetcher::types::Digest;
 use lazarette_proto::snapshots::MountsRequest;
 use lazarette_proto::types::Mount;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
+pub(super) use self::files::{EIO, Files, Readers};
 use super::{Node, Wanted, chain, config, push_two};
 use crate::support::{self, Pushed, estargz, tar};
 use crate::sys;
 
 /// Longest wait for what has to happen, on a machine that does much else.
 const WAIT_MAX: Duration = Duration::from_secs(120);
-/// What fails when a server is gone.
-const EIO: i32 = 5;
-const ENOTCONN: i32 = 107;
-
 /// In the config where layers are to be evicted from while they are mounted: without a budget
 /// those that are complete are the kernel's alone.
 pub(super) const EVICTABLE: &str = "[store]\nbudget = \"1t\"\n";
-
-/// Files of each layer.
-const FILES: u32 = 18;
 
 /// A node.
 pub(super) struct Bed {
@@ -73,7 +68,7 @@ impl Bed {
         let registry = FakeRegistry::start().await;
         let (mut content, mut layers) = (BTreeMap::new(), Vec::new());
         for name in ["base", "top"] {
-            let files = files(name, times);
+            let files = files::of_layer(name, times);
             let list: Vec<_> = files
                 .iter()
                 .map(|(path, bytes)| support::File {
@@ -91,11 +86,7 @@ impl Bed {
         let layers = [base, top].map(|layer| Digest::sha256(&layer.blob));
         let bed = Self {
             registry,
-            files: Arc::new(Files {
-                rootfs: dir.path().join("rootfs"),
-                content,
-                log: dir.path().join("lazd.log"),
-            }),
+            files: Arc::new(Files::new(dir.path().join("rootfs"), content, dir.path())),
             layers,
             chains,
             image,
@@ -266,11 +257,7 @@ impl Bed {
 
     /// The same of another mount of the container.
     pub(super) async fn read_all_at(&self, rootfs: &Path) {
-        let files = Files {
-            rootfs: rootfs.to_path_buf(),
-            content: self.files.content.clone(),
-            log: self.files.log.clone(),
-        };
+        let files = self.files.at(rootfs);
         tokio::task::spawn_blocking(move || files.read_all())
             .await
             .unwrap();
@@ -309,6 +296,12 @@ impl Evictor {
             file.evict_all().is_ok()
         };
         self.layers.iter().all(evict)
+    }
+
+    /// Whether nothing is missing.
+    pub(super) fn is_complete(&self) -> bool {
+        let open = |digest| self.store.open_layer(digest).unwrap().unwrap();
+        self.layers.iter().all(|digest| open(digest).is_complete())
     }
 }
 
@@ -408,172 +401,4 @@ pub(super) fn program(name: &str) -> PathBuf {
         "build it first: cargo build --workspace --bins"
     );
     program
-}
-
-/// A container's files.
-pub(super) struct Files {
-    pub(super) rootfs: PathBuf,
-    content: BTreeMap<String, Vec<u8>>,
-    log: PathBuf,
-}
-
-impl Files {
-    /// Reads everything from the disk, as far as the kernel can be made to forget it.
-    pub(super) fn read_all(&self) {
-        for path in self.content.keys() {
-            self.read(path)
-                .unwrap_or_else(|e| panic!("{path}: {e}: {}", self.log()));
-        }
-    }
-
-    /// Reads a file anew. It may fail as it does without a server, and in no other way.
-    pub(super) fn read(&self, path: &str) -> io::Result<()> {
-        match read_anew(&self.rootfs.join(path)) {
-            Ok(bytes) => {
-                let right = bytes == self.content[path];
-                assert!(right, "wrong bytes in {path}: {}", self.log());
-                Ok(())
-            }
-            Err(error) => {
-                let known = [Some(EIO), Some(ENOTCONN)].contains(&error.raw_os_error());
-                assert!(known, "{path}: {error}");
-                Err(error)
-            }
-        }
-    }
-
-    /// Files that cannot be read now.
-    pub(super) fn failing(&self) -> usize {
-        let failing = self.content.keys().filter(|path| self.read(path).is_err());
-        failing.count()
-    }
-
-    /// Reads until all of it can be read.
-    pub(super) fn wait_until_readable(&self) {
-        let since = Instant::now();
-        while self.failing() > 0 {
-            assert!(since.elapsed() < WAIT_MAX, "never again: {}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// How many names are to be seen; nothing of contents is read.
-    pub(super) fn names(&self) -> usize {
-        let dirs = fs::read_dir(&self.rootfs).unwrap();
-        let names = dirs.map(|dir| fs::read_dir(dir.unwrap().path()).unwrap().count());
-        names.sum()
-    }
-
-    /// Writes all of them there, for others to compare with; how many bytes they have.
-    pub(super) fn copy_to(&self, dir: &Path) -> u64 {
-        let copy = |(path, bytes): (&String, &Vec<u8>)| {
-            let path = dir.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, bytes).unwrap();
-            bytes.len() as u64
-        };
-        self.content.iter().map(copy).sum()
-    }
-
-    /// How many there are.
-    pub(super) fn count(&self) -> usize {
-        self.content.len()
-    }
-
-    pub(super) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-/// Threads that read everything, until they are dropped. What they read must be right.
-pub(super) struct Readers {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-#[derive(Default)]
-struct Shared {
-    stop: AtomicBool,
-    right: AtomicU64,
-    failed: AtomicU64,
-}
-
-impl Readers {
-    pub(super) fn start(files: &Arc<Files>, count: u64) -> Self {
-        let shared: Arc<Shared> = Arc::default();
-        let start = |seed| {
-            let (files, shared) = (Arc::clone(files), Arc::clone(&shared));
-            std::thread::spawn(move || {
-                let mut rng = StdRng::seed_from_u64(seed);
-                let paths: Vec<_> = files.content.keys().collect();
-                while !shared.stop.load(Ordering::Relaxed) {
-                    let path = paths[rng.random_range(0..paths.len())];
-                    let counter = match files.read(path) {
-                        Ok(()) => &shared.right,
-                        Err(_) => &shared.failed,
-                    };
-                    counter.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-        };
-        let threads = (0..count).map(start).collect();
-        Self { shared, threads }
-    }
-
-    pub(super) fn right(&self) -> u64 {
-        self.shared.right.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn failed(&self) -> u64 {
-        self.shared.failed.load(Ordering::Relaxed)
-    }
-
-    /// Waits until `count` more files were read, and no reader has found anything wrong.
-    pub(super) fn wait_for(&self, count: u64) {
-        let (goal, since) = (self.right() + count, Instant::now());
-        while self.right() < goal {
-            assert!(
-                !self.threads.iter().any(JoinHandle::is_finished),
-                "a reader failed"
-            );
-            assert!(since.elapsed() < WAIT_MAX, "readers hang");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// Ends them; whatever one of them met is met here.
-    pub(super) fn end(mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            thread.join().unwrap();
-        }
-    }
-}
-
-impl Drop for Readers {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-/// The files of a layer, none with a zero in it: a hole is not mistaken for one.
-fn files(layer: &str, times: usize) -> BTreeMap<String, Vec<u8>> {
-    let file = |number: u32| {
-        let len = [1, 100, 4096, 5000, 70_000 * times, 300_000 * times][number as usize % 6];
-        let seed = number + 1000 * u32::try_from(layer.len()).unwrap();
-        let bytes = noise(seed, 0xff, len)
-            .into_iter()
-            .map(|byte| byte | 1)
-            .collect();
-        (format!("{layer}/f{number}"), bytes)
-    };
-    (0..FILES).map(file).collect()
-}
-
-fn read_anew(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    sys::forget(&file);
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

@@ -25,7 +25,7 @@ const FITTING_MAX: usize = 10_000;
 /// Longest wait for the database to find that there is room again.
 const RECOVERED_MAX: Duration = Duration::from_secs(60);
 
-fn wanted<'a>(image: &'a Pushed, layer: &Layer) -> Wanted<'a> {
+pub(super) fn wanted<'a>(image: &'a Pushed, layer: &Layer) -> Wanted<'a> {
     Wanted {
         image,
         chain_id: layer.diff_id,
@@ -40,7 +40,7 @@ async fn refused(node: &Node, key: &str, wanted: Option<&Wanted<'_>>) -> (Code, 
     answer.map(|mounts| panic!("{mounts:?}")).unwrap_err()
 }
 
-async fn ask(
+pub(super) async fn ask(
     node: &Node,
     key: &str,
     wanted: Option<&Wanted<'_>>,
@@ -158,7 +158,7 @@ async fn privileged_where_overlay_cannot_write_it_is_said() {
 }
 
 /// Ends what a process left, also where the test fails.
-struct Cleaned<'a>(&'a Path);
+pub(super) struct Cleaned<'a>(pub(super) &'a Path);
 
 impl Drop for Cleaned<'_> {
     fn drop(&mut self) {

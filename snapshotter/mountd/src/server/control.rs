@@ -1,7 +1,8 @@
 //! The thread that talks to daemons, guests, successors and the guard.
 //!
 //! Invariant: whatever a client sends costs at most its own connection. One daemon at a time;
-//! when it is gone, everything that was its to answer waits for the next.
+//! when it is gone, everything that was its to answer waits for the next. Without descriptors
+//! nothing new is mounted, and everything else goes on.
 
 mod daemon;
 mod hand_over;
@@ -27,7 +28,11 @@ const TURN_MAX: usize = 64;
 /// When a lock that somebody holds is tried again: an eviction takes milliseconds.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
+/// When a connection is tried again that could not be taken for want of a descriptor.
+const DEAF_PAUSE: Duration = Duration::from_millis(100);
+
 const EBUSY: u32 = 16;
+const EMFILE: u32 = 24;
 
 /// What becomes of a client after a message.
 enum Next {
@@ -46,6 +51,8 @@ pub(super) struct Control {
     clients: Vec<Link>,
     /// Whether one of them is a daemon.
     has_daemon: bool,
+    /// Until when nobody new is listened to.
+    deaf_until: Option<Instant>,
     /// For the longest answer to a read.
     buf: Vec<u8>,
 }
@@ -67,6 +74,7 @@ impl Control {
             guard,
             clients: Vec::new(),
             has_daemon: false,
+            deaf_until: None,
             buf: vec![0; ANSWER_BYTES_MAX],
         })
     }
@@ -93,25 +101,33 @@ impl Control {
 
     /// Which of listener, `poke` and clients have something for us.
     fn wait(&self) -> Result<Vec<bool>> {
-        let fixed = [
-            (self.listener.as_fd(), false),
-            (self.shared.poke.as_fd(), false),
-        ];
+        let now = Instant::now();
+        let deaf = self.deaf_until.map(|at| at.saturating_duration_since(now));
+        let deaf = deaf.filter(|left| !left.is_zero());
+        let listener = (self.listener.as_fd(), false);
+        let listener = deaf.is_none().then_some(listener);
+        let poke = (self.shared.poke.as_fd(), false);
         let clients = self
             .clients
             .iter()
             .map(|link| (link.as_fd(), link.is_behind()));
         let guard = self.guard.as_fd().map(|fd| (fd, false));
-        let fds: Vec<(BorrowedFd<'_>, bool)> =
-            fixed.into_iter().chain(clients).chain(guard).collect();
+        let fds: Vec<(BorrowedFd<'_>, bool)> = (listener.into_iter().chain([poke]).chain(clients))
+            .chain(guard)
+            .collect();
         let timeout = {
             let state = self.shared.state.lock();
             let expiry = state.next_expiry();
-            let expiry = expiry.map(|at| at.saturating_duration_since(Instant::now()));
+            let expiry = expiry.map(|at| at.saturating_duration_since(now));
             let locks = (!state.to_lock().is_empty()).then_some(LOCK_PAUSE);
-            expiry.into_iter().chain(locks).min()
+            expiry.into_iter().chain(locks).chain(deaf).min()
         };
-        sys::wait(&fds, timeout).map_err(|e| Error::io("wait at", &self.socket, e))
+        let mut ready =
+            sys::wait(&fds, timeout).map_err(|e| Error::io("wait at", &self.socket, e))?;
+        if deaf.is_some() {
+            ready.insert(0, false);
+        }
+        Ok(ready)
     }
 
     /// Another guard in place of one that is gone.
@@ -210,11 +226,18 @@ impl Control {
     fn accept(&mut self) {
         match sys::accept(self.listener.as_fd()) {
             Ok(socket) if self.clients.len() < CLIENTS_MAX => {
+                self.deaf_until = None;
                 self.clients.push(Link::new(Connection::new(socket)));
             }
             // Closed at once: one too many.
-            Ok(_) => {}
-            Err(error) => log::say(&format!("cannot accept a connection: {error}")),
+            Ok(_) => self.deaf_until = None,
+            Err(error) => {
+                // It is there still, and would be met again at once.
+                if self.deaf_until.is_none() {
+                    log::say(&format!("cannot accept a connection: {error}"));
+                }
+                self.deaf_until = Some(Instant::now() + DEAF_PAUSE);
+            }
         }
     }
 
@@ -222,8 +245,14 @@ impl Control {
     fn serve(&mut self, link: &mut Link) -> Result<Next> {
         link.flush()?;
         for _ in 0..TURN_MAX {
-            let Some((message, fds)) = link.connection().try_receive()? else {
-                break;
+            let (message, fds) = match link.connection().try_receive() {
+                Ok(None) => break,
+                Ok(Some(received)) => received,
+                Err(Error::NoDescriptors(message)) => {
+                    lack(link, &message)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             match (link.role, message) {
                 (None, Message::Hello(Role::Successor)) => return Ok(Next::HandsOver),
@@ -287,4 +316,19 @@ impl Control {
             }
         }
     }
+}
+
+/// Answers a request whose files could not be taken.
+fn lack(link: &mut Link, message: &Message) -> Result<()> {
+    let (Some(Role::Daemon), Message::Mount { request, .. } | Message::Mark { request, .. }) =
+        (link.role, message)
+    else {
+        return Err(Error::Protocol("it sends files that nobody wants"));
+    };
+    log::say("cannot mount a layer: as many files are open as may be (LimitNOFILE=)");
+    link.send(&Message::Done {
+        request: *request,
+        mount: 0,
+        errno: EMFILE,
+    })
 }

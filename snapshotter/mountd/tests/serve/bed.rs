@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lazarette_mountd::client::Connection;
 use lazarette_mountd::wire::{Message, Role};
@@ -22,6 +22,23 @@ pub(crate) fn must_be_root(test: &str) -> bool {
         let _ = writeln!(io::stderr(), "SKIPPED (needs root): {test}");
     }
     sys::is_root()
+}
+
+/// A read that takes longer hangs: nothing here waits for its own time to be over.
+const HANGS: Duration = Duration::from_secs(90);
+
+/// What a thread that reads comes to. One that hangs fails the test, and is left behind.
+#[track_caller]
+pub(crate) fn ends<T>(thread: JoinHandle<T>) -> T {
+    let since = Instant::now();
+    while !thread.is_finished() {
+        assert!(
+            since.elapsed() < HANGS,
+            "a read has not ended after {HANGS:?}"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    thread.join().unwrap()
 }
 
 /// A layer on disk, its mountpoint, and the server.
@@ -186,10 +203,11 @@ impl Readers {
 
     /// Waits until so many more reads were right.
     pub(crate) fn wait_for(&self, more: u64) {
-        let goal = self.right.load(Ordering::Relaxed) + more;
+        let (goal, since) = (self.right.load(Ordering::Relaxed) + more, Instant::now());
         while self.right.load(Ordering::Relaxed) < goal {
             // One that has panicked will never get there.
             assert!(self.threads.iter().all(|thread| !thread.is_finished()));
+            assert!(since.elapsed() < HANGS, "readers hang");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -197,9 +215,7 @@ impl Readers {
     /// Ends them; how many reads were right, and how many failed.
     pub(crate) fn stop(self) -> (u64, u64) {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().unwrap();
-        }
+        self.threads.into_iter().for_each(ends);
         (
             self.right.load(Ordering::Relaxed),
             self.failed.load(Ordering::Relaxed),

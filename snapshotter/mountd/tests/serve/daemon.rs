@@ -92,6 +92,17 @@ fn try_connect(socket: &Path) -> Option<(Connection, Vec<(u64, PathBuf)>)> {
 
 /// Mounts a layer; its number.
 pub(crate) fn mount(server: &Connection, layer: &Layer, name: &str, at: &Path) -> u64 {
+    let mounted = try_mount(server, layer, name, at);
+    mounted.unwrap_or_else(|errno| panic!("not mounted: {errno}"))
+}
+
+/// The same, or why the server would not.
+pub(crate) fn try_mount(
+    server: &Connection,
+    layer: &Layer,
+    name: &str,
+    at: &Path,
+) -> Result<u64, u32> {
     let [data, number] = layer.lend();
     let message = Message::Mount {
         request: 1,
@@ -106,8 +117,9 @@ pub(crate) fn mount(server: &Connection, layer: &Layer, name: &str, at: &Path) -
     match server.receive().unwrap().0 {
         Message::Done {
             errno: 0, mount, ..
-        } => mount,
-        other => panic!("not mounted: {other:?}"),
+        } => Ok(mount),
+        Message::Done { errno, .. } => Err(errno),
+        other => panic!("this is no answer: {other:?}"),
     }
 }
 

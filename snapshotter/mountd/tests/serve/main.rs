@@ -9,6 +9,7 @@ mod cached;
 mod daemon;
 mod daemon_dies;
 mod memory;
+mod scarce;
 mod server_dies;
 mod store;
 mod sys;

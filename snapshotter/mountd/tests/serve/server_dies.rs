@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::thread::JoinHandle;
 
-use crate::bed::{Bed, Readers, must_be_root, read_right};
+use crate::bed::{Bed, Readers, ends, must_be_root, read_right};
 use crate::daemon::Daemon;
 use crate::sys;
 
@@ -12,11 +12,14 @@ const ROUNDS: u32 = 20;
 
 /// Readers of pages that nobody has granted, each in a thread; whether they read right.
 fn read_what_is_missing(file: &File, readers: u64) -> Vec<JoinHandle<bool>> {
-    let read = |reader| {
-        let file = file.try_clone().unwrap();
-        std::thread::spawn(move || read_right(&file, 100 + 10 * reader, 2))
-    };
+    let read = |reader| read_behind(file, 100 + 10 * reader, 2);
     (0..readers).map(read).collect()
+}
+
+/// Reads pages in a thread; whether it reads right.
+fn read_behind(file: &File, first: u64, count: u64) -> JoinHandle<bool> {
+    let file = file.try_clone().unwrap();
+    std::thread::spawn(move || read_right(&file, first, count))
 }
 
 #[test]
@@ -58,7 +61,7 @@ fn privileged_reads_that_wait_go_to_the_successor() {
     assert!(waiting.iter().all(|read| !read.is_finished()));
     sys::pause(daemon.pid(), false);
     for read in waiting {
-        assert!(read.join().unwrap());
+        assert!(ends(read));
     }
 }
 
@@ -99,12 +102,10 @@ fn privileged_without_a_server_reads_fail_at_once() {
     let waiting = read_what_is_missing(&file, 4);
     bed.kill_server();
     for read in waiting {
-        assert!(
-            !read.join().unwrap(),
-            "it was under way when the server died"
-        );
+        assert!(!ends(read), "it was under way when the server died");
     }
-    assert!(!read_right(&file, 0, 4), "the guard serves nothing");
+    let read = read_behind(&file, 0, 4);
+    assert!(!ends(read), "the guard serves nothing");
     assert!(
         bed.path().join("mnt/data").exists(),
         "names and attributes go on"

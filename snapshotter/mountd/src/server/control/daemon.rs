@@ -1,7 +1,8 @@
 //! What a daemon says.
 //!
 //! Invariant: a mount is known to the guard before it is made, and served before its daemon
-//! is told of it. What fails half way leaves nothing.
+//! is told of it. What fails half way leaves nothing. Nothing is mounted with the last
+//! descriptors: those are for whoever comes to repair something.
 
 use std::fs::File;
 use std::io;
@@ -24,6 +25,9 @@ const ENOENT: u32 = 2;
 const ESTALE: u32 = 116;
 const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
+/// Descriptors that mounts leave: for a guard that has to be started and met, and for clients.
+/// What the kernel asks through fanotify takes of them, too, and is denied where there are none.
+const SPARE: usize = 16;
 /// What is shown is the data file up to the end of its last block of this size.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -132,6 +136,7 @@ impl Control {
             path: PathBuf::from(std::ffi::OsString::from_vec(asked.path.clone())),
             pace: Pace::new(),
         };
+        sys::can_open(SPARE)?;
         let kept = match asked.through {
             Through::Fuse => None,
             Through::Fanotify => Some(keep(&served)?),
