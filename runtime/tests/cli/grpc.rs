@@ -3,10 +3,12 @@
 //! The service runs in this process, over the real engine and real mounts. Here the mounts
 //! are its own; [`restarts`] and its neighbours have those of the mount server.
 
+mod asked;
 mod bed;
 mod crash;
 mod early;
 mod group;
+mod lacks;
 mod left;
 mod many;
 mod pressure;

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lazarette_fetcher::test_util::{Endpoint, Fault};
+use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::bed::{Bed, Evicting, Readers, mount, program};
+use super::asked::ASKED;
+use super::bed::{Bed, EIO, Evicting, Readers, mount, program};
 use super::lowers;
 use crate::support::is_root;
 use crate::sys;
@@ -24,6 +25,11 @@ const KILLS: u32 = 200;
 const AWAY: Duration = Duration::from_secs(60);
 /// Longer than anything here takes: what fails by it is a failure.
 const PATIENT: &str = "2m";
+/// How much later than a registry's deadline a read may fail, on a machine that does much else.
+const LATE_MAX: Duration = Duration::from_secs(5);
+
+/// Layers come as they are read, through FUSE and through fanotify.
+const BACKENDS: [&str; 2] = ["[snapshotter]\nfill = false\n", ASKED];
 
 /// The programs in a directory of their own, as an upgrade brings them.
 fn another(dir: &Path) -> PathBuf {
@@ -126,51 +132,76 @@ async fn privileged_a_minute_without_lazd_costs_a_minute() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn privileged_what_the_kernel_reads_itself_is_right_while_lazd_dies() {
-    if !is_root("privileged_what_the_kernel_reads_itself_is_right_while_lazd_dies") {
-        return;
-    }
-    let fanotify = "[mounts]\nbackend = \"fanotify\"\n[store]\nbudget = \"1t\"\n";
-    let mut bed = Bed::configured(PATIENT, fanotify).await;
-    let mounted = bed.mounts();
-    let kinds = fs::read_to_string("/proc/self/mounts").unwrap();
-    let path = bed.path().to_str().unwrap();
-    let mut own = kinds.lines().filter(|line| line.contains(path));
-    assert!(!own.any(|line| line.contains("fuse")), "{kinds}");
-    let readers = Readers::start(&bed.files, 2);
-    for _ in 0..10 {
-        bed.start_lazd(&program("lazd"));
-        readers.wait_for(5);
-        bed.kill_lazd();
-    }
-    bed.start_lazd(&program("lazd"));
-    bed.files.read_all();
-    assert_eq!(readers.failed(), 0, "{}", bed.files.log());
-    assert!(!bed.store().evict(), "the kernel may read it at any time");
-    assert_eq!(bed.mounts(), mounted);
-    // All of it is there: nobody needs to be asked.
-    bed.stop_lazd();
-    bed.files.read_all();
-    readers.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn privileged_what_no_registry_brings_fails_in_time_and_is_read_later() {
     if !is_root("privileged_what_no_registry_brings_fails_in_time_and_is_read_later") {
         return;
     }
-    let mut bed = Bed::new("900ms").await;
+    for (more, away) in BACKENDS
+        .into_iter()
+        .flat_map(|more| Away::ALL.map(|away| (more, away)))
+    {
+        fails_in_time(more, away).await;
+    }
+}
+
+/// Nothing of the layers is there when their registry goes away.
+async fn fails_in_time(more: &'static str, away: Away) {
+    const DEADLINE: Duration = Duration::from_millis(900);
+    let mut bed = Bed::configured("900ms", more).await;
+    away.begin(&mut bed.registry).await;
     bed.start_lazd(&program("lazd"));
-    bed.files.read_all();
-    bed.registry.always(Endpoint::Blob, Fault::Hang);
-    assert!(bed.store().evict());
-    // Each takes as long as a registry may.
-    let failing = ["base/f5", "top/f5"].map(|path| bed.files.read(path).is_err());
-    assert_eq!(failing, [true; 2], "nothing was missing");
+    for path in ["base/f2", "top/f2"] {
+        let began = Instant::now();
+        let error = bed.files.read(path).expect_err("nothing was missing");
+        let took = began.elapsed();
+        let _ = writeln!(
+            std::io::stderr(),
+            "{away:?}: {path}: {error} after {took:?}"
+        );
+        assert_eq!(error.raw_os_error(), Some(EIO), "{away:?}");
+        assert!(took >= away.least(DEADLINE), "{away:?}: {took:?} is no try");
+        assert!(took < DEADLINE + LATE_MAX, "{away:?}: {took:?}");
+    }
     assert_eq!(bed.files.names(), bed.files.count());
-    bed.registry.behave();
+    away.end(&mut bed.registry).await;
     bed.files.wait_until_readable();
     bed.files.read_all();
+}
+
+/// What a registry does that is away.
+#[derive(Debug, Clone, Copy)]
+enum Away {
+    Refuses,
+    Fails,
+    Hangs,
+}
+
+impl Away {
+    const ALL: [Self; 3] = [Self::Refuses, Self::Fails, Self::Hangs];
+
+    async fn begin(self, registry: &mut FakeRegistry) {
+        match self {
+            Self::Refuses => registry.close().await,
+            Self::Fails => registry.always(Endpoint::Blob, Fault::Status(503, None)),
+            Self::Hangs => registry.always(Endpoint::Blob, Fault::Hang),
+        }
+    }
+
+    async fn end(self, registry: &mut FakeRegistry) {
+        match self {
+            Self::Refuses => registry.reopen().await.unwrap(),
+            Self::Fails | Self::Hangs => registry.behave(),
+        }
+    }
+
+    /// How long a read waits at least. Who is refused, or told so, may know sooner that there is
+    /// no use; whoever hears nothing goes on until no other try could end in time.
+    fn least(self, deadline: Duration) -> Duration {
+        match self {
+            Self::Refuses | Self::Fails => Duration::ZERO,
+            Self::Hangs => deadline / 2,
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,7 +229,7 @@ async fn privileged_a_mount_server_that_dies_costs_errors_and_nothing_else() {
 
     // With its guard: what was mounted is lost, and mounted anew for who comes then.
     bed.servers().into_iter().rev().for_each(sys::kill_by_id);
-    assert!(bed.files.failing() > 0);
+    assert!(bed.files.failing_unguarded() > 0);
     bed.unmount();
     bed.wait_for_servers(2);
     bed.stop_lazd();
