@@ -39,9 +39,22 @@ enum Mount {
     Left(PathBuf),
 }
 
+/// The overlay's directory.
+const OVER: &str = "over";
+
+/// Where a layer is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Where it is mounted.
+    Bare,
+    /// As a container has it: below an overlay, which is read-only.
+    Overlay,
+}
+
 /// Nothing of the layer has been read.
 pub(crate) struct Bed {
     pub(crate) shows: Shows,
+    seen: Seen,
     /// Has the tree that the layer was made of.
     pub(crate) origin: PathBuf,
     dir: tempfile::TempDir,
@@ -51,12 +64,13 @@ pub(crate) struct Bed {
 }
 
 impl Bed {
-    pub(crate) fn new(origin: &tempfile::TempDir, shows: Shows) -> Self {
+    pub(crate) fn new(origin: &tempfile::TempDir, shows: Shows, seen: Seen) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = Runtime::new().unwrap();
         let layer = layer::open(origin.path(), &dir.path().join("store"), &runtime);
         let mut bed = Self {
             shows,
+            seen: Seen::Bare,
             origin: origin.path().to_path_buf(),
             dir,
             layer,
@@ -70,6 +84,12 @@ impl Bed {
             Shows::ServerFanotify => bed.mount_by_server(Through::Fanotify),
             Shows::Kernel => bed.mount_by_kernel(),
         });
+        if seen == Seen::Overlay {
+            let (at, none) = (bed.path(), bed.scratch("none"));
+            let lowers = format!("lowerdir={}:{}", at.display(), none.display());
+            sys::mount_overlay(&bed.scratch(OVER), &lowers);
+            bed.seen = seen;
+        }
         bed
     }
 
@@ -121,8 +141,16 @@ impl Bed {
         Mount::Left(mounted.path)
     }
 
-    /// Where the layer is.
-    pub(crate) fn path(&self) -> &Path {
+    /// Where the layer is to be looked at.
+    pub(crate) fn path(&self) -> PathBuf {
+        match self.seen {
+            Seen::Bare => self.place().to_path_buf(),
+            Seen::Overlay => self.dir.path().join(OVER),
+        }
+    }
+
+    /// Where it is mounted.
+    fn place(&self) -> &Path {
         match self.mount.as_ref().unwrap() {
             Mount::Own(mount) => mount.path(),
             Mount::Server(_, mounted) => &mounted.path,
@@ -139,6 +167,9 @@ impl Bed {
 
     /// Unmounts in order; nothing is left.
     pub(crate) fn end(mut self) {
+        if self.seen == Seen::Overlay {
+            sys::unmount(&self.path());
+        }
         match self.mount.take().unwrap() {
             Mount::Own(mount) => drop(mount),
             Mount::Server(server, mounted) => server.unmount_layer(&mounted).unwrap(),
@@ -159,6 +190,7 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
+        sys::detach(&self.dir.path().join(OVER));
         drop(self.mount.take());
         end_servers(self.dir.path());
     }
@@ -187,7 +219,7 @@ pub(crate) fn end_servers(dir: &Path) {
     for (pid, _) in servers(dir) {
         sys::kill_by_id(pid);
     }
-    for name in ["merged", "mnt", "mnt", "mnt", "mnt"] {
+    for name in ["merged", OVER, "mnt", "mnt", "mnt", "mnt"] {
         sys::detach(&dir.join(name));
     }
 }

@@ -49,12 +49,12 @@ fn walk(root: &Path) -> Vec<PathBuf> {
 
 fn names_and_attributes(bed: &Bed) {
     let tree = bed.origin.join("tree");
-    let (shown, origin) = (walk(bed.path()), walk(&tree));
+    let (shown, origin) = (walk(&bed.path()), walk(&tree));
     let names = |all: &[PathBuf], root: &Path| {
         let names = all.iter().map(|path| path.strip_prefix(root).unwrap());
         names.map(Path::to_path_buf).collect::<Vec<_>>()
     };
-    assert_eq!(names(&shown, bed.path()), names(&origin, &tree));
+    assert_eq!(names(&shown, &bed.path()), names(&origin, &tree));
     for (shown, origin) in shown.iter().zip(&origin).skip(1) {
         let (a, b) = (shown, origin);
         let (a, b) = [a, b]
@@ -182,7 +182,7 @@ fn under_an_overlay(bed: &Bed) {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
-        text(bed.path()),
+        text(&bed.path()),
         text(&upper),
         text(&work)
     );

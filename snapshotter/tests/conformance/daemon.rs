@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::store::{Lent, Vouched};
 use lazarette_fetcher::types::ByteRange;
 use lazarette_fetcher::{Error, Result};
 use lazarette_snapshotter::data::{Filling, LayerData};
-use lazarette_snapshotter::mountd::{LentData, MountServer, Mounted, Place, Shown, Through};
+use lazarette_snapshotter::mountd::{
+    LentData, MountServer, Mounted, Place, Shown, Through, hide_whole, show_whole,
+};
 use lazarette_snapshotter::tree::Tree;
 use rand::Rng as _;
 use tokio::runtime::Runtime;
@@ -21,6 +23,9 @@ use crate::{layer, sys};
 
 const READY: &str = "the daemon is ready";
 const ASKED: &str = "the daemon was asked";
+const BEGINS: &str = "the daemon changes who shows the layer";
+const ENDS: &str = "the daemon has changed that";
+const FILLED: &str = "the daemon has what it was asked for";
 /// Name the directories of a test, and what its daemon does, to its process.
 const DIR: &str = "LAZ_CONFORMANCE_DIR";
 const ORIGIN: &str = "LAZ_CONFORMANCE_ORIGIN";
@@ -44,9 +49,11 @@ pub(crate) enum Does {
     Hangs,
     /// It says that it cannot.
     Fails,
+    /// It has the kernel show the layer alone, and no more, again and again.
+    Shows,
 }
 
-const ALL: [Does; 7] = [
+const ALL: [Does; 8] = [
     Does::Right,
     Does::DiesBefore,
     Does::DiesWhile,
@@ -54,6 +61,7 @@ const ALL: [Does; 7] = [
     Does::DiesVouching,
     Does::Hangs,
     Does::Fails,
+    Does::Shows,
 ];
 
 /// The points at which one dies.
@@ -89,7 +97,7 @@ impl LayerData for Data {
                 }
                 Does::DiesBefore => die(),
                 Does::DiesWhile => {
-                    let soon = Duration::from_micros(rand::rng().random_range(0..2500));
+                    let soon = Duration::from_micros(rand::rng().random_range(0..1500));
                     std::thread::spawn(move || {
                         std::thread::sleep(soon);
                         die()
@@ -99,7 +107,7 @@ impl LayerData for Data {
                     self.layer.fill(range).await?;
                     die()
                 }
-                Does::DiesVouching => {}
+                Does::DiesVouching | Does::Shows => {}
                 Does::Hangs => std::future::pending().await,
                 Does::Fails => {
                     return Err(Error::NotFound {
@@ -108,7 +116,9 @@ impl LayerData for Data {
                     });
                 }
             }
-            self.layer.fill(range).await
+            let filled = self.layer.fill(range).await;
+            let _ = writeln!(std::io::stdout(), "{FILLED}");
+            filled
         })
     }
 }
@@ -135,6 +145,9 @@ impl LentData for Data {
 pub(crate) struct Daemon {
     child: Child,
     asked: Receiver<()>,
+    filled: Receiver<()>,
+    /// Whether it began, and whether it ended.
+    changes: Receiver<bool>,
 }
 
 impl Daemon {
@@ -149,16 +162,45 @@ impl Daemon {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let is_ready = |line: std::io::Result<String>| line.unwrap().contains(READY);
         assert!(lines.any(is_ready), "the daemon failed");
-        let (tell, asked) = channel();
+        let (tell_asked, asked) = channel();
+        let (tell_filled, filled) = channel();
+        let (tell_changes, changes) = channel();
         std::thread::spawn(move || {
-            for line in lines {
+            for line in lines.map_while(Result::ok) {
                 // Nobody may listen, and that must not stop the daemon.
-                if line.is_ok_and(|line| line.contains(ASKED)) {
-                    let _ = tell.send(());
-                }
+                let _ = match () {
+                    () if line.contains(ASKED) => tell_asked.send(()).is_ok(),
+                    () if line.contains(FILLED) => tell_filled.send(()).is_ok(),
+                    () if line.contains(BEGINS) => tell_changes.send(true).is_ok(),
+                    () if line.contains(ENDS) => tell_changes.send(false).is_ok(),
+                    () => true,
+                };
             }
         });
-        Self { child, asked }
+        Self {
+            child,
+            asked,
+            filled,
+            changes,
+        }
+    }
+
+    /// Waits until it changes that for the first time.
+    pub(crate) fn wait_for_change(&self) {
+        let began = self.changes.recv_timeout(Duration::from_secs(60));
+        began.expect("it changes who shows the layer");
+    }
+
+    /// Whether one that was killed had begun to change who shows the layer, and not ended.
+    pub(crate) fn is_inside(&self) -> bool {
+        // The channel ends with what it said.
+        self.changes.iter().last().unwrap_or(true)
+    }
+
+    /// Whether one that has died had made anything present that it was asked for.
+    pub(crate) fn has_filled(&self) -> bool {
+        // The channel ends with what it said.
+        self.filled.recv_timeout(Duration::from_secs(60)).is_ok()
     }
 
     /// Waits until it was asked so many times more for bytes that it has not got.
@@ -171,7 +213,12 @@ impl Daemon {
 
     /// Waits until it has died by itself.
     pub(crate) fn wait(&mut self) {
-        self.child.wait().unwrap();
+        let since = Instant::now();
+        while self.child.try_wait().unwrap().is_none() {
+            let late = since.elapsed() > Duration::from_secs(60);
+            assert!(!late, "the daemon lives: nobody asked it");
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     pub(crate) fn kill(&mut self) {
@@ -198,7 +245,7 @@ pub(crate) fn connect(dir: &Path, runtime: &Runtime) -> (MountServer, Vec<Mounte
     }
 }
 
-fn show(server: &MountServer, dir: &Path, data: &Arc<Data>, through: Through) {
+fn show(server: &MountServer, dir: &Path, data: &Arc<Data>, through: Through) -> Mounted {
     let tree = Tree::build(data.layer.index()).unwrap();
     let shown = Shown {
         blob_digest: data.layer.index().blob_digest,
@@ -210,7 +257,25 @@ fn show(server: &MountServer, dir: &Path, data: &Arc<Data>, through: Through) {
         path: &dir.join("mnt"),
         metadata: &dir.join("metadata"),
     };
-    server.mount_shown(&shown, place).unwrap();
+    server.mount_shown(&shown, place).unwrap()
+}
+
+/// Until it is killed.
+fn show_and_hide(runtime: &Runtime, data: &Data, mounted: &Mounted) -> ! {
+    let say = |line| drop(writeln!(std::io::stdout(), "{line}"));
+    // Refused where the daemon before left the kernel to show it, and somebody reads.
+    let _ = hide_whole(mounted);
+    let _ = data.layer.file().evict_all();
+    runtime.block_on(data.layer.fill_all()).unwrap();
+    assert!(data.layer.file().is_whole().unwrap());
+    loop {
+        say(BEGINS);
+        assert!(show_whole(mounted, data.layer.file()).unwrap());
+        say(ENDS);
+        say(BEGINS);
+        let _ = hide_whole(mounted);
+        say(ENDS);
+    }
 }
 
 #[test]
@@ -227,10 +292,12 @@ fn process() {
     let through = through.find(|through| *format!("{through:?}") == *var(THROUGH));
     let runtime = Runtime::new().unwrap();
     let layer = layer::open(&PathBuf::from(var(ORIGIN)), &dir.join("store"), &runtime);
+    // What comes along with more than was asked for is much of such a layer.
+    layer.set_foresight(layer.index().spans.is_empty());
     let data = Arc::new(Data { layer, does });
     loop {
         let (server, mounts) = connect(&dir, &runtime);
-        match mounts.first() {
+        let mounted = match mounts.first() {
             None => show(&server, &dir, &data, through.unwrap()),
             Some(mounted) => {
                 let tree = || Tree::build(data.layer.index());
@@ -238,9 +305,13 @@ fn process() {
                 // A server that is gone by now is noticed below.
                 let attached = server.attach_layer(mounted, tree, bytes, &image);
                 assert_eq!(Some(mounted.through), through, "{attached:?}");
+                mounted.clone()
             }
-        }
+        };
         let _ = writeln!(std::io::stdout(), "{READY}");
+        if does == Does::Shows {
+            show_and_hide(&runtime, &data, &mounted);
+        }
         runtime.block_on(server.closed());
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lazarette_fetcher::index::Encoding;
 use lazarette_fetcher::index::write::{Format, Options, write_layer};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest};
@@ -32,8 +33,24 @@ const SIZES: [usize; 10] = [
     0, 1, 100, 4095, 4096, 4097, 65_536, 70_001, 300_000, 1_500_001,
 ];
 
+/// In which form the layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Short chunks, each of which can be had alone.
+    Chunks,
+    /// One stream of gzip, of which this node has made an index.
+    Spans,
+    /// Long chunks of others: the pieces of one come, and are verified, together.
+    Members,
+}
+
 /// A directory with `tree`, and the blob that was made of it.
 pub(crate) fn write() -> tempfile::TempDir {
+    write_as(Form::Chunks)
+}
+
+/// The same in any form.
+pub(crate) fn write_as(form: Form) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
     write_tree(&tree);
@@ -45,8 +62,17 @@ pub(crate) fn write() -> tempfile::TempDir {
         .output()
         .unwrap();
     assert!(tar.status.success());
+    let chunk_bytes = match form {
+        Form::Spans => {
+            write_gzip(dir.path(), &tar.stdout);
+            return dir;
+        }
+        Form::Chunks => 32 << 10,
+        // Longer than the larger files, and shorter than two: each is a member of its own then.
+        Form::Members => 160 << 10,
+    };
     let options = Options {
-        chunk_bytes: 32 << 10,
+        chunk_bytes,
         ..Options::new(Format::Estargz)
     };
     let (mut input, mut blob) = (std::io::Cursor::new(&tar.stdout), Vec::new());
@@ -58,6 +84,43 @@ pub(crate) fn write() -> tempfile::TempDir {
     }
     fs::write(dir.path().join("facts"), facts).unwrap();
     dir
+}
+
+fn write_gzip(dir: &Path, tar: &[u8]) {
+    let [plain, blob] = ["plain", "blob"].map(|name| dir.join(name));
+    fs::write(&plain, tar).unwrap();
+    let mut gzip = Command::new("gzip");
+    let gzip = gzip.args(["-n", "-c"]).arg(plain);
+    let done = gzip.stdout(File::create(blob).unwrap()).status().unwrap();
+    assert!(done.success());
+    fs::write(dir.join("facts"), format!("{}\n", Digest::sha256(tar))).unwrap();
+}
+
+/// Has the store at `store` know of the layer in `dir` what a first start leaves, and none of its
+/// bytes.
+pub(crate) fn prepare(dir: &Path, store: &Path, form: Form) {
+    let runtime = Runtime::new().unwrap();
+    let layer = open(dir, store, &runtime);
+    if form == Form::Spans {
+        // All of it came, for its index.
+        runtime.block_on(layer.fill_all()).unwrap();
+        layer.file().evict_all().unwrap();
+    }
+    let encodings = layer.index().chunks.iter().map(|chunk| &chunk.encoding);
+    let is_of = |encoding: &Encoding| match form {
+        Form::Chunks => matches!(encoding, Encoding::GzipMember { .. }),
+        Form::Spans => matches!(
+            encoding,
+            Encoding::GzipSpan { .. } | Encoding::WholeSpan { .. }
+        ),
+        Form::Members => matches!(encoding, Encoding::WholeMember { .. }),
+    };
+    let (of, here) = (
+        encodings.filter(|it| is_of(it)).count(),
+        layer.present_bytes(),
+    );
+    runtime.block_on(layer.close()).unwrap();
+    assert!(of > 50 && here == 0, "{form:?}: {of} chunks, {here} bytes");
 }
 
 /// Never a zero, so that a hole is not mistaken for it.

@@ -13,10 +13,11 @@ mod layer;
 mod sys;
 mod whole;
 mod zeros;
+mod zone;
 
 use std::io::Write as _;
 
-use bed::{Bed, Shows};
+use bed::{Bed, Seen, Shows};
 
 /// Whether this process is root; if not, says loudly that `test` does not run.
 fn must_be_root(test: &str) -> bool {
@@ -26,8 +27,8 @@ fn must_be_root(test: &str) -> bool {
     sys::is_root()
 }
 
-/// Makes one test per backend, of all checks. Each check has a mount of its own, of which
-/// nothing was read.
+/// Makes one test per backend, of all checks, on the mount itself and over an overlay. Each check
+/// has a mount of its own, of which nothing was read.
 macro_rules! conforms {
     ($($name:ident $shows:ident)*) => {
         $(
@@ -37,11 +38,14 @@ macro_rules! conforms {
                     return;
                 }
                 let layer = layer::write();
-                for (what, check) in checks::ALL {
-                    let _ = writeln!(std::io::stderr(), "{}: {what}", stringify!($name));
-                    let bed = Bed::new(&layer, Shows::$shows);
-                    check(&bed);
-                    bed.end();
+                for seen in [Seen::Bare, Seen::Overlay] {
+                    for (what, check) in checks::ALL {
+                        let name = stringify!($name);
+                        let _ = writeln!(std::io::stderr(), "{name}, {seen:?}: {what}");
+                        let bed = Bed::new(&layer, Shows::$shows, seen);
+                        check(&bed);
+                        bed.end();
+                    }
                 }
             }
         )*

@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use crate::bed::{end_servers, servers};
 use crate::checks::assert_same;
 use crate::daemon::connect;
-use crate::zeros::{PATIENT, start_server};
+use crate::zone::{PATIENT, start_server};
 use crate::{layer, must_be_root, sys};
 
 /// Makes two tests, for root, of each function.

@@ -2,15 +2,15 @@
 //! What is read is compared then and afterwards, from what the kernel kept and anew: a page of
 //! zeros that was once taken for data would still be there.
 
-use std::cell::Cell;
 use std::fs;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use lazarette_mountd::table::Table;
 use lazarette_snapshotter::mountd::{LentData as _, Place, Shown, Through, clear};
 use lazarette_snapshotter::tree::Tree;
 use rand::Rng as _;
@@ -18,14 +18,10 @@ use tokio::runtime::Runtime;
 
 use crate::bed::{end_servers, servers};
 use crate::checks::assert_same;
-use crate::daemon::{DEATHS, Daemon, Does, connect};
+use crate::daemon::{DEATHS, Does, connect};
+use crate::layer::Form;
+use crate::zone::{PATIENT, READERS, Reading, Zone, start_server};
 use crate::{layer, must_be_root, sys};
-
-const EIO: i32 = 5;
-/// Seconds that a read may wait, where none should have to.
-pub(crate) const PATIENT: u64 = 120;
-/// Readers at a time.
-const READERS: usize = 4;
 
 /// Makes two tests, for root, of each function that takes what the kernel gets data through.
 macro_rules! through_both {
@@ -51,6 +47,8 @@ macro_rules! through_both {
 
 through_both! {
     privileged_a_daemon_may_die_at_any_point_of_a_fill
+    privileged_a_daemon_may_die_at_any_point_of_a_fill_of_any_form
+    privileged_a_daemon_may_die_while_it_shows_a_layer_whole_or_hides_it
     privileged_a_daemon_that_fails_is_an_error_and_not_remembered
     privileged_without_a_daemon_a_read_fails_in_the_end
     privileged_a_server_that_dies_is_an_error_and_not_remembered
@@ -62,145 +60,104 @@ through_both! {
     privileged_a_guard_with_nothing_to_guard_ends
 }
 
-/// A server, and the directories of it and of its daemons.
-struct Zone {
-    origin: tempfile::TempDir,
-    dir: tempfile::TempDir,
-    through: Through,
-    wait: u64,
-    server: Child,
-    /// How many of the files that are alike were read.
-    read: Cell<usize>,
-}
-
-impl Zone {
-    fn new(through: Through, wait: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self {
-            origin: layer::write(),
-            server: start_server(dir.path(), wait, false),
-            dir,
-            through,
-            wait,
-            read: Cell::new(0),
-        }
-    }
-
-    fn daemon(&self, does: Does) -> Daemon {
-        Daemon::start(self.dir.path(), self.origin.path(), self.through, does)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join("mnt").join(name)
-    }
-
-    /// Begins to read a file of which nothing is on the disk: the last one that nobody has read
-    /// yet, as whatever fetches brings along what is behind.
-    fn read_fresh(&self) -> Reading {
-        let read = self.read.replace(self.read.get() + 1);
-        let name = layer::fresh(layer::FRESH - 1 - read);
-        let path = self.path(&name);
-        Reading {
-            thread: std::thread::spawn(move || fs::read(path)),
-            origin: layer::content(self.origin.path(), &name),
-            name,
-        }
-    }
-
-    fn read_some_fresh(&self) -> Vec<Reading> {
-        (0..READERS).map(|_| self.read_fresh()).collect()
-    }
-
-    fn kill_server(&mut self) {
-        self.server.kill().unwrap();
-        self.server.wait().unwrap();
-    }
-
-    fn start_server(&mut self) {
-        self.server = start_server(self.dir.path(), self.wait, false);
-    }
-
-    fn replace_server(&mut self) {
-        let successor = start_server(self.dir.path(), self.wait, true);
-        let mut old = std::mem::replace(&mut self.server, successor);
-        assert!(old.wait().unwrap().success());
-    }
-
-    fn guard(&self) -> Option<i32> {
-        let all = servers(self.dir.path()).into_iter();
-        all.filter(|(_, is_guard)| *is_guard)
-            .map(|(pid, _)| pid)
-            .next()
-    }
-
-    /// Reads everything twice; there is a daemon that does right.
-    fn check_all(&self) {
-        let _daemon = self.daemon(Does::Right);
-        self.compare_all();
-    }
-
-    fn compare_all(&self) {
-        for name in layer::files(self.origin.path()) {
-            let origin = layer::content(self.origin.path(), &name);
-            let path = self.path(&name);
-            assert_same(&fs::read(&path).unwrap(), &origin, &name);
-            assert_same(&layer::read_anew(&path).unwrap(), &origin, &name);
-        }
-    }
-}
-
-impl Drop for Zone {
-    fn drop(&mut self) {
-        end_servers(self.dir.path());
-        let _ = self.server.wait();
-    }
-}
-
-/// A read in a thread.
-struct Reading {
-    thread: JoinHandle<io::Result<Vec<u8>>>,
-    origin: Vec<u8>,
-    name: String,
-}
-
-impl Reading {
-    #[track_caller]
-    fn succeeds(self) {
-        let read = self.thread.join().unwrap();
-        assert_same(&read.unwrap(), &self.origin, &self.name);
-    }
-
-    #[track_caller]
-    fn fails(self) {
-        let error = self.thread.join().unwrap().expect_err("nothing is there");
-        assert_eq!(error.raw_os_error(), Some(EIO), "{error}");
-    }
-}
-
-pub(crate) fn start_server(dir: &Path, wait: u64, take_over: bool) -> Child {
-    let mut command = Command::new(layer::program());
-    command.arg("--socket").arg(dir.join("socket"));
-    command.args(["--wait", &wait.to_string()]);
-    if take_over {
-        command.arg("--take-over");
-    }
-    let mut server = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut said = [0; lazarette_mountd::READY.len()];
-    let out = server.stdout.as_mut().unwrap();
-    out.read_exact(&mut said).expect("the server listens");
-    server
-}
-
 fn privileged_a_daemon_may_die_at_any_point_of_a_fill(through: Through) {
     let zone = Zone::new(through, PATIENT);
+    let mut inside = 0;
     for does in DEATHS.into_iter().cycle().take(5 * DEATHS.len()) {
         let mut daemon = zone.daemon(does);
         let reads = [zone.read_fresh(), zone.read_fresh()];
         daemon.wait();
+        inside += u32::from(does == Does::DiesWhile && !daemon.has_filled());
         let _daemon = zone.daemon(Does::Right);
         reads.into_iter().for_each(Reading::succeeds);
     }
+    assert!(inside > 0, "no death fell inside a fill");
     zone.check_all();
+}
+
+/// Files that lie in as much of a layer as a span has; large and small ones come by turns then.
+const SPAN_FILES: usize = 6;
+/// Most tries to have a daemon die inside a fill, which takes about as long as such a daemon lives.
+const TRIES_MAX: usize = 4;
+
+fn privileged_a_daemon_may_die_at_any_point_of_a_fill_of_any_form(through: Through) {
+    for form in [Form::Spans, Form::Members] {
+        let zone = Zone::of(form, through, PATIENT);
+        let die = |does| {
+            let mut daemon = zone.daemon(does);
+            let read = zone.read_behind(SPAN_FILES);
+            daemon.wait();
+            let _daemon = zone.daemon(Does::Right);
+            read.succeeds();
+            !daemon.has_filled()
+        };
+        for does in DEATHS.into_iter().filter(|does| *does != Does::DiesWhile) {
+            die(does);
+        }
+        let inside = (0..TRIES_MAX).any(|_| die(Does::DiesWhile));
+        assert!(inside, "{form:?}: no death fell inside a fill");
+        zone.check_all();
+    }
+}
+
+/// Times that it does.
+const SHOWS: usize = 20;
+
+fn privileged_a_daemon_may_die_while_it_shows_a_layer_whole_or_hides_it(through: Through) {
+    let zone = Zone::new(through, PATIENT);
+    let names = layer::files(zone.origin.path());
+    let (stop, read) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (mut inside, mut last) = (0, None);
+    std::thread::scope(|threads| {
+        let reader = |first| {
+            for name in names.iter().cycle().skip(first) {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                match layer::read_anew(&zone.path(name)) {
+                    Ok(bytes) => {
+                        assert_same(&bytes, &layer::content(zone.origin.path(), name), name);
+                        read.fetch_add(1, Ordering::Relaxed);
+                    }
+                    // Before there is a mount.
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
+                }
+            }
+        };
+        let _stop = StopOnDrop(&stop);
+        let readers = [0, 100].map(|first| threads.spawn(move || reader(first)));
+        let mut rng = rand::rng();
+        for _ in 0..SHOWS {
+            let mut daemon = zone.daemon(Does::Shows);
+            daemon.wait_for_change();
+            std::thread::sleep(Duration::from_micros(rng.random_range(0..8000)));
+            daemon.kill();
+            inside += u32::from(daemon.is_inside());
+        }
+        assert!(
+            readers.iter().all(|reader| !reader.is_finished()),
+            "one failed"
+        );
+        // Whoever waits for bytes gets them, and ends.
+        last = Some(zone.daemon(Does::Right));
+    });
+    drop(last);
+    assert!(inside > 2, "{inside} deaths fell inside");
+    assert!(read.into_inner() > 100);
+    assert!(
+        Table::read().unwrap().erofs_at(&zone.path("")) <= 2,
+        "shown twice"
+    );
+    zone.check_all();
+}
+
+/// Tells readers to end, also where the test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn privileged_a_daemon_that_fails_is_an_error_and_not_remembered(through: Through) {
@@ -247,7 +204,7 @@ fn privileged_a_server_may_be_replaced_while_reads_wait(through: Through) {
         daemon.wait_for_asked(reads.len());
         zone.replace_server();
     }
-    assert!(reads.iter().all(|read| !read.thread.is_finished()));
+    assert!(reads.iter().all(Reading::waits));
     daemon.kill();
     let _daemon = zone.daemon(Does::Right);
     reads.into_iter().for_each(Reading::succeeds);
