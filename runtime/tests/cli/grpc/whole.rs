@@ -98,3 +98,24 @@ async fn privileged_what_no_container_has_is_evicted_when_nothing_else_is_left()
     bed.read_all_here().await;
     node.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_is_complete_outlives_its_removal_and_all_of_ours() {
+    if !is_root("privileged_what_is_complete_outlives_its_removal_and_all_of_ours") {
+        return;
+    }
+    let bed = Bed::configured(PATIENT, "").await;
+    let node = bed.node().await;
+    wait_for_mounts(&bed, 7);
+    bed.unmount();
+    let mounts = bed.ask_mounts(&node).await;
+    bed.mount(&mounts);
+    bed.remove(&node).await;
+    let left = fs::read_dir(bed.path().join("root/layers")).unwrap();
+    assert_eq!(left.count(), 0);
+    bed.read_all_here().await;
+    node.close().await;
+    bed.servers().into_iter().for_each(sys::kill_by_id);
+    bed.wait_for_servers(0);
+    bed.read_all_here().await;
+}
