@@ -27,6 +27,10 @@ looks() {
 # gone WHAT IMAGE: when it is removed nothing of it is left.
 gone() {
   works "removes $1" "${CTR[@]}" images rm --sync "$2"
+  nothing_left "$1"
+}
+
+nothing_left() {
   wait_for 20 'snapshots to go' no_snapshots || true
   equal "$1 leaves no snapshot" "$(snapshots)" ""
   equal "$1 leaves nothing mounted" "$(lazy_mounts)" 0
@@ -150,6 +154,39 @@ outlives() {
   works 'and is removed' "${CTR[@]}" containers rm outlives
 }
 
+# collect: containerd removes what nothing holds, and is done with it.
+collect() {
+  "${CTR[@]}" leases create --id collect >/dev/null && "${CTR[@]}" leases delete --sync collect >/dev/null
+}
+
+# held IMAGE: what a container needs outlives the image, and nothing outlives both.
+held() {
+  local layers; layers=$(lazy_mounts)
+  works 'runs in the background' "${CTR[@]}" run -d --snapshotter lazarette "$1" held sleep infinity
+  works 'removes its image' "${CTR[@]}" images rm --sync "$1"
+  equal 'it is gone' "$("${CTR[@]}" images ls -q | grep -cx "$1" || true)" 0
+  equal 'its layers are held' "$(lazy_mounts)" "$layers"
+  equal 'a container without its image reads what is right' "$("${CTR[@]}" task exec --exec-id held held sh -c "$SUM" 2>&1)" "$EXPECTED_SUM"
+  "${CTR[@]}" task rm -f held >/dev/null 2>&1 || true
+  works 'removes the container' "${CTR[@]}" containers rm held
+  works 'collects what nothing holds' collect
+  nothing_left 'what a container held'
+}
+
+# shared IMAGE: what two namespaces have is there once, and stays with the one that keeps it.
+shared() {
+  local plain=("${CTR[@]}") layers; layers=$(lazy_mounts)
+  CTR+=(--namespace other)
+  works 'another namespace pulls the same image' "${CTR[@]}" images pull --plain-http --snapshotter lazarette "$1"
+  equal 'and has the same layers' "$(lazy_mounts) $(remote_snapshots)" "$layers $layers"
+  looks 'runs in another namespace' "$1"
+  works 'removes it there' "${CTR[@]}" images rm --sync "$1"
+  equal 'has none there any more' "$(snapshots)" ""
+  CTR=("${plain[@]}")
+  equal 'what another namespace removes is here' "$(lazy_mounts) $(remote_snapshots)" "$layers $layers"
+  looks 'runs when another namespace has removed it' "$1"
+}
+
 # begin GENERATION CONFIG PROGRAMS: GENERATION is the beginning of containerd's version.
 begin() {
   GENERATION=$1 DIR=$SCRATCH/$1
@@ -201,7 +238,7 @@ before_transfer() {
     lazy estargz "$ESGZ" "$BIN/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette
     restarts "$ESGZ"
     outlives "$ESGZ"
-    gone 'a lazy image' "$ESGZ"
+    held "$ESGZ"
   else
     say "SKIPPED (needs Go 1.21 or later, which Debian 12 has not): ctr-remote with containerd $1"
   fi
@@ -258,9 +295,10 @@ gone 'an image of zstd:chunked' "$REGISTRY/python:chunked"
 lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
 restarts "$ESGZ"
 outlives "$ESGZ"
+shared "$ESGZ"
 stop_pid "$REGISTRY_PID"
 killed "$ESGZ"
-gone 'a lazy image' "$ESGZ"
+held "$ESGZ"
 finish
 
 summary
