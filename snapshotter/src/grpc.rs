@@ -314,16 +314,14 @@ impl Api for Service {
         let records = self
             .finish(|inner| async move { inner.with(Snapshots::list).await })
             .await?;
-        let found = records.into_iter().filter(|record| filters.matches(record));
-        let infos: Vec<_> = found.map(convert::info).collect();
-        let answers: Vec<_> = infos
-            .chunks(LIST_CHUNK)
-            .map(|some| {
-                Ok(ListSnapshotsResponse {
-                    info: some.to_vec(),
-                })
-            })
-            .collect();
+        let mut found = records
+            .into_iter()
+            .filter(move |record| filters.matches(record))
+            .map(convert::info);
+        let answers = std::iter::from_fn(move || {
+            let info: Vec<_> = found.by_ref().take(LIST_CHUNK).collect();
+            (!info.is_empty()).then_some(Ok(ListSnapshotsResponse { info }))
+        });
         Ok(Box::pin(stream::iter(answers)))
     }
 
