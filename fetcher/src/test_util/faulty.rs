@@ -36,6 +36,10 @@ pub enum ReadFault {
     NoRanges,
 }
 
+/// Logarithms of how far into a body a random bit is flipped, in bits: most bodies are some
+/// KiB long, some are MiB.
+const FLIPPED_BITS: std::ops::RangeInclusive<u32> = 12..=23;
+
 enum Schedule {
     Script(VecDeque<Option<ReadFault>>),
     Seeded { rng: Box<StdRng>, one_in: u32 },
@@ -92,7 +96,10 @@ impl<S: BlobSource> FaultySource<S> {
                     0 => ReadFault::Unavailable,
                     1 => ReadFault::Short(rng.random_range(0..65_536)),
                     2 => ReadFault::WrongBytes,
-                    3 => ReadFault::FlippedBit(rng.random_range(0..8 << 14)),
+                    3 => {
+                        let bits = rng.random_range(FLIPPED_BITS);
+                        ReadFault::FlippedBit(rng.random_range(0..1_u64 << bits))
+                    }
                     _ => ReadFault::Delay(Duration::from_millis(rng.random_range(0..20))),
                 })
             }
