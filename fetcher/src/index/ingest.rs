@@ -115,6 +115,7 @@ impl<S: LayerSink> Ingest<S> {
                 locator: Locator::Stored,
                 recorder: None,
                 at: Position::default(),
+                reach: 0,
                 file: Payload::None,
                 writer: Writer::new(Work::new(
                     plan.diff_id.as_ref().map(Digest::algorithm),
@@ -290,6 +291,8 @@ struct Unpack<S> {
     recorder: Option<Recorder>,
     /// After the step that is being looked at.
     at: Position,
+    /// How far the blob has to be read for what that step decoded.
+    reach: u64,
     file: Payload,
     writer: Writer<S>,
 }
@@ -311,6 +314,7 @@ impl<S: LayerSink> Unpack<S> {
         let before = self.at;
         self.at.encoded = before.encoded.saturating_add(run.encoded.len() as u64);
         self.at.decoded = before.decoded.saturating_add(run.decoded.len() as u64);
+        self.reach = self.locator.reach(run, self.at);
         self.writer.push(run.decoded)?;
         self.tar(run.decoded)?;
         let is_entered = self.locator.ran(run, self.at)?;
@@ -420,7 +424,7 @@ impl<S: LayerSink> Unpack<S> {
         match std::mem::replace(&mut self.file, Payload::Kept) {
             Payload::Chunk { len, start, .. } => {
                 self.writer.end_chunk(start.saturating_add(u64::from(len)));
-                let encoding = self.locator.chunk(start, len, self.at);
+                let encoding = self.locator.chunk(start, len, self.reach);
                 // Its digest is with the writer until the end.
                 self.tables.chunk_of_span(encoding, len, None);
             }

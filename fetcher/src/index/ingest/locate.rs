@@ -6,6 +6,8 @@
 //! Invariant: what is recorded decodes to what was hashed; chunks of a span follow one
 //! another. Memory: the windows that are kept, packed, and 32 bytes for each chunk.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use super::{PIECE_LEN, Position, STREAM_CHUNK_LEN};
@@ -24,12 +26,16 @@ const SPAN_LEN: u64 = 512 << 10;
 /// or a deflate block that does not end, chunks come only with the whole layer.
 const SKIP_MAX: u64 = 8 << 20;
 
+/// Decoded bytes of a zstd frame at least that is entered. Shorter ones are decoded with what
+/// is before them, so that as many frames as a blob may have take no memory.
+const FRAME_LEN_MIN: u64 = 512;
+
 /// What is known of one blob so far.
 pub(super) enum Locator {
     /// The blob is the tar.
     Stored,
-    /// Where the last zstd frame began.
-    Zstd(Position),
+    /// Where zstd frames begin.
+    Zstd(Frames),
     /// Where gzip can be entered.
     Gzip(Box<Gzip>),
 }
@@ -39,7 +45,7 @@ impl Locator {
         match compression {
             Compression::Stored => Self::Stored,
             Compression::Gzip => Self::Gzip(Box::default()),
-            Compression::Zstd => Self::Zstd(Position::default()),
+            Compression::Zstd => Self::Zstd(Frames::default()),
         }
     }
 
@@ -47,7 +53,7 @@ impl Locator {
     pub(super) fn chunk_len(&self, start: u64) -> u32 {
         let from = match self {
             Self::Stored => Some(start),
-            Self::Zstd(frame) => Some(frame.decoded),
+            Self::Zstd(frames) => frames.of(start).map(|frame| frame.decoded),
             Self::Gzip(gzip) => gzip.entry(start).map(|(_, entry)| entry.decoded),
         };
         match from {
@@ -56,18 +62,29 @@ impl Locator {
         }
     }
 
+    /// How far the blob has to be read for what a step decoded, after which it is at `now`. Of
+    /// the last block of a frame zstd says that a byte is left until all of its output was taken.
+    pub(super) fn reach(&self, run: &Run<'_>, now: Position) -> u64 {
+        match (self, &run.stop) {
+            (Self::Zstd(_), Stop::Anywhere) => now.encoded.saturating_add(1),
+            _ => now.encoded,
+        }
+    }
+
     /// How to find the chunk that began at `start` of the tar, now that all of it was
-    /// decoded.
-    pub(super) fn chunk(&mut self, start: u64, len: u32, now: Position) -> Encoding {
+    /// decoded, which takes the blob up to `end`.
+    pub(super) fn chunk(&mut self, start: u64, len: u32, end: u64) -> Encoding {
         let near = |from: u64| start.checked_sub(from).filter(|skip| *skip <= SKIP_MAX);
         let found = match self {
             Self::Stored => {
                 ByteRange::at(start, u64::from(len)).map(|blob| Encoding::Stored { blob })
             }
-            Self::Zstd(frame) => ByteRange::new(frame.encoded, now.encoded)
-                .zip(near(frame.decoded))
-                .map(|(blob, skip)| Encoding::ZstdFrame { blob, skip }),
-            Self::Gzip(gzip) => gzip.chunk(start, now.encoded),
+            Self::Zstd(frames) => frames.take(start).and_then(|frame| {
+                let blob = ByteRange::new(frame.encoded, end);
+                blob.zip(near(frame.decoded))
+                    .map(|(blob, skip)| Encoding::ZstdFrame { blob, skip })
+            }),
+            Self::Gzip(gzip) => gzip.chunk(start, end),
         };
         found.unwrap_or(Encoding::Stream)
     }
@@ -76,7 +93,7 @@ impl Locator {
     /// where it stopped.
     pub(super) fn ran(&mut self, run: &Run<'_>, now: Position) -> Result<bool> {
         match (self, &run.stop) {
-            (Self::Zstd(frame), Stop::Frame) => *frame = now,
+            (Self::Zstd(frames), Stop::Frame) => frames.ended(now),
             (Self::Gzip(gzip), stop) => return gzip.ran(run, stop, now),
             (Self::Stored | Self::Zstd(_), _) => {}
         }
@@ -100,6 +117,42 @@ impl Locator {
             }
         }
         Ok(spans)
+    }
+}
+
+/// Where the frames of a zstd blob begin, from the one on that the next chunk may begin in.
+pub(super) struct Frames(VecDeque<Position>);
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self(VecDeque::from([Position::default()]))
+    }
+}
+
+impl Frames {
+    /// The frame that has `start` of the tar.
+    fn of(&self, start: u64) -> Option<Position> {
+        let frames = self.0.iter().rev();
+        frames.copied().find(|frame| frame.decoded <= start)
+    }
+
+    /// The same, for a chunk; those that come later begin behind it. It may end in another
+    /// frame.
+    fn take(&mut self, start: u64) -> Option<Position> {
+        let before = self.0.partition_point(|frame| frame.decoded <= start);
+        self.0.drain(..before.saturating_sub(1));
+        self.of(start)
+    }
+
+    /// A frame ended, and the next begins.
+    fn ended(&mut self, now: Position) {
+        let passed = self.0.back().map_or(0, |last| now.decoded - last.decoded);
+        if passed == 0 {
+            self.0.pop_back();
+        }
+        if passed == 0 || passed >= FRAME_LEN_MIN {
+            self.0.push_back(now);
+        }
     }
 }
 
