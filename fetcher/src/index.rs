@@ -139,6 +139,13 @@ impl LayerIndex {
         self.chunks.iter().any(whole)
     }
 
+    /// Whether nothing but somebody's word says what its spans decode to: a zTOC has digests of
+    /// encoded bytes only.
+    pub fn is_by_ztoc(&self) -> bool {
+        let whole = |chunk: &Chunk| matches!(chunk.encoding, Encoding::WholeSpan { .. });
+        self.chunks.iter().any(whole)
+    }
+
     /// Whether some of its chunks are pieces of members that are verified whole.
     pub fn has_whole_members(&self) -> bool {
         let whole = |chunk: &Chunk| matches!(chunk.encoding, Encoding::WholeMember { .. });

@@ -59,14 +59,33 @@ impl Node {
 
     /// Opens `blob` as a process that has just started would.
     async fn open(&self, blob: &[u8], ztoc: Option<BlobRef>) -> Result<(Arc<Layer>, OpenedBy)> {
-        let store = Store::open(self.dir.path()).unwrap();
-        let opener = LayerOpener::new(store, Arc::clone(&self.source) as Arc<dyn BlobSource>);
+        self.open_as(&self.request(blob, ztoc)).await
+    }
+
+    /// The same, of which all is wanted now.
+    async fn open_whole(
+        &self,
+        blob: &[u8],
+        ztoc: Option<BlobRef>,
+    ) -> Result<(Arc<Layer>, OpenedBy)> {
+        let mut request = self.request(blob, ztoc);
+        request.is_wanted_whole = true;
+        self.open_as(&request).await
+    }
+
+    fn request(&self, blob: &[u8], ztoc: Option<BlobRef>) -> LayerRequest {
         let digest = self.source.inner().add_blob(blob.to_vec());
         let layer = Descriptor::new(MediaType::OciLayerGzip, digest, blob.len() as u64);
         let diff_id = Digest::sha256(&unpacked(blob));
-        let mut request = LayerRequest::new(repository(), &layer, diff_id)?;
+        let mut request = LayerRequest::new(repository(), &layer, diff_id).unwrap();
         request.ztoc = ztoc;
-        opener.open(&request, &AtomicU64::new(0)).await
+        request
+    }
+
+    async fn open_as(&self, request: &LayerRequest) -> Result<(Arc<Layer>, OpenedBy)> {
+        let store = Store::open(self.dir.path()).unwrap();
+        let opener = LayerOpener::new(store, Arc::clone(&self.source) as Arc<dyn BlobSource>);
+        opener.open(request, &AtomicU64::new(0)).await
     }
 
     /// Puts a zTOC into the registry.
@@ -309,4 +328,92 @@ async fn the_index_survives_being_stored() {
     let layer = node.open_lazily(PLAIN, PLAIN_ZTOC).await;
     let bytes = std::fs::read(node.file(&layer, "index")).unwrap();
     assert_eq!(wire::decode(&bytes).unwrap(), **layer.index());
+}
+
+/// The zTOC with other windows: right in all that can be told before anything is decoded.
+fn with_wrong_windows(mut ztoc: Vec<u8>) -> Vec<u8> {
+    const SPAN: i64 = 32_768;
+    const CHECKPOINT: usize = 17 + (32 << 10);
+    let count = |at: usize| {
+        let bytes = ztoc.get(at.checked_sub(4)?..at)?.try_into().ok()?;
+        usize::try_from(i32::from_le_bytes(bytes)).ok()
+    };
+    let len = |at: usize| {
+        let bytes = ztoc.get(at.checked_sub(8)?..at - 4)?.try_into().ok()?;
+        usize::try_from(i32::from_le_bytes(bytes)).ok()
+    };
+    let is_it = |at: &usize| {
+        let is_size = ztoc[*at..].starts_with(&SPAN.to_le_bytes());
+        is_size && len(*at) == count(*at).map(|count| 12 + count * CHECKPOINT)
+    };
+    let at = (0..ztoc.len()).find(is_it).unwrap();
+    let count = count(at).unwrap();
+    assert!(count >= 3);
+    for number in 1..count {
+        let window = at + 8 + number * CHECKPOINT + 17;
+        ztoc[window..window + (32 << 10)]
+            .iter_mut()
+            .for_each(|byte| *byte ^= 1);
+    }
+    ztoc
+}
+
+#[tokio::test]
+async fn who_wants_all_of_a_layer_gets_what_is_in_it_and_not_what_a_ztoc_says() {
+    let (expected, bytes, _node) = streamed().await;
+    let lying = with_wrong_windows(unpacked(PLAIN_ZTOC));
+    // Nothing is here; nothing was read; all was.
+    for (is_here, is_read) in [(false, false), (true, false), (true, true)] {
+        let node = Node::new();
+        let ztoc = || node.offer(lying.clone());
+        let mut old = None;
+        if is_here {
+            let (layer, by) = node.open(PLAIN, ztoc()).await.unwrap();
+            assert_eq!(by, OpenedBy::Toc, "nobody can tell yet");
+            if is_read {
+                // Its maker's word, as docs/soci.md says.
+                assert!(read_all(&layer).await != bytes);
+            }
+            layer.flush().await.unwrap();
+            old = Some(layer);
+        }
+        let (layer, by) = node.open_whole(PLAIN, ztoc()).await.unwrap();
+        assert_eq!(by, OpenedBy::Stream);
+        assert!(!layer.index().is_by_ztoc());
+        assert_eq!(layer.index().files, expected.index().files);
+        assert!(read_all(&layer).await == bytes);
+        layer.close().await.unwrap();
+        if let Some(old) = old {
+            // Who has the old one goes on with it.
+            read_all(&old).await;
+        }
+        let (layer, by) = node.open_whole(PLAIN, ztoc()).await.unwrap();
+        assert_eq!(by, OpenedBy::Store, "once is enough");
+        assert!(layer.file().is_complete());
+        layer.file().evict_all().unwrap();
+        assert!(read_all(&layer).await == bytes);
+    }
+}
+
+#[tokio::test]
+async fn what_a_ztoc_says_stays_until_the_layer_was_streamed() {
+    let node = Node::new();
+    let layer = node.open_lazily(PLAIN, PLAIN_ZTOC).await;
+    layer.fill(place(layer.index(), "etc/motd")).await.unwrap();
+    layer.close().await.unwrap();
+    drop(layer);
+    for fault in [ReadFault::Unavailable, ReadFault::WrongBytes] {
+        node.source.script(Some(fault));
+        node.open_whole(PLAIN, None).await.unwrap_err();
+        let (layer, by) = node.open(PLAIN, None).await.unwrap();
+        assert_eq!((by, layer.index().is_by_ztoc()), (OpenedBy::Store, true));
+        assert_ne!(layer.present_bytes(), 0, "{fault:?}");
+    }
+    // The blob is right, and the tar in it is not the image's.
+    let mut request = node.request(PLAIN, None);
+    (request.is_wanted_whole, request.diff_id) = (true, Digest::sha256(b"another"));
+    let error = node.open_as(&request).await.unwrap_err();
+    assert!(error.to_string().contains("diff_id"), "{error}");
+    let (_, by) = node.open(PLAIN, None).await.unwrap();
+    assert_eq!(by, OpenedBy::Stream, "nothing of it is left");
 }

@@ -6,6 +6,7 @@
 //! way. A way that cannot be gone ([`Error::Unsupported`]) leads to the next one and a
 //! line in the log; one that leads to wrong bytes is the end. A table with a chunk that this node
 //! could never read alone is no way either, and that is seen before a container can meet it.
+//! Who wants all of a layer at once has it streamed where a zTOC would be its table (`proven`).
 //!
 //! Invariant: a layer is in the store only with an index that a chain of trust reaches: from
 //! the manifest (TOC, zTOC), from a key or a setting of this node, or its own streaming. Never decides whether a whole image is pulled: callers do.
@@ -13,6 +14,7 @@
 mod alone;
 mod document;
 mod offered;
+mod proven;
 mod request;
 mod toc;
 
@@ -109,6 +111,9 @@ impl LayerOpener {
             None => Ok(None),
         };
         match blocking(stored).await {
+            Ok(Some(file)) if request.is_wanted_whole && file.index().is_by_ztoc() => {
+                return self.prove(&file, request, received).await;
+            }
             Ok(Some(file)) => return Ok((self.layer(file, request), OpenedBy::Store)),
             Ok(None) => {}
             // Whoever stores a layer puts it in the place of a damaged one.
@@ -121,9 +126,26 @@ impl LayerOpener {
             return Ok((layer, OpenedBy::Toc));
         }
         let file = self.by_stream(request, received).await?;
+        Ok(self.streamed(file, request))
+    }
+
+    /// Streams the layer and checks it, whatever is here by a table that it cannot be read by.
+    /// Who has that open goes on with it.
+    pub async fn open_by_stream(
+        &self,
+        request: &LayerRequest,
+        received: &AtomicU64,
+    ) -> Result<Arc<Layer>> {
+        let turn = self.turn(request.blob.digest);
+        let _turn = turn.lock().await;
+        let file = self.by_stream(request, received).await?;
+        Ok(self.streamed(file, request).0)
+    }
+
+    fn streamed(&self, file: Arc<LayerFile>, request: &LayerRequest) -> (Arc<Layer>, OpenedBy) {
         let layer = self.layer(file, request);
         layer.flush_behind();
-        Ok((layer, OpenedBy::Stream))
+        (layer, OpenedBy::Stream)
     }
 
     /// Makes the layer readable by streaming all of it, whatever the store has of it; one that
@@ -181,7 +203,7 @@ impl LayerOpener {
         {
             return Ok(Some(layer));
         }
-        match &request.ztoc {
+        match request.ztoc.as_ref().filter(|_| !request.is_wanted_whole) {
             Some(ztoc) => self.by_ztoc(request, ztoc).await,
             None => Ok(None),
         }

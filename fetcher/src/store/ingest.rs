@@ -186,8 +186,8 @@ impl LayerIngest {
     }
 
     /// Makes the layer visible, complete, on the device. A layer of this digest that is
-    /// complete already stays; one that is not is replaced in one step, and whoever has
-    /// it open goes on reading the old one. Blocks on the device.
+    /// complete already stays, unless a zTOC says what is in it; another is replaced in one step,
+    /// and whoever has it open goes on reading the old one. Blocks on the device.
     /// `details` are those of the index's spans.
     pub fn commit(self, index: LayerIndex, details: &[u8]) -> Result<Arc<LayerFile>> {
         let bits = Bitmap::full(chunk_count(&index)?);
@@ -322,6 +322,12 @@ pub(super) fn create_lazy(
     publish_layer(store, draft, &index.blob_digest, Existing::Keep).map(|(file, _)| file)
 }
 
+/// Whether a layer that is here is as good as one that was streamed: that one is checked
+/// against its diff_id.
+fn is_as_good(file: &LayerFile) -> bool {
+    file.is_complete() && !file.index().is_by_ztoc()
+}
+
 /// The layer, and whether it is the draft and not one that was there.
 fn publish_layer(
     store: &Arc<Store>,
@@ -341,7 +347,7 @@ fn publish_layer(
         Err(error) => return Err(error),
     };
     match current {
-        Some(file) if existing == Existing::Keep || file.is_complete() => {
+        Some(file) if existing == Existing::Keep || is_as_good(&file) => {
             file.settle()?;
             return Ok((file, false));
         }

@@ -23,7 +23,7 @@ use serde::Serialize;
 use super::Engine;
 use crate::image::Image;
 use crate::image::artifact::{self, ArtifactBlob};
-use crate::image::pull::Puller;
+use crate::image::pull::{PullMode, Puller};
 use crate::image::soci::{self, Ztocs};
 use crate::{Error, Result};
 
@@ -130,25 +130,23 @@ impl Engine {
     /// used. Asks for none where every layer is here. A failure is logged: it only costs
     /// laziness.
     pub(super) async fn look_for_indexes(&self, image: &Image, puller: &Puller) {
-        if self.may_find_indexes(image) && self.lacks_index(image).await {
-            self.find_indexes(image, puller).await;
+        // Who wants all of it streams what a zTOC is of.
+        let ztocs = puller.mode == PullMode::Lazy && self.may_find_ztocs(image);
+        if (ztocs || !self.keys.is_empty()) && self.lacks_index(image).await {
+            self.find_indexes(image, puller, ztocs).await;
         }
-    }
-
-    fn may_find_indexes(&self, image: &Image) -> bool {
-        !self.keys.is_empty() || self.may_find_ztocs(image)
     }
 
     fn may_find_ztocs(&self, image: &Image) -> bool {
         image.soci_index.is_some() || self.formats.soci_referrers
     }
 
-    /// [`Self::look_for_indexes`], whatever is here.
-    pub(super) async fn find_indexes(&self, image: &Image, puller: &Puller) {
+    /// [`Self::look_for_indexes`], whatever is here; zTOCs only if `ztocs` says so.
+    pub(super) async fn find_indexes(&self, image: &Image, puller: &Puller, ztocs: bool) {
         if !self.keys.is_empty() {
             self.look_for_signed(image, puller).await;
         }
-        if self.may_find_ztocs(image) {
+        if ztocs && self.may_find_ztocs(image) {
             self.look_for_ztocs(image, puller).await;
         }
     }

@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use lazarette_fetcher::Result;
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OfferedIndex, OpenedBy};
 use lazarette_fetcher::plan::whole::{Share, Why};
 use lazarette_fetcher::types::Digest;
+use lazarette_fetcher::{Error, Result};
 use parking_lot::Mutex;
 
 use super::soci::Ztocs;
@@ -190,7 +190,10 @@ impl Puller {
         landmarks: Landmarks,
     ) -> Result<Arc<Layer>> {
         let progress = self.progress.begin(layer);
-        let request = self.request(image, layer, landmarks)?;
+        let request = LayerRequest {
+            is_wanted_whole: self.mode == PullMode::Full,
+            ..self.request(image, layer, landmarks)?
+        };
         let span = self.trace.start("index", Some(number));
         let (opened, by) = self.opener.open(&request, &progress.streamed).await?;
         span.end();
@@ -209,23 +212,33 @@ impl Puller {
                 covered_bytes: None,
             });
         }
-        if self.mode == PullMode::Full {
-            self.fill(&opened, number, &progress).await?;
+        match self.mode {
+            PullMode::Lazy => Ok(opened),
+            PullMode::Full => self.fill(opened, number, (&request, &progress)).await,
         }
-        Ok(opened)
     }
 
     async fn fill(
         &self,
-        layer: &Arc<Layer>,
+        layer: Arc<Layer>,
         number: usize,
-        progress: &LayerProgress,
-    ) -> Result<()> {
+        (request, progress): (&LayerRequest, &LayerProgress),
+    ) -> Result<Arc<Layer>> {
         progress.stage(3);
         let span = self.trace.start("fill", Some(number));
-        layer.fill_all().await?;
+        let layer = match layer.fill_all().await {
+            Ok(()) => layer,
+            // What came may be right and the table wrong: the tar has a digest of its own.
+            Err(error @ (Error::Corrupt { .. } | Error::Malformed { .. })) => {
+                let digest = &request.blob.digest;
+                tracing::warn!(%digest, %error, "the layer cannot be read by its table, streaming it");
+                let streamed = &progress.streamed;
+                self.opener.open_by_stream(request, streamed).await?
+            }
+            Err(error) => return Err(error),
+        };
         span.end();
         progress.stage(4);
-        Ok(())
+        Ok(layer)
     }
 }

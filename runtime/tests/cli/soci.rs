@@ -34,7 +34,20 @@ fn layer() -> Layer {
 
 /// Pushes a SOCI index of `kind` with the layer's zTOC, as soci-snapshotter writes it.
 fn push_index(registry: &FakeRegistry, kind: &str, subject: Option<Value>) -> Digest {
-    let ztoc = unpacked(ZTOC);
+    push_index_with(registry, LAYER, (kind, subject), unpacked(ZTOC))
+}
+
+/// Pushes an index that an image may name, with what it says is a zTOC of `layer`.
+pub(crate) fn push_index_of(registry: &FakeRegistry, layer: &[u8], ztoc: Vec<u8>) -> Digest {
+    push_index_with(registry, layer, (V2, None), ztoc)
+}
+
+fn push_index_with(
+    registry: &FakeRegistry,
+    layer: &[u8],
+    (kind, subject): (&str, Option<Value>),
+    ztoc: Vec<u8>,
+) -> Digest {
     let size = ztoc.len();
     let (ztoc, config) = (registry.add_blob(ztoc), registry.add_blob(&b"{}"[..]));
     let mut index = json!({
@@ -44,9 +57,9 @@ fn push_index(registry: &FakeRegistry, kind: &str, subject: Option<Value>) -> Di
         "layers": [
             {"mediaType": "application/vnd.amazon.soci.prefetch.v1+json",
              "digest": config.to_string(), "size": 2,
-             "annotations": {"com.amazon.soci.image-layer-digest": Digest::sha256(LAYER)}},
+             "annotations": {"com.amazon.soci.image-layer-digest": Digest::sha256(layer)}},
             {"mediaType": "application/octet-stream", "digest": ztoc.to_string(), "size": size,
-             "annotations": {"com.amazon.soci.image-layer-digest": Digest::sha256(LAYER),
+             "annotations": {"com.amazon.soci.image-layer-digest": Digest::sha256(layer),
                              "com.amazon.soci.image-layer-mediaType": MediaType::OciLayerGzip.as_str(),
                              "com.amazon.soci.span-size": "32768"}},
         ],
@@ -164,4 +177,36 @@ async fn an_index_that_is_of_no_use_costs_laziness_and_a_line() {
         assert!(said.err.contains("SOCI index"), "{said:?}");
         assert!(!is_lazy(&laz, &image).await);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_pull_takes_nobodys_word_and_tells_of_lies() {
+    let registry = FakeRegistry::start().await;
+    let mut lying = unpacked(ZTOC);
+    let name = b"usr/bin/caps";
+    // The tables are behind the windows.
+    let at = lying.windows(name.len()).rposition(|bytes| bytes == name);
+    lying[at.unwrap()] = b'U';
+    let index = push_index_of(&registry, LAYER, lying);
+    let (image, _) = push_image(&registry, Some(index));
+    let laz = Laz::new();
+    let lazily = laz.run(&["pull", &image.reference]).await;
+    assert_eq!((lazily.code, present(&laz).await.0), (0, 0), "{lazily:?}");
+    let full = ["pull", "--full", &image.reference];
+    let said = laz.run(&full).await;
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.err.contains("zTOC was wrong"), "{said:?}");
+    assert!(said.err.contains("Usr/bin/caps"), "{said:?}");
+    let again = laz.run(&full).await;
+    assert!(again.code == 0 && !again.err.contains("zTOC"), "{again:?}");
+    // One that never came lazily is not even asked for its zTOC.
+    let fresh = Laz::new();
+    let asked = registry.requests();
+    let said = fresh.run(&full).await;
+    assert!(said.code == 0 && !said.err.contains("zTOC"), "{said:?}");
+    let now = registry.requests();
+    assert_eq!(
+        (now.manifests, now.blobs),
+        (asked.manifests + 1, asked.blobs + 2)
+    );
 }

@@ -24,6 +24,9 @@ pub struct LayerRequest {
     pub index: Option<OfferedIndex>,
     /// A SOCI zTOC of it that its manifest leads to, or somebody whom the config trusts.
     pub ztoc: Option<BlobRef>,
+    /// Whether all of it is wanted now. Then what its zTOC says counts for nothing: the layer is
+    /// streamed and checked, also where it is here by that zTOC.
+    pub is_wanted_whole: bool,
     /// Whether to start fetching what the builder marked to be fetched first.
     pub fetch_landmark: bool,
     /// Whether somebody is about to read its files: what a full stream brings is then left in
@@ -59,6 +62,7 @@ impl LayerRequest {
             reference: None,
             index: None,
             ztoc: None,
+            is_wanted_whole: false,
             fetch_landmark: true,
             read_soon: true,
         })
