@@ -15,4 +15,6 @@ mod registry;
 
 pub use self::faulty::{FaultySource, ReadFault};
 pub use self::memory::MemorySource;
-pub use self::registry::{Asked, Endpoint, FakeRegistry, FakeRegistryBuilder, Fault, Requests};
+pub use self::registry::{
+    Asked, Endpoint, FakeRegistry, FakeRegistryBuilder, Fault, Paging, Requests,
+};

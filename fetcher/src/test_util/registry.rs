@@ -73,6 +73,15 @@ pub enum Fault {
     Half,
 }
 
+/// What a list of referrers says of the page after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paging {
+    /// It is that page itself.
+    Loop,
+    /// It is another one, on every page.
+    Endless,
+}
+
 /// Requests counted by endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Requests {
@@ -219,6 +228,7 @@ struct State {
     script: VecDeque<(Option<Endpoint>, Fault)>,
     always: HashMap<Endpoint, Fault>,
     requests: Requests,
+    paging: Option<Paging>,
     /// The latest requests.
     asked: VecDeque<Asked>,
     ranges: Vec<String>,
@@ -324,6 +334,11 @@ impl FakeRegistry {
         let mut state = self.shared.state.lock();
         state.always.clear();
         state.script.clear();
+    }
+
+    /// From now on lists of referrers say that there is more.
+    pub fn page_referrers(&self, paging: Paging) {
+        self.shared.state.lock().paging = Some(paging);
     }
 
     /// No token handed out so far is good any more.

@@ -95,8 +95,14 @@ impl IndexDocument {
 
     /// [`Self::select`], or an error that says what the index called `what` offers.
     pub fn require(&self, what: &str, host: &Platform) -> Result<&Descriptor> {
-        self.select(host)
-            .ok_or_else(|| foreign(what, host, &self.platforms()))
+        self.select(host).ok_or_else(|| {
+            let offered = self.platforms();
+            if offered.is_empty() {
+                let detail = "it lists no image manifest of any platform";
+                return Error::malformed(what, detail);
+            }
+            foreign(what, host, &offered)
+        })
     }
 
     /// The platforms it offers, for error texts.
@@ -104,6 +110,7 @@ impl IndexDocument {
         let mut names: Vec<String> = self
             .manifests
             .iter()
+            .filter(|d| d.media_type.is_manifest())
             .filter_map(|d| d.platform.as_ref())
             .map(Platform::to_string)
             .collect();

@@ -15,6 +15,7 @@ mod floor;
 mod grpc;
 mod memory;
 mod profile;
+mod referrers;
 mod run;
 mod soci;
 mod store;

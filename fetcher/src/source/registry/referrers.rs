@@ -57,9 +57,13 @@ async fn pages(core: &Core, repository: &Repository, first: String) -> Result<Ve
         )),
         ..Question::get()
     };
-    let mut pages = Vec::new();
+    let (mut pages, mut asked) = (Vec::new(), Vec::new());
     let mut next = Some(first);
     while let Some(path) = next {
+        if asked.contains(&path) {
+            let detail = "the page after one of its pages is one before it";
+            return Err(Error::malformed(subject.what, detail));
+        }
         if pages.len() == PAGES_MAX {
             return Err(Error::limit(
                 subject.what,
@@ -77,6 +81,7 @@ async fn pages(core: &Core, repository: &Repository, first: String) -> Result<Ve
             .map_err(|error| Error::malformed(subject.what.as_str(), error.to_string()))?;
         pages.push(page);
         attempts.progress();
+        asked.push(path);
         next = link.map(|path| core.named(repository, path));
     }
     Ok(pages)

@@ -12,7 +12,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 
-use super::{Asked, Auth, Endpoint, Fault, Shared, upload};
+use super::{Asked, Auth, Endpoint, Fault, Paging, Shared, upload};
 use crate::types::Digest;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -67,7 +67,7 @@ pub(super) async fn handle(
         }
         Endpoint::Manifest => manifest(&shared, &path, fault).await,
         Endpoint::Blob | Endpoint::Cdn => blob(&shared, &request, endpoint, fault).await,
-        Endpoint::Referrers => referrers(&shared, &path),
+        Endpoint::Referrers => referrers(&shared, request.uri()),
         Endpoint::Other if path == "/v2/" => reply(200, b"{}".to_vec().into()),
         Endpoint::Token | Endpoint::Other => complaint(404, "NAME_UNKNOWN", "nothing here"),
     })
@@ -326,7 +326,8 @@ async fn in_parts(bytes: &Bytes, mut spans: Vec<(usize, usize)>, fault: Option<F
     answer
 }
 
-fn referrers(shared: &Shared, path: &str) -> Answer {
+fn referrers(shared: &Shared, uri: &http::Uri) -> Answer {
+    let path = uri.path();
     if shared.setup.no_referrers {
         return complaint(404, "UNSUPPORTED", "no referrers here");
     }
@@ -335,13 +336,28 @@ fn referrers(shared: &Shared, path: &str) -> Answer {
     let Some((repository, digest)) = parsed else {
         return complaint(400, "DIGEST_INVALID", "bad digest");
     };
-    let manifests = shared.state.lock().content.referrers(repository, &digest);
+    let (manifests, paging) = {
+        let state = shared.state.lock();
+        (state.content.referrers(repository, &digest), state.paging)
+    };
     let index = serde_json::json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": manifests,
     });
-    reply(200, index.to_string().into())
+    let mut answer = reply(200, index.to_string().into());
+    let next = paging.map(|paging| match paging {
+        Paging::Loop => uri.to_string(),
+        Paging::Endless => {
+            let page = uri.query().and_then(|query| query.rsplit_once("page="));
+            let page = page.and_then(|(_, page)| page.parse::<u32>().ok());
+            format!("{path}?page={}", page.unwrap_or_default() + 1)
+        }
+    });
+    if let Some(Ok(link)) = next.map(|next| format!("<{next}>; rel=\"next\"").parse()) {
+        answer.headers_mut().insert(header::LINK, link);
+    }
+    answer
 }
 
 /// A 200 with `bytes`, spoilt.
