@@ -1,14 +1,18 @@
 //! Bad input gets a clear error and loses nothing.
 
+use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
 use lazarette_fetcher::types::Digest;
 use serde_json::json;
 
+use crate::store::{data_file, ok};
 use crate::support::{
-    Changes, File, Layer, Laz, Said, busybox, estargz, incompressible, is_root, plain, push, said,
-    tar,
+    Changes, File, Layer, Laz, Said, busybox, estargz, gzipped, incompressible, is_root, plain,
+    push, said, tar,
 };
 
 /// Lets a request through: the body ends long before this.
@@ -16,7 +20,13 @@ const HARMLESS: Fault = Fault::CloseAfter(1 << 30);
 
 /// A layer with one file of 300 kB.
 fn noise() -> Vec<u8> {
-    let bytes = incompressible(300_000);
+    noise_of(0)
+}
+
+/// One of several such.
+fn noise_of(seed: u8) -> Vec<u8> {
+    let mut bytes = incompressible(300_000);
+    bytes.iter_mut().for_each(|byte| *byte ^= seed);
     tar(&[File {
         path: "data/noise",
         mode: 0o644,
@@ -201,6 +211,42 @@ async fn images_for_other_machines_and_broken_documents_are_refused() {
     let image = push(&registry, &plain(noise()), &changes);
     let said = laz.run(&["pull", &image.reference]).await;
     assert_says(&said, 125, &[&image.reference, "0 layers", "1 diff_ids"]);
+}
+
+/// A tag that somebody pushes to all the time: each pull gets one image, and all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moves_meanwhile_is_one_image_or_the_other() {
+    for make in [plain, estargz, gzipped] {
+        let registry = Arc::new(FakeRegistry::start().await);
+        let layers: Vec<Layer> = [0, 1].map(|seed| make(noise_of(seed))).into();
+        // What a node has that never saw the other.
+        let mut right = HashMap::new();
+        for layer in &layers {
+            let (image, laz) = (push(&registry, layer, &Changes::default()), Laz::new());
+            let report = ok(&laz, &["pull", "--full", &image.reference]).await;
+            let digest = report["manifest_digest"].as_str().unwrap().to_owned();
+            right.insert(digest, std::fs::read(data_file(&laz)).unwrap());
+        }
+        assert_eq!(right.len(), 2);
+        let moving = tokio::spawn({
+            let registry = Arc::clone(&registry);
+            async move {
+                for layer in layers.iter().cycle() {
+                    push(&registry, layer, &Changes::default());
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+        let reference = format!("{}/test/image:v1", registry.url_host());
+        for _ in 0..8 {
+            let laz = Laz::new();
+            let report = ok(&laz, &["pull", "--full", &reference]).await;
+            let digest = report["manifest_digest"].as_str().unwrap();
+            assert_eq!(report["layers"], 1);
+            assert!(std::fs::read(data_file(&laz)).unwrap() == right[digest]);
+        }
+        moving.abort();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
