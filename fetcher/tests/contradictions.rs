@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lazarette_fetcher::codec::Packer;
 use lazarette_fetcher::codec::deflate::MemberCompressor;
-use lazarette_fetcher::index::details::{self, SpanDetails};
+use lazarette_fetcher::index::details::{SpanDetails, Spans};
 use lazarette_fetcher::index::wire::{self, Header};
 use lazarette_fetcher::index::write::{Flavour, Format, Options, write_layer};
 use lazarette_fetcher::index::{ChunkId, FileKind};
@@ -363,23 +363,27 @@ fn with_wrong_windows(index: &[u8]) -> Vec<u8> {
     let core_end = usize::try_from(Header::parse(index).unwrap().core_end()).unwrap();
     let old = Bytes::copy_from_slice(&index[core_end..]);
     let mut tables = wire::decode(index).unwrap();
-    let (mut packer, mut all) = (Packer::new().unwrap(), Vec::new());
+    let (mut packer, mut spans) = (Packer::new().unwrap(), Spans::default());
     let mut windows = 0;
-    for span in &mut tables.spans {
+    for span in &tables.spans {
         let at = usize::try_from(span.details.start()).unwrap();
         let end = usize::try_from(span.details.end()).unwrap();
         let parsed = SpanDetails::parse(span, span.chunk_count, old.slice(at..end)).unwrap();
         let digests = (0..span.chunk_count as usize).map(|n| parsed.digest(n).unwrap());
         let digests: Vec<_> = digests.collect();
-        let mut bytes = old.slice(at..end).to_vec();
+        let mut window = Vec::new();
         if !parsed.window.is_empty() {
             let wrong: Vec<u8> = parsed.window.iter().map(|byte| byte ^ 1).collect();
-            bytes = details::encode(&digests, &packer.pack(&wrong).unwrap());
+            window = packer.pack(&wrong).unwrap();
             windows += 1;
         }
-        span.details = ByteRange::at(all.len() as u64, bytes.len() as u64).unwrap();
-        span.details_digest = Digest::sha256(&bytes).as_bytes().try_into().unwrap();
-        all.extend(bytes);
+        spans
+            .push((span.start, span.bits), &digests, &window)
+            .unwrap();
+    }
+    let (made, all) = spans.finish();
+    for (span, made) in tables.spans.iter_mut().zip(made) {
+        (span.details, span.details_digest) = (made.details, made.details_digest);
     }
     assert!(windows > 2);
     wire::encode(&tables, &all).unwrap()

@@ -148,19 +148,6 @@ impl LayerOpener {
         (layer, OpenedBy::Stream)
     }
 
-    /// Makes the layer readable by streaming all of it, whatever the store has of it; one that
-    /// is complete there stays.
-    pub async fn open_by_stream(
-        &self,
-        request: &LayerRequest,
-        received: &AtomicU64,
-    ) -> Result<Arc<Layer>> {
-        let turn = self.turn(request.blob.digest);
-        let _turn = turn.lock().await;
-        let file = self.by_stream(request, received).await?;
-        Ok(self.layer(file, request))
-    }
-
     fn turn(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut opening = self.opening.lock();
         opening.retain(|_, turn| turn.strong_count() > 0);
