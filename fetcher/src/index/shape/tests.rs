@@ -1,4 +1,4 @@
-//! Decisions, on tables small enough to see through. Whole layers are in `tests/shape.rs`.
+//! Decisions, on tables small enough to see through. Whole layers are in `tests/layers/shape.rs`.
 
 use super::choose::Window;
 use super::*;

@@ -22,12 +22,12 @@ use lazarette_fetcher::test_util::{FaultySource, MemorySource, ReadFault};
 use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference, Repository};
 use lazarette_fetcher::{Error, Result};
 
-const PLAIN: &[u8] = include_bytes!("fixtures/soci/plain.tar.gz");
-const PLAIN_ZTOC: &[u8] = include_bytes!("fixtures/soci/plain.ztoc.gz");
-const PLAIN_V1_ZTOC: &[u8] = include_bytes!("fixtures/soci/plain-v1.ztoc.gz");
-const MEMBERS: &[u8] = include_bytes!("fixtures/soci/members.tar.gz");
-const MEMBERS_ZTOC: &[u8] = include_bytes!("fixtures/soci/members.ztoc.gz");
-const TAR_ZTOC: &[u8] = include_bytes!("fixtures/soci/tar.ztoc.gz");
+const PLAIN: &[u8] = include_bytes!("../fixtures/soci/plain.tar.gz");
+const PLAIN_ZTOC: &[u8] = include_bytes!("../fixtures/soci/plain.ztoc.gz");
+const PLAIN_V1_ZTOC: &[u8] = include_bytes!("../fixtures/soci/plain-v1.ztoc.gz");
+const MEMBERS: &[u8] = include_bytes!("../fixtures/soci/members.tar.gz");
+const MEMBERS_ZTOC: &[u8] = include_bytes!("../fixtures/soci/members.ztoc.gz");
+const TAR_ZTOC: &[u8] = include_bytes!("../fixtures/soci/tar.ztoc.gz");
 /// The largest file, which is in several spans.
 const LARGE: &str = "usr/bin/large";
 

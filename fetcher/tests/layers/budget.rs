@@ -24,15 +24,15 @@ use lazarette_fetcher::test_util::FakeRegistry;
 use lazarette_fetcher::trust::{SigningKey, Statement, TrustedKeys};
 use lazarette_fetcher::types::{ByteRange, Descriptor, Digest, MediaType, Reference};
 
-const STORAGE: &[u8] = include_bytes!("fixtures/zstdchunked/storage.zst");
-const STORAGE_NOTES: &str = include_str!("fixtures/zstdchunked/storage.zst.json");
-const STARGZ: &[u8] = include_bytes!("fixtures/zstdchunked/stargz.zst");
-const STARGZ_NOTES: &str = include_str!("fixtures/zstdchunked/stargz.zst.json");
-const EXTERNAL: &[u8] = include_bytes!("fixtures/zstdchunked/external.esgz");
-const EXTERNAL_NOTES: &str = include_str!("fixtures/zstdchunked/external.esgz.json");
-const EXTERNAL_TOC: &[u8] = include_bytes!("fixtures/zstdchunked/external-toc.tgz");
-const PLAIN: &[u8] = include_bytes!("fixtures/soci/plain.tar.gz");
-const PLAIN_ZTOC: &[u8] = include_bytes!("fixtures/soci/plain.ztoc.gz");
+const STORAGE: &[u8] = include_bytes!("../fixtures/zstdchunked/storage.zst");
+const STORAGE_NOTES: &str = include_str!("../fixtures/zstdchunked/storage.zst.json");
+const STARGZ: &[u8] = include_bytes!("../fixtures/zstdchunked/stargz.zst");
+const STARGZ_NOTES: &str = include_str!("../fixtures/zstdchunked/stargz.zst.json");
+const EXTERNAL: &[u8] = include_bytes!("../fixtures/zstdchunked/external.esgz");
+const EXTERNAL_NOTES: &str = include_str!("../fixtures/zstdchunked/external.esgz.json");
+const EXTERNAL_TOC: &[u8] = include_bytes!("../fixtures/zstdchunked/external-toc.tgz");
+const PLAIN: &[u8] = include_bytes!("../fixtures/soci/plain.tar.gz");
+const PLAIN_ZTOC: &[u8] = include_bytes!("../fixtures/soci/plain.ztoc.gz");
 
 /// What a request holds besides a chunk and its encoded bytes.
 const FIXED_BYTES: u64 = 192 << 10;

@@ -21,14 +21,14 @@ use lazarette_fetcher::test_util::MemorySource;
 use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference};
 use lazarette_fetcher::{Error, Result};
 
-const TAR: &[u8] = include_bytes!("fixtures/zstdchunked/layer.tar.gz");
-const STORAGE: &[u8] = include_bytes!("fixtures/zstdchunked/storage.zst");
-const STORAGE_NOTES: &str = include_str!("fixtures/zstdchunked/storage.zst.json");
-const STARGZ: &[u8] = include_bytes!("fixtures/zstdchunked/stargz.zst");
-const STARGZ_NOTES: &str = include_str!("fixtures/zstdchunked/stargz.zst.json");
-const EXTERNAL: &[u8] = include_bytes!("fixtures/zstdchunked/external.esgz");
-const EXTERNAL_NOTES: &str = include_str!("fixtures/zstdchunked/external.esgz.json");
-const EXTERNAL_TOC: &[u8] = include_bytes!("fixtures/zstdchunked/external-toc.tgz");
+const TAR: &[u8] = include_bytes!("../fixtures/zstdchunked/layer.tar.gz");
+const STORAGE: &[u8] = include_bytes!("../fixtures/zstdchunked/storage.zst");
+const STORAGE_NOTES: &str = include_str!("../fixtures/zstdchunked/storage.zst.json");
+const STARGZ: &[u8] = include_bytes!("../fixtures/zstdchunked/stargz.zst");
+const STARGZ_NOTES: &str = include_str!("../fixtures/zstdchunked/stargz.zst.json");
+const EXTERNAL: &[u8] = include_bytes!("../fixtures/zstdchunked/external.esgz");
+const EXTERNAL_NOTES: &str = include_str!("../fixtures/zstdchunked/external.esgz.json");
+const EXTERNAL_TOC: &[u8] = include_bytes!("../fixtures/zstdchunked/external-toc.tgz");
 
 struct Fixture {
     source: Arc<MemorySource>,
