@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_snapshotter::fuse::{Backend, FuseOptions, LayerMount, LayerMounts};
@@ -13,6 +14,19 @@ use lazarette_snapshotter::tree::Tree;
 use tokio::runtime::Runtime;
 
 use crate::{layer, sys};
+
+/// How long others may have a descriptor of a mount that only we opened.
+const INHERITED_MAX: Duration = Duration::from_secs(5);
+
+/// Unmounts a layer. A test beside this one that is just starting a process has, until that has
+/// begun, a copy of every descriptor here, and with it the mount.
+fn unmount(server: &MountServer, mounted: &Mounted) {
+    let until = Instant::now() + INHERITED_MAX;
+    while let Err(error) = server.unmount_layer(mounted) {
+        assert!(Instant::now() < until, "{error}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// What shows the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +186,7 @@ impl Bed {
         }
         match self.mount.take().unwrap() {
             Mount::Own(mount) => drop(mount),
-            Mount::Server(server, mounted) => server.unmount_layer(&mounted).unwrap(),
+            Mount::Server(server, mounted) => unmount(&server, &mounted),
             Mount::Left(path) => {
                 assert!(self.layer.file().evict_all().is_err(), "it is mounted");
                 let others = |other: &Path| other != path;
