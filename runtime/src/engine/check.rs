@@ -286,7 +286,7 @@ impl Engine {
     ) -> Result<(Puller, LayerRequest)> {
         let puller = self.background_puller();
         if need.is_opening() {
-            self.find_indexes(image, &puller, true).await;
+            self.find_indexes(image, &puller).await;
         }
         let layer = image.layers.iter().find(|l| l.descriptor.digest == digest);
         let layer = layer.ok_or_else(|| FetchError::NotFound {

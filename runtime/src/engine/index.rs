@@ -130,23 +130,23 @@ impl Engine {
     /// used. Asks for none where every layer is here. A failure is logged: it only costs
     /// laziness.
     pub(super) async fn look_for_indexes(&self, image: &Image, puller: &Puller) {
-        // Who wants all of it streams what a zTOC is of.
-        let ztocs = puller.mode == PullMode::Lazy && self.may_find_ztocs(image);
-        if (ztocs || !self.keys.is_empty()) && self.lacks_index(image).await {
-            self.find_indexes(image, puller, ztocs).await;
+        let may_find = !self.keys.is_empty() || self.may_find_ztocs(image, puller);
+        if may_find && self.lacks_index(image).await {
+            self.find_indexes(image, puller).await;
         }
     }
 
-    fn may_find_ztocs(&self, image: &Image) -> bool {
-        image.soci_index.is_some() || self.formats.soci_referrers
+    /// Who wants all of it streams what a zTOC is of.
+    fn may_find_ztocs(&self, image: &Image, puller: &Puller) -> bool {
+        puller.mode == PullMode::Lazy && (image.soci_index.is_some() || self.formats.soci_referrers)
     }
 
-    /// [`Self::look_for_indexes`], whatever is here; zTOCs only if `ztocs` says so.
-    pub(super) async fn find_indexes(&self, image: &Image, puller: &Puller, ztocs: bool) {
+    /// [`Self::look_for_indexes`], whatever is here.
+    pub(super) async fn find_indexes(&self, image: &Image, puller: &Puller) {
         if !self.keys.is_empty() {
             self.look_for_signed(image, puller).await;
         }
-        if ztocs && self.may_find_ztocs(image) {
+        if self.may_find_ztocs(image, puller) {
             self.look_for_ztocs(image, puller).await;
         }
     }
