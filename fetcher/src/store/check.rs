@@ -47,6 +47,7 @@ impl Store {
         }
         Ok(found)
     }
+
     /// What is kept beside the data first: by that the data is compared.
     fn check_layer(&self, digest: &Digest) -> Result<Option<LayerCheck>> {
         let damaged_files = beside::check(self, digest)?;

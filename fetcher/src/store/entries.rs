@@ -166,9 +166,7 @@ impl Entries {
         let bytes: Vec<u8> = encoded.flatten().collect();
         disk.write_at(&self.file, place(first), &bytes)
     }
-}
 
-impl Entries {
     /// Chunks whose records do not check out, `digest` being what was learned of each; `None`
     /// where the file is not one of `made`, the index as it was made.
     pub(super) fn wrong(

@@ -340,8 +340,11 @@ impl Engine {
             mountd::is_image_of(file.index(), path).unwrap_or(false)
         };
         let mut wrong = Vec::new();
-        if path.exists() && !is_right(&path) && std::fs::remove_file(&path).is_ok() {
-            wrong.push(path.display().to_string());
+        if path.exists() && !is_right(&path) {
+            match std::fs::remove_file(&path) {
+                Ok(()) => wrong.push(path.display().to_string()),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "a wrong image stays"),
+            }
         }
         match file.drop_wrong_image(is_right) {
             Ok(true) => wrong.push("image".to_owned()),

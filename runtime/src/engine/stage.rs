@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Digest;
-use lazarette_snapshotter::cleanup::RunDir;
+use lazarette_snapshotter::cleanup::{RunDir, unmount_below};
 use lazarette_snapshotter::data::LayerData;
 use lazarette_snapshotter::fuse::{LayerMount, LayerMounts, ReadAhead};
 use lazarette_snapshotter::metastore::Labels;
@@ -235,9 +235,15 @@ fn mount_of(
     Ok(mounted.ok_or_else(not_found)?.1.clone())
 }
 
-/// Removes the snapshot and then the run directory, by which the next run would find it.
+/// Removes the snapshot and then the run directory, by which the next run would find it. What
+/// is mounted there goes meanwhile.
 fn release(engine: &Engine, run: RunDir, key: Option<&str>) -> Result<()> {
-    if let Err(error) = key.map_or(Ok(()), |key| forget(engine, key)) {
+    let forgotten = std::thread::scope(|scope| {
+        // Tried again below, where failures are told.
+        scope.spawn(|| drop(unmount_below(run.path())));
+        key.map_or(Ok(()), |key| forget(engine, key))
+    });
+    if let Err(error) = forgotten {
         if let Err(error) = run.leave() {
             tracing::warn!(%error, "what is left of a run cannot be unmounted");
         }

@@ -366,7 +366,7 @@ fn pause(attempt: u32) -> Duration {
 fn refused(why: &str) -> Error {
     lazarette_snapshotter::Error::Environment {
         op: "start as the config wants",
-        detail: why.to_owned(),
+        detail: format!("{why}; `[mounts] backend = \"auto\"` takes what can be had"),
     }
     .into()
 }

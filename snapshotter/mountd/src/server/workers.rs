@@ -104,7 +104,6 @@ fn drain(shared: &Shared, served: &Served, request: &mut [u8], answer: &mut [u8]
         // Of what has come since nobody was told. Fails where nobody is asked any more.
         let _ = shared.epoll.tell_again(fuse, served.mount);
     }
-    served.pace.is_done();
 }
 
 /// Takes requests as they come until none has for a moment, or two at once: then others may help.
@@ -145,7 +144,10 @@ fn take(shared: &Shared, served: &Served, request: &mut [u8], answer: &mut [u8])
         return Taken::End;
     }
     match receive(fuse, request) {
-        Ok(bytes) => handle(shared, served, bytes, answer),
+        Ok(bytes) => {
+            handle(shared, served, bytes, answer);
+            served.pace.mark();
+        }
         Err(error) => match error.raw_os_error() {
             // The request was withdrawn while it was read; there may be others.
             Some(ENOENT | EINTR) => {}
