@@ -73,8 +73,13 @@ fn spawn<FS: Filesystem + Send + Sync + 'static>(session: Session<FS>) -> io::Re
     let supervisor = thread::Builder::new()
         .name("laz-fuse".to_owned())
         .spawn(move || {
-            if let Err(error) = session.run() {
-                tracing::warn!(%error, "fuse session failed");
+            match session.run() {
+                Ok(()) => {}
+                // Unmounted just while a request was being taken: nobody waits for that any more.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                    tracing::debug!(%error, "fuse session ended");
+                }
+                Err(error) => tracing::warn!(%error, "fuse session failed"),
             }
             // Nobody listens when the mount was detached.
             let _ = end.send(());
