@@ -13,6 +13,7 @@ mod error;
 pub mod index;
 pub mod layer;
 pub mod link;
+pub mod lock;
 pub mod plan;
 pub mod prefetch;
 pub mod source;

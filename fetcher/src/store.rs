@@ -43,7 +43,6 @@ mod evictions;
 pub(crate) mod file;
 mod ingest;
 mod learned;
-pub(crate) mod lock;
 pub(crate) mod origin;
 mod recover;
 mod sys;
@@ -65,6 +64,7 @@ use self::disk::{Disk, RealDisk};
 use self::evict::Keeper;
 use self::evictions::Evictions;
 use crate::index::LayerIndex;
+use crate::lock::{LockFile, lock_within};
 use crate::types::Digest;
 use crate::{Error, Result};
 
@@ -304,7 +304,7 @@ impl Store {
     }
 
     /// Takes the lock that all processes on this store share; dropped, it is free.
-    fn lock(&self) -> Result<File> {
+    fn lock(&self) -> Result<LockFile> {
         let path = self.root.join("store.lock");
         let err = |e| Error::io("lock", &path, e);
         let file = File::options()
@@ -314,8 +314,8 @@ impl Store {
             .truncate(false)
             .open(&path)
             .map_err(err)?;
-        if lock::lock_within(&file, LOCK_WAIT).map_err(err)? {
-            return Ok(file);
+        if lock_within(&file, LOCK_WAIT).map_err(err)? {
+            return Ok(file.into());
         }
         let busy = "another process has held it for 30 s; see which one with lslocks";
         Err(err(io::Error::new(io::ErrorKind::TimedOut, busy)))

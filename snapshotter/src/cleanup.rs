@@ -23,6 +23,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use lazarette_fetcher::lock::LockFile;
+
 use crate::{Error, Result, sys};
 
 /// Name of the lock files.
@@ -38,8 +40,9 @@ pub struct RunDir {
     path: PathBuf,
     /// Whether it is left to a sweep.
     is_left: bool,
-    /// Holds the lock for as long as it is open.
-    _lock: File,
+    /// Held as long as this lives.
+    #[cfg_attr(not(test), expect(dead_code, reason = "held, not looked at"))]
+    lock: LockFile,
 }
 
 /// What a sweep found.
@@ -84,7 +87,7 @@ impl RunDir {
         Ok(Self {
             path,
             is_left: false,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -205,7 +208,7 @@ fn remove_run_dir(path: &Path) -> Result<()> {
 }
 
 /// Directories whose process is dead, with their locks, which keep other sweeps away.
-fn find_dead(state_dir: &Path) -> Result<Vec<(PathBuf, File)>> {
+fn find_dead(state_dir: &Path) -> Result<Vec<(PathBuf, LockFile)>> {
     let _guard = lock_state(state_dir)?;
     let fail = |source| Error::io("list", state_dir, source);
     let mut dead = Vec::new();
@@ -228,20 +231,21 @@ fn find_dead(state_dir: &Path) -> Result<Vec<(PathBuf, File)>> {
 }
 
 /// Keeps other processes from making or judging run directories meanwhile.
-fn lock_state(state_dir: &Path) -> Result<File> {
+fn lock_state(state_dir: &Path) -> Result<LockFile> {
     let lock = open_lock(state_dir)?;
     lock.lock()
         .map_err(|source| Error::io("lock", state_dir.join(LOCK), source))?;
     Ok(lock)
 }
 
-fn open_lock(dir: &Path) -> Result<File> {
+fn open_lock(dir: &Path) -> Result<LockFile> {
     let path = dir.join(LOCK);
     File::options()
         .create(true)
         .truncate(false)
         .write(true)
         .open(&path)
+        .map(LockFile::from)
         .map_err(|source| Error::io("open", &path, source))
 }
 

@@ -20,7 +20,7 @@ use rocksdb::{
 };
 
 use super::table::{Op, Page};
-use crate::store::lock::lock_within;
+use crate::lock::{LockFile, lock_within};
 use crate::{Error, Result};
 
 const MIB: usize = 1 << 20;
@@ -36,7 +36,7 @@ pub(super) enum Access {
 
 /// The lock of a directory, held until the last who has it is gone.
 #[derive(Debug, Clone)]
-pub(super) struct Lock(#[expect(dead_code, reason = "held, not looked at")] Arc<File>);
+pub(super) struct Lock(#[expect(dead_code, reason = "held, not looked at")] Arc<LockFile>);
 
 impl Lock {
     /// Waits for the lock of the database in `path`, whose directory is made if absent.
@@ -152,7 +152,7 @@ impl Handle {
 }
 
 /// Waits for the lock file beside the database and writes our pid into it.
-fn take_lock(path: &Path, wait: Duration) -> Result<File> {
+fn take_lock(path: &Path, wait: Duration) -> Result<LockFile> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let name = PathBuf::from(name);
@@ -180,7 +180,7 @@ fn take_lock(path: &Path, wait: Duration) -> Result<File> {
     // Only for the message above: a failure to write it must not stop us.
     let pid = format!("{:<10}\n", std::process::id());
     let _ = file.write_all_at(pid.as_bytes(), 0);
-    Ok(file)
+    Ok(file.into())
 }
 
 fn holder(mut file: &File) -> Option<u32> {

@@ -37,8 +37,8 @@ use parking_lot::Mutex;
 
 use self::bucket::BUCKET_BYTES;
 pub(crate) use self::bucket::Place;
-use super::lock::lock_within;
 use super::{LOCK_WAIT, sys};
+use crate::lock::lock_within;
 use crate::types::Digest;
 
 const MAGIC: [u8; 8] = *b"LAZCHNKS";

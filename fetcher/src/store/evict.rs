@@ -32,9 +32,9 @@ use parking_lot::Mutex;
 
 use self::policy::Policy;
 use super::file::{DATA, EXTENT_BYTES, TOUCHED};
-use super::lock::{is_held, lock_within};
 use super::{LOCK_WAIT, LayerFile, Store, sys};
 use crate::index::{Chunk, ChunkId, DATA_ALIGN};
+use crate::lock::{LockFile, is_held, lock_within};
 use crate::types::Digest;
 use crate::{Error, Result};
 
@@ -56,13 +56,14 @@ pub(super) fn prepare(root: &Path) -> Result<()> {
     open_lock(root).map(drop)
 }
 
-fn open_lock(root: &Path) -> Result<File> {
+fn open_lock(root: &Path) -> Result<LockFile> {
     let path = root.join(EVICT_LOCK);
     File::options()
         .write(true)
         .create(true)
         .truncate(false)
         .open(&path)
+        .map(LockFile::from)
         .map_err(|e| Error::io("lock", path, e))
 }
 

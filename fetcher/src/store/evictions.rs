@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering, fence};
 
 use super::LOCK_WAIT;
-use super::lock::lock_within;
+use crate::lock::{LockFile, lock_within};
 use crate::{Error, Result};
 
 const BYTES: usize = 8;
@@ -51,7 +51,7 @@ impl Evictions {
 
     /// Makes it another number, which is returned. Its lock is held for the moment.
     pub(super) fn advance(&self) -> Result<u64> {
-        let file = open(&self.path)?;
+        let file = LockFile::from(open(&self.path)?);
         let advance = || {
             if !lock_within(&file, LOCK_WAIT)? {
                 let busy = "another process holds it; see which one with lslocks";

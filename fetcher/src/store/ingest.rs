@@ -16,17 +16,17 @@ use super::bitmap::{Bitmap, Stored};
 use super::details::Provided;
 use super::disk::Disk;
 use super::file::{BITMAP, DATA, LayerFile, SEAMS, chunk_count, write_new};
-use super::lock::is_held;
 use super::{Store, bitmap, details, entries, learned, remove_tree};
 use crate::index::LayerIndex;
 use crate::index::ingest::LayerSink;
+use crate::lock::{LockFile, is_held};
 use crate::types::Digest;
 use crate::{Error, Result};
 
 /// A directory under `ingest/` with a locked, empty `data` file. Dropped, it is removed.
 pub(super) struct Draft {
     dir: PathBuf,
-    data: File,
+    data: LockFile,
     disk: Arc<dyn Disk>,
     published: bool,
 }
@@ -43,7 +43,7 @@ impl Draft {
             if is_held(&data)? {
                 return Err(io::Error::other("a new file is locked already"));
             }
-            Ok(data)
+            Ok(data.into())
         };
         match make() {
             Ok(data) => Ok(Self {

@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 
+use lazarette_fetcher::lock::LockFile;
 use tokio::net::UnixListener;
 
 use crate::{Error, Result};
@@ -17,7 +18,7 @@ use crate::{Error, Result};
 /// The right to listen.
 pub(super) struct Bound {
     paths: Vec<PathBuf>,
-    _lock: File,
+    _lock: LockFile,
 }
 
 /// Takes the right to listen at `paths` for the one daemon of `state`.
@@ -38,7 +39,10 @@ pub(super) fn bind(state: &Path, paths: Vec<PathBuf>) -> Result<Bound> {
         .open(&path)
         .map_err(|e| Error::io("open", &path, e))?;
     match lock.try_lock() {
-        Ok(()) => Ok(Bound { paths, _lock: lock }),
+        Ok(()) => Ok(Bound {
+            paths,
+            _lock: lock.into(),
+        }),
         Err(TryLockError::WouldBlock) => Err(Error::Refused {
             what: format!("another lazd runs with state directory {}", state.display()),
             todo: "stop it first, or use another --state".to_owned(),

@@ -25,6 +25,18 @@ fn mounts_below(dir: &Path) -> usize {
 }
 
 #[test]
+fn a_directory_that_is_left_is_swept_though_its_lock_was_inherited() {
+    let state = tempfile::tempdir().unwrap();
+    let left = RunDir::create(state.path(), "left").unwrap();
+    // As a process that another thread starts meanwhile has it.
+    let inherited = left.lock.try_clone().unwrap();
+    assert_eq!(RunDir::sweep(state.path()).unwrap().removed.len(), 0);
+    left.leave().unwrap();
+    assert_eq!(RunDir::sweep(state.path()).unwrap().removed.len(), 1);
+    drop(inherited);
+}
+
+#[test]
 fn a_living_directory_is_left_alone_and_a_dead_one_removed() {
     let state = tempfile::tempdir().unwrap();
     let alive = RunDir::create(state.path(), "alive").unwrap();

@@ -19,6 +19,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lazarette_fetcher::lock::LockFile;
+
 use crate::metastore::Usage;
 use crate::{Error, Result, sys};
 
@@ -42,16 +44,6 @@ pub(super) struct Made<'a> {
     kept: bool,
     /// Keeps sweeps away until the record is there.
     _lock: LockFile,
-}
-
-/// The lock, held or not. Given up when it is dropped: closing it is not enough, as a process
-/// that is just being started by another thread has it open, too.
-struct LockFile(File);
-
-impl Drop for LockFile {
-    fn drop(&mut self) {
-        let _ = self.0.unlock();
-    }
 }
 
 impl Dirs {
@@ -96,8 +88,7 @@ impl Dirs {
     /// Makes an empty directory under a number that no other process uses.
     pub(super) fn make(&self) -> Result<Made<'_>> {
         let lock = self.open_lock()?;
-        lock.0
-            .lock_shared()
+        lock.lock_shared()
             .map_err(|source| Error::io("lock", self.lock_path(), source))?;
         let number = loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -198,7 +189,7 @@ impl Dirs {
     /// while another process makes a snapshot: the next open will.
     pub(super) fn remove_orphans(&self, recorded: &dyn Fn() -> Result<HashSet<u64>>) -> Result<()> {
         let lock = self.open_lock()?;
-        match lock.0.try_lock() {
+        match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(()),
             Err(TryLockError::Error(source)) => {
@@ -248,7 +239,7 @@ impl Dirs {
             .write(true)
             .open(&path);
         opened
-            .map(LockFile)
+            .map(LockFile::from)
             .map_err(|source| Error::io("open", &path, source))
     }
 }

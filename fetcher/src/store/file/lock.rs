@@ -10,14 +10,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{DATA, LayerFile};
+use crate::lock::{LockFile, lock_within};
 use crate::store::LOCK_WAIT;
-use crate::store::lock::lock_within;
 use crate::{Error, Result};
 
 /// The lock of a layer's directory: flushes and removals of it exclude each other. Held
 /// until dropped.
 pub(in crate::store) struct LayerLock {
-    _data: File,
+    _data: LockFile,
     inode: u64,
 }
 
@@ -66,7 +66,8 @@ fn take(dir: &Path, wait: Duration) -> Result<Taken> {
         // The name may have moved on while we waited; then the lock guards nothing.
         match std::fs::metadata(&path) {
             Ok(meta) if meta.ino() == inode => {
-                return Ok(Taken::Locked(LayerLock { _data: data, inode }));
+                let _data = data.into();
+                return Ok(Taken::Locked(LayerLock { _data, inode }));
             }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Taken::Nothing),

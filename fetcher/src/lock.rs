@@ -6,11 +6,39 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 /// First and longest pause between attempts.
 const PAUSE_FIRST: Duration = Duration::from_micros(200);
 const PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// A file whose lock is given up when this is dropped. Closing it would not be enough: a
+/// process that another thread is just starting has it open as well, until it runs its program.
+#[derive(Debug)]
+pub struct LockFile(File);
+
+impl From<File> for LockFile {
+    fn from(file: File) -> Self {
+        Self(file)
+    }
+}
+
+impl Deref for LockFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::debug!(%error, "a lock goes with its last descriptor");
+        }
+    }
+}
 
 /// Takes the exclusive lock of `file`; `false` when `wait` passed without getting it.
 /// Blocks the calling thread.
@@ -56,5 +84,19 @@ mod tests {
         assert!(!lock_within(&second, Duration::from_millis(5)).unwrap());
         drop(first);
         assert!(lock_within(&second, Duration::ZERO).unwrap());
+    }
+
+    #[test]
+    fn a_lock_that_others_inherited_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let lock = LockFile::from(File::create(&path).unwrap());
+        let second = File::open(&path).unwrap();
+        let inherited = lock.try_clone().unwrap();
+        assert!(!is_held(&lock).unwrap());
+        assert!(is_held(&second).unwrap());
+        drop(lock);
+        assert!(!is_held(&second).unwrap());
+        drop(inherited);
     }
 }
