@@ -21,12 +21,14 @@ use serde::{Deserialize, Serialize};
 pub mod bundle;
 mod host;
 mod mounts;
+mod named;
 mod resources;
 pub mod seccomp;
 pub mod user;
 mod volume;
 
 pub use host::{Controllers, HostFacts};
+pub(crate) use named::{Named, named};
 pub use user::{AccountFiles, ResolvedUser};
 pub use volume::Volume;
 
@@ -349,32 +351,6 @@ pub(crate) fn command_line(
         Some(word) => Err(nul("command word", word)),
         None => Ok(args),
     }
-}
-
-/// Where the kernel, or who searches for it, finds the program to run: paths as the container
-/// sees them, the first that is there.
-pub(crate) fn program_paths(options: &ContainerOptions, image: &ImageConfig) -> Vec<String> {
-    let Ok(words) = command_line(options, image) else {
-        return Vec::new();
-    };
-    let Some(program) = words.first() else {
-        return Vec::new();
-    };
-    if program.starts_with('/') {
-        return vec![program.clone()];
-    }
-    if program.contains('/') {
-        let image_dir = Some(image.working_dir.as_str()).filter(|dir| !dir.is_empty());
-        let dir = match &options.cwd {
-            Some(dir) => dir.display().to_string(),
-            None => image_dir.unwrap_or("/").to_owned(),
-        };
-        return vec![format!("{dir}/{program}")];
-    }
-    let variables = image.env.iter().chain(&options.env).rev();
-    let path = variables.into_iter().find_map(|v| v.strip_prefix("PATH="));
-    let dirs = path.unwrap_or(PATH_DEFAULT).split(':');
-    dirs.map(|dir| format!("{dir}/{program}")).collect()
 }
 
 fn nul(what: &'static str, value: &str) -> SpecError {

@@ -5,12 +5,14 @@
 //! whole, and the libraries it names are opened next. And who has waited for some pieces of a
 //! file, or of a directory, waits for more of them.
 //!
-//! Invariant: guesses only. They run as [`Priority::Profile`], behind readers, and never
-//! fail anything. What they fetch is bounded by what was waited for ([`rent`]) or by what
-//! linking reads ([`crate::elf`]), and by [`BYTES_MAX`] of a layer.
+//! Invariant: guesses only. They run as [`Priority::Profile`], behind readers, but for what
+//! the caller of [`Layer::expect_files`] is about to wait for itself, and never fail anything.
+//! What they fetch is bounded by what was waited for ([`rent`]) or by what linking reads
+//! ([`crate::elf`]), and by [`BYTES_MAX`] of a layer.
 
 mod files;
 mod rent;
+mod script;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -46,13 +48,14 @@ const GROUP_BYTES_MAX: u64 = 64 << 20;
 /// Decoded bytes for each encoded one, in files that shrink well.
 const EXPANSION_MAX: u64 = 8;
 
-/// What a program needs beside itself, as it says.
+/// What a program or script needs beside itself, as it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needs {
     /// The program's path in its layer.
     pub path: Vec<u8>,
-    /// What runs it: a path, absent in libraries.
-    pub interpreter: Option<Vec<u8>>,
+    /// What runs it: paths, or names that are looked for as those of commands. None for a
+    /// library.
+    pub programs: Vec<Vec<u8>>,
     /// Names of libraries.
     pub libraries: Vec<Vec<u8>>,
     /// Directories to look for them in first, in which `$ORIGIN` is the program's own.
@@ -73,11 +76,13 @@ pub(super) struct Foresight {
 }
 
 impl Layer {
-    /// Says that the file at this place of the data file will be read, or run, or linked to
-    /// what is, so that its beginning, and what linking reads of it, come early. Nobody waits
-    /// for it.
-    pub fn expect_file(&self, data_offset: u64) {
-        expect(&self.shared, data_offset);
+    /// Says that the files at these places of the data file will be read, or run, or linked
+    /// to what is, so that their beginnings, and what linking reads of them, come early. What
+    /// is known to be read is asked for together, as urgently as said. Nobody waits for it.
+    pub fn expect_files(&self, data_offsets: Vec<u64>, urgency: Priority) {
+        if self.shared.foresight.is_on() {
+            expect(&self.shared, data_offsets, urgency);
+        }
     }
 
     /// Whether to fetch what a miss makes likely, which is so from the beginning. Who knows
@@ -118,11 +123,41 @@ pub(super) fn missed(shared: &Arc<Shared>, offset: u64) {
     }
 }
 
-/// The file at `offset` of the data file will be read. Returns at once.
-fn expect(shared: &Arc<Shared>, offset: u64) {
-    if shared.foresight.is_on() {
-        spawn(shared, offset, false);
-    }
+/// The files at these places of the data file will be read. Returns at once.
+fn expect(shared: &Arc<Shared>, offsets: Vec<u64>, urgency: Priority) {
+    let held = Arc::clone(shared);
+    // It ends by itself: it waits for nobody but a thread.
+    shared.tasks.spawn(async move {
+        ask_together(&held, &offsets, urgency).await;
+        for offset in offsets {
+            spawn(&held, offset, false);
+        }
+    });
+}
+
+/// Asks for what comes of each of these files however it goes on, in as few requests as it
+/// takes. Those who follow each of them find it under way.
+pub(super) async fn ask_together(shared: &Arc<Shared>, offsets: &[u64], urgency: Priority) {
+    have_files(shared).await;
+    let small = shared.host.link().round_trip_bytes() / EXPECTED_PARTS;
+    let places = offsets
+        .iter()
+        .filter_map(|offset| files(shared).at(*offset));
+    let mut ids: Vec<ChunkId> = places
+        .flat_map(|place| {
+            let whole = shared.file.missing(place.range);
+            let bytes = plan::whole::encoded_bytes(shared.file.index(), &whole);
+            match bytes.is_some_and(|bytes| bytes <= small) {
+                true => whole,
+                false => within(&place, 0, HEAD_BYTES)
+                    .map(|head| shared.file.missing(head))
+                    .unwrap_or_default(),
+            }
+        })
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    drop(shared.fetch(&ids, urgency, None));
 }
 
 /// Logs what a reader waited for since `began`.
@@ -156,10 +191,7 @@ fn spawn(shared: &Arc<Shared>, offset: u64, waited: bool) {
 
 /// A file that is read, or will be: fetches what is likely to be read next.
 pub(super) async fn follow(shared: &Arc<Shared>, offset: u64, waited: bool) -> Result<()> {
-    if shared.foresight.files.get().is_none() {
-        let held = Arc::clone(shared);
-        blocking(move || files(&held).len()).await;
-    }
+    have_files(shared).await;
     let Some(file) = files(shared).at(offset) else {
         return Ok(());
     };
@@ -193,6 +225,14 @@ fn fetch_around(shared: &Arc<Shared>, file: &Place) {
     }
 }
 
+/// Makes the map of files, which takes a while, where no other task waits for it.
+async fn have_files(shared: &Arc<Shared>) {
+    if shared.foresight.files.get().is_none() {
+        let held = Arc::clone(shared);
+        blocking(move || files(&held).len()).await;
+    }
+}
+
 fn files(shared: &Shared) -> &FileMap {
     let make = || FileMap::of(shared.file.index());
     shared.foresight.files.get_or_init(make)
@@ -204,7 +244,12 @@ async fn look(shared: &Arc<Shared>, file: &Place, waited: bool) -> Result<()> {
     let small = shared.host.link().round_trip_bytes() / parts;
     let whole = guess(shared, shared.file.missing(file.range), small);
     let head = read(shared, file, 0, HEAD_BYTES).await?;
+    let listener = shared.foresight.on_needs.lock().clone();
     let Some(program) = Program::parse(&head) else {
+        let programs = script::programs(&head);
+        if let Some(listener) = listener.filter(|_| !programs.is_empty()) {
+            listener(Needs::of(shared, file, programs));
+        }
         return Ok(());
     };
     if whole.is_none() {
@@ -213,19 +258,24 @@ async fn look(shared: &Arc<Shared>, file: &Place, waited: bool) -> Result<()> {
         let ids = parts.flat_map(|part| shared.file.missing(part)).collect();
         guess(shared, ids, BYTES_MAX);
     }
-    let listener = shared.foresight.on_needs.lock().clone();
-    let Some(listener) = listener else {
-        return Ok(());
-    };
+    if let Some(listener) = listener {
+        let interpreter = program.interpreter(&head).into_iter().collect();
+        let needs = Needs::of(shared, file, interpreter);
+        listener(libraries(shared, file, &program, needs).await?);
+    }
+    Ok(())
+}
+
+/// `needs` with what a program says of libraries.
+async fn libraries(
+    shared: &Arc<Shared>,
+    file: &Place,
+    program: &Program,
+    mut needs: Needs,
+) -> Result<Needs> {
     let dynamic = match program.dynamic() {
         Some(part) => read(shared, file, part.start(), part.len()).await?,
         None => Vec::new(),
-    };
-    let mut needs = Needs {
-        path: shared.path_of(file),
-        interpreter: program.interpreter(&head),
-        libraries: Vec::new(),
-        search: Vec::new(),
     };
     for name in program.names(&dynamic) {
         let text = read(shared, file, name.offset, elf::NAME_BYTES_MAX).await?;
@@ -244,8 +294,19 @@ async fn look(shared: &Arc<Shared>, file: &Place, waited: bool) -> Result<()> {
             }
         }
     }
-    listener(needs);
-    Ok(())
+    Ok(needs)
+}
+
+impl Needs {
+    /// Of a file that `programs` run.
+    fn of(shared: &Shared, file: &Place, programs: Vec<Vec<u8>>) -> Self {
+        Self {
+            path: shared.path_of(file),
+            programs,
+            libraries: Vec::new(),
+            search: Vec::new(),
+        }
+    }
 }
 
 impl Shared {

@@ -7,12 +7,15 @@
 //! Invariant: only tells layers what to expect; what comes of it is theirs. Holds no layer,
 //! and nothing holds it. Pure but for that.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use lazarette_fetcher::layer::{Layer, Needs};
+use lazarette_fetcher::layer::{Layer, Needs, Priority};
 use lazarette_snapshotter::tree::Tree;
-use lazarette_snapshotter::tree::merged::Merged;
+use lazarette_snapshotter::tree::merged::{Found, Merged};
 use parking_lot::Mutex;
+
+use crate::spec::Named;
 
 /// Where libraries are looked for after the directories that a program names: those of
 /// Debian's and others' loaders, 64-bit first.
@@ -26,13 +29,14 @@ const LIBRARY_DIRS: &[&str] = &[
     "/lib",
 ];
 
-/// What the engine reads of every image, and the loader at every start.
-const ALWAYS: &[&str] = &["/etc/passwd", "/etc/group", "/etc/ld.so.cache"];
+/// What the engine itself waits for before it can make a container.
+const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
+/// What the loader reads at every start.
+const CACHE: &str = "/etc/ld.so.cache";
 
 /// The layers of one image as they open, and what is expected of them.
 pub(super) struct Companions {
-    /// Where the program may be, the likeliest first.
-    programs: Vec<String>,
+    named: Named,
     opened: Mutex<Vec<Option<Opened>>>,
     all: Mutex<Option<Arc<Stack>>>,
 }
@@ -43,13 +47,15 @@ type Opened = (Weak<Layer>, Arc<Tree>);
 struct Stack {
     layers: Vec<Weak<Layer>>,
     merged: Merged,
+    /// Directories in which programs are looked for.
+    search: Vec<String>,
 }
 
 impl Companions {
-    /// Of an image of `layers`, in which one of `programs` is run: the first that is there.
-    pub(super) fn new(layers: usize, programs: Vec<String>) -> Self {
+    /// Of an image of `layers`, started by a command that names these files.
+    pub(super) fn new(layers: usize, named: Named) -> Self {
         Self {
-            programs,
+            named,
             opened: Mutex::new((0..layers).map(|_| None).collect()),
             all: Mutex::default(),
         }
@@ -73,10 +79,20 @@ impl Companions {
         }
         let (layers, trees): (Vec<_>, Vec<_>) = opened.drain(..).flatten().unzip();
         let merged = Merged::new(trees);
-        let stack = Arc::new(Stack { layers, merged });
+        let stack = Arc::new(Stack {
+            layers,
+            merged,
+            search: self.named.search.clone(),
+        });
         stack.listen();
-        stack.expect_first(self.programs.iter().map(String::as_str));
-        stack.expect_all(ALWAYS);
+        let accounts = ACCOUNTS
+            .iter()
+            .filter_map(|path| stack.find(path.as_bytes()));
+        stack.expect(accounts.collect(), Priority::OnDemand);
+        let first = |paths: &Vec<String>| paths.iter().find_map(|path| stack.find(path.as_bytes()));
+        let named = self.named.files.iter().filter_map(first);
+        let named = named.chain(stack.find(CACHE.as_bytes()));
+        stack.expect(named.collect(), Priority::Profile);
         *self.all.lock() = Some(stack);
         true
     }
@@ -102,37 +118,40 @@ impl Stack {
     }
 
     fn expect_needs(&self, needs: &Needs) {
-        if let Some(interpreter) = &needs.interpreter {
-            self.expect(interpreter);
-        }
+        let programs = needs.programs.iter().filter_map(|name| self.program(name));
         let dirs = search_dirs(needs);
-        for library in &needs.libraries {
-            let paths = dirs.iter().map(|dir| join(dir, library));
-            let _ = paths.into_iter().any(|path| self.expect(&path));
-        }
+        let library = |name: &Vec<u8>| dirs.iter().find_map(|dir| self.find(&join(dir, name)));
+        let libraries = needs.libraries.iter().filter_map(library);
+        self.expect(programs.chain(libraries).collect(), Priority::Profile);
     }
 
-    fn expect_first<'a>(&self, mut paths: impl Iterator<Item = &'a str>) {
-        paths.any(|path| self.expect(path.as_bytes()));
+    /// A program, looked for as the container does if its name alone is given.
+    fn program(&self, name: &[u8]) -> Option<Found> {
+        if name.contains(&b'/') {
+            return self.find(name);
+        }
+        let mut dirs = self.search.iter();
+        dirs.find_map(|dir| self.find(&join(dir.as_bytes(), name)))
     }
 
-    fn expect_all(&self, paths: &[&str]) {
-        for path in paths {
-            self.expect(path.as_bytes());
-        }
+    fn find(&self, path: &[u8]) -> Option<Found> {
+        self.merged.file(path)
     }
 
-    /// Expects the file at `path`, if there is one.
-    fn expect(&self, path: &[u8]) -> bool {
-        let Some(found) = self.merged.file(path) else {
-            return false;
-        };
-        if let Some(layer) = self.layers.get(found.layer).and_then(Weak::upgrade)
-            && found.size > 0
-        {
-            layer.expect_file(found.data_offset);
+    /// Expects these files, those of each layer together.
+    fn expect(&self, files: Vec<Found>, urgency: Priority) {
+        let mut of_layers = BTreeMap::<usize, Vec<u64>>::new();
+        for file in files.iter().filter(|file| file.size > 0) {
+            of_layers
+                .entry(file.layer)
+                .or_default()
+                .push(file.data_offset);
         }
-        true
+        for (layer, offsets) in of_layers {
+            if let Some(layer) = self.layers.get(layer).and_then(Weak::upgrade) {
+                layer.expect_files(offsets, urgency);
+            }
+        }
     }
 }
 
@@ -169,7 +188,7 @@ mod tests {
     fn libraries_are_looked_for_where_the_loader_does() {
         let needs = Needs {
             path: b"opt/app/bin/run".to_vec(),
-            interpreter: None,
+            programs: Vec::new(),
             libraries: Vec::new(),
             search: vec![
                 b"$ORIGIN/../lib".to_vec(),

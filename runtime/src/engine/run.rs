@@ -146,8 +146,8 @@ impl Engine {
         let known = self.accounts(image.manifest.digest).await;
         let claim = stage.claim(self, &image);
         let companions = (!session.knows_reads()).then(|| {
-            let programs = spec::program_paths(&request.options, &image.config.config);
-            Companions::new(image.layers.len(), programs)
+            let named = spec::named(&request.options, &image.config.config);
+            Companions::new(image.layers.len(), named)
         });
         let (chain, mounted) = tokio::join!(
             async {

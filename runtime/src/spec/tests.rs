@@ -179,7 +179,8 @@ fn programs_are_looked_for_where_the_container_will() {
             cwd: cwd.map(PathBuf::from),
             ..options()
         };
-        program_paths(&options, &image)
+        let first = named(&options, &image).files.into_iter().next();
+        first.unwrap_or_default()
     };
     assert_eq!(with(&["/entry"], &["x"], &[], None), ["/entry"]);
     assert_eq!(with(&[], &["sh"], &[], None), ["/opt/bin/sh", "/bin/sh"]);
@@ -187,4 +188,46 @@ fn programs_are_looked_for_where_the_container_will() {
     assert_eq!(with(&[], &["./run"], &[], None), ["/srv/./run"]);
     assert_eq!(with(&[], &["b/run"], &[], Some("/d")), ["/d/b/run"]);
     assert_eq!(with(&[], &[""], &[], None), [""; 0]);
+}
+
+#[test]
+fn words_name_what_is_opened_next() {
+    let with = |words: &[&str]| {
+        let options = ContainerOptions {
+            args: words.iter().map(|word| (*word).to_owned()).collect(),
+            env: vec!["PATH=/a".to_owned()],
+            cwd: Some(PathBuf::from("/d")),
+            ..options()
+        };
+        let image = ImageConfig {
+            entrypoint: Vec::new(),
+            ..image()
+        };
+        let named = named(&options, &image);
+        assert_eq!(named.search, ["/a"]);
+        let files = named.files.into_iter().skip(1);
+        files.map(|paths| paths.join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(with(&["tini", "--", "x"]), ["/d/x /a/x"]);
+    let jar = ["java", "-cp", "/l/a.jar:lib/b.jar", "-jar", "c.jar"];
+    assert_eq!(
+        with(&jar),
+        ["/l/a.jar", "/d/lib/b.jar", "/d/c.jar /a/c.jar"]
+    );
+    assert_eq!(with(&["x", "--config=/etc/x", "-v"]), ["/etc/x"]);
+    let script = ["/bin/sh", "-ec", "dpkg -l|wc -l && exec '/opt/x' \"y\""];
+    let named = ["/d/dpkg /a/dpkg", "/d/wc /a/wc", "/d/exec /a/exec"];
+    assert_eq!(with(&script)[..3], named);
+    assert_eq!(with(&script)[3..], ["/opt/x", "/d/y /a/y"]);
+    // Of another program `-c` says something else.
+    assert_eq!(with(&["x", "-c", "a b"]), ["/d/a b /a/a b"]);
+    assert_eq!(with(&["x"; 1000]).len(), 63);
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_words_name_a_bounded_number_of_files(args: Vec<String>, path: String) {
+        let options = ContainerOptions { args, env: vec![format!("PATH={path}")], ..options() };
+        assert!(named(&options, &image()).files.len() <= 64);
+    }
 }

@@ -9,8 +9,8 @@ use rand::{Rng, SeedableRng};
 
 use super::support::{Sample, TestSource, gzip, join, range};
 use crate::index::{Chunk, Encoding, LayerFormat, LayerIndex};
-use crate::layer::foresight::follow;
-use crate::layer::{Layer, LayerConfig, Needs};
+use crate::layer::foresight::{ask_together, follow};
+use crate::layer::{Layer, LayerConfig, Needs, Priority};
 use crate::store::Store;
 use crate::test_util::layers::regular_file;
 use crate::types::{ByteRange, Digest};
@@ -19,6 +19,7 @@ const CHUNK: usize = 64 << 10;
 
 struct Bed {
     layer: Arc<Layer>,
+    source: Arc<TestSource>,
     sample: Sample,
     /// Its path, which goes with it.
     _dir: tempfile::TempDir,
@@ -67,6 +68,7 @@ fn bed(files: &[(&str, Vec<u8>)]) -> Bed {
     layer.set_foresight(true);
     Bed {
         layer,
+        source,
         sample,
         _dir: dir,
     }
@@ -80,9 +82,14 @@ impl Bed {
 
     async fn follow(&self, number: usize, offset: u64, waited: bool) {
         let at = self.place(number, offset, 1);
-        let shared = &self.layer.shared;
-        follow(shared, at.start(), waited).await.unwrap();
-        while !shared.inflight.is_empty() {
+        follow(&self.layer.shared, at.start(), waited)
+            .await
+            .unwrap();
+        self.all_came().await;
+    }
+
+    async fn all_came(&self) {
+        while !self.layer.shared.inflight.is_empty() {
             tokio::task::yield_now().await;
         }
     }
@@ -222,11 +229,50 @@ async fn what_a_program_needs_is_told() {
     bed.miss(0, 4096).await;
     let needs = Needs {
         path: b"lib/a.so".to_vec(),
-        interpreter: None,
+        programs: Vec::new(),
         libraries: vec![b"ab.c".to_vec(), b"de.f".to_vec()],
         search: vec![b"$ORIGIN/x".to_vec(), b"/y".to_vec()],
     };
     assert_eq!(*told.lock(), [needs], "once");
+}
+
+#[tokio::test]
+async fn files_that_are_expected_together_are_asked_for_at_once() {
+    let files = [
+        ("a", noise(3000)),
+        ("b", noise(5000)),
+        ("c", noise(3_000_000)),
+    ];
+    let bed = bed(&files);
+    let offsets = [0, 1, 2].map(|number| bed.place(number, 0, 1).start());
+    ask_together(&bed.layer.shared, &offsets, Priority::Profile).await;
+    bed.all_came().await;
+    assert!(bed.has_file(0) && bed.has_file(1));
+    assert!(bed.has(2, 0, 4096) && !bed.has(2, MIB, 1), "its head alone");
+    assert_eq!(bed.source.asked.lock().len(), 1);
+    for number in [0, 1, 2] {
+        bed.follow(number, 0, false).await;
+    }
+    assert_eq!(bed.source.asked.lock().len(), 1, "all that was needed came");
+}
+
+#[tokio::test]
+async fn what_runs_a_script_is_told() {
+    let script = b"#!/usr/bin/env python3\nprint(1)\n".to_vec();
+    let bed = bed(&[("app/run", script), ("app/text", b"# no\n".to_vec())]);
+    let told: Arc<Mutex<Vec<Needs>>> = Arc::default();
+    let list = Arc::clone(&told);
+    bed.layer
+        .on_needs(Some(Arc::new(move |needs| list.lock().push(needs))));
+    bed.miss(1, 0).await;
+    bed.follow(0, 0, false).await;
+    let needs = Needs {
+        path: b"app/run".to_vec(),
+        programs: vec![b"/usr/bin/env".to_vec(), b"python3".to_vec()],
+        libraries: Vec::new(),
+        search: Vec::new(),
+    };
+    assert_eq!(*told.lock(), [needs]);
 }
 
 /// What it says of itself leads out of the file, or nowhere.

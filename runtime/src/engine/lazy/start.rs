@@ -34,7 +34,7 @@ impl FirstStart {
     pub(super) fn new(layers: usize, own: OwnStart) -> Self {
         let guessed = !own.is_known;
         Self {
-            companions: guessed.then(|| Arc::new(Companions::new(layers, own.programs))),
+            companions: guessed.then(|| Arc::new(Companions::new(layers, own.named))),
         }
     }
 

@@ -12,12 +12,12 @@ use super::places_of;
 use crate::engine::Engine;
 use crate::image::Image;
 use crate::profile::{Command, CommandProfile, ImageProfiles};
-use crate::spec::{self, ContainerOptions};
+use crate::spec::{self, ContainerOptions, Named};
 
 /// What this node knows of a start that nobody has described: that of the image's own command.
 pub(in crate::engine) struct OwnStart {
-    /// Where its program may be, the likeliest first.
-    pub(in crate::engine) programs: Vec<String>,
+    /// What its words name.
+    pub(in crate::engine) named: Named,
     /// Whether what it reads is known here.
     pub(in crate::engine) is_known: bool,
 }
@@ -30,7 +30,7 @@ impl Engine {
         let chosen = known.as_ref().zip(command.as_ref());
         let chosen = chosen.and_then(|(known, command)| known.choose(command));
         OwnStart {
-            programs: spec::program_paths(&ContainerOptions::default(), &image.config.config),
+            named: spec::named(&ContainerOptions::default(), &image.config.config),
             is_known: matches!(chosen, Some((_, false))),
         }
     }
