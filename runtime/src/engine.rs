@@ -142,9 +142,27 @@ impl Engine {
 
     /// Asks the registry what `reference` is now and remembers the answer.
     pub async fn resolve(&self, reference: &Reference, trace: &Trace) -> Result<Image> {
+        self.resolve_for(reference, trace, None).await
+    }
+
+    /// [`Self::resolve`] for who opens the layers next: their tables come meanwhile.
+    pub async fn resolve_to_open(&self, reference: &Reference, puller: &Puller) -> Result<Image> {
+        self.resolve_for(reference, &puller.trace, Some(puller))
+            .await
+    }
+
+    async fn resolve_for(
+        &self,
+        reference: &Reference,
+        trace: &Trace,
+        opens: Option<&Puller>,
+    ) -> Result<Image> {
         let span = trace.start("resolve", None);
         let manifest = self.resolver.manifest(reference).await?;
         span.end();
+        if let Some(puller) = opens {
+            puller.look_ahead(reference, &manifest);
+        }
         let span = trace.start("config", None);
         let image = self.resolver.image(reference, manifest).await?;
         span.end();

@@ -11,6 +11,7 @@
 //! Invariant: a layer is in the store only with an index that a chain of trust reaches: from
 //! the manifest (TOC, zTOC), from a key or a setting of this node, or its own streaming. Never decides whether a whole image is pulled: callers do.
 
+mod ahead;
 mod alone;
 mod document;
 mod offered;
@@ -35,9 +36,10 @@ use crate::source::{BlobRef, BlobSource};
 use crate::store::{LayerFile, LayerIngest, Store};
 use crate::task::blocking;
 use crate::trust::TrustedKeys;
-use crate::types::Digest;
+use crate::types::{Descriptor, Digest, Repository};
 use crate::{Error, Result};
 
+use self::ahead::Ahead;
 use self::offered::Offered;
 pub use self::offered::{OFFERED_BYTES_MAX, OfferedIndex, core_bytes, core_digest};
 pub use request::{LayerRequest, TocPromise};
@@ -67,6 +69,7 @@ pub struct LayerOpener {
     opening: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     /// Held by every stream under way, to count them.
     streaming: Arc<()>,
+    ahead: Ahead,
 }
 
 impl LayerOpener {
@@ -79,6 +82,7 @@ impl LayerOpener {
             keys: TrustedKeys::default(),
             opening: Mutex::default(),
             streaming: Arc::default(),
+            ahead: Ahead::default(),
         }
     }
 
@@ -92,6 +96,23 @@ impl LayerOpener {
     #[must_use]
     pub fn fetching_with(self, engine: Arc<FetchEngine>) -> Self {
         Self { engine, ..self }
+    }
+
+    /// Begins to read the tables of contents that a manifest promises of `layers`, which are
+    /// about to be opened. Returns at once.
+    pub fn look_ahead(&self, repository: &Repository, layers: &[Descriptor]) {
+        for layer in layers {
+            let blob = BlobRef {
+                repository: repository.clone(),
+                digest: layer.digest,
+                size: layer.size,
+            };
+            // What is wrong with a promise is said when its layer is opened.
+            let promise = request::toc(layer);
+            if let Some(range) = promise.ok().and_then(|toc| toc::first_read(&toc, &blob)) {
+                self.ahead.begin((&self.store, &self.source), blob, range);
+            }
+        }
     }
 
     /// Makes the layer readable. `received` counts encoded bytes of a full stream as they
@@ -172,7 +193,7 @@ impl LayerOpener {
     /// Makes the layer readable by a table somebody else made, if there is one to trust.
     /// Each kind of table is one arm here, the likeliest first.
     async fn by_index(&self, request: &LayerRequest) -> Result<Option<Arc<Layer>>> {
-        let read = toc::read_toc(self.source.as_ref(), request).await;
+        let read = toc::read_toc((self.source.as_ref(), &self.ahead), request).await;
         let check = |toc: &TocLayer| self.check(&toc.index);
         let read = read.and_then(|toc| toc.as_ref().map_or(Ok(()), check).map(|()| toc));
         match read {

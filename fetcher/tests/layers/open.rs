@@ -17,7 +17,7 @@ use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
 use lazarette_fetcher::source::BlobSource;
 use lazarette_fetcher::store::Store;
-use lazarette_fetcher::test_util::MemorySource;
+use lazarette_fetcher::test_util::{FaultySource, MemorySource, ReadFault};
 use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference};
 use lazarette_fetcher::{Error, Result};
 
@@ -133,6 +133,31 @@ async fn every_kind_of_toc_shows_the_files_of_the_tar() {
             "{notes}"
         );
         assert!(read_all(&layer).await == expected, "{notes}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_was_read_ahead_is_not_read_again() {
+    let unavailable = Some(ReadFault::Unavailable);
+    for (blob, notes) in [(STORAGE, STORAGE_NOTES), (STARGZ, STARGZ_NOTES)] {
+        // The second is what opening reads where the first came to nothing, and reads not at
+        // all where it came.
+        for (script, case) in [
+            ([None, unavailable], "it came"),
+            ([unavailable, None], "it did not come"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let memory = MemorySource::new();
+            memory.add_blob(blob.to_vec());
+            let source = Arc::new(FaultySource::scripted(memory, script));
+            let opener = LayerOpener::new(Store::open(dir.path()).unwrap(), source);
+            let (layer, reference) = (descriptor(blob, notes), image());
+            let repository = reference.repository();
+            opener.look_ahead(repository, std::slice::from_ref(&layer));
+            let request = LayerRequest::new(repository.clone(), &layer, diff_id(blob)).unwrap();
+            let (_, by) = opener.open(&request, &AtomicU64::new(0)).await.unwrap();
+            assert_eq!(by, OpenedBy::Toc, "{case}");
+        }
     }
 }
 

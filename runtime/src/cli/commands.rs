@@ -25,16 +25,15 @@ pub(super) async fn pull(
     format: OutputFormat,
     origin: Instant,
 ) -> Result<u8> {
-    let trace = Trace::new(origin);
-    let image = engine.resolve(&args.reference, &trace).await?;
     let mode = if args.full {
         PullMode::Full
     } else {
         PullMode::Lazy
     };
-    let mut puller = engine.puller(mode, trace);
+    let mut puller = engine.puller(mode, Trace::new(origin));
     // All of an image is fetched ahead of time where nothing starts right behind it.
     puller.read_soon = !args.full;
+    let image = engine.resolve_to_open(&args.reference, &puller).await?;
     let display = Display::start(Arc::clone(&puller.progress));
     let outcome = engine.pull(&image, &puller).await;
     display.stop();
@@ -119,9 +118,8 @@ async fn index(
     format: OutputFormat,
     origin: Instant,
 ) -> Result<u8> {
-    let trace = Trace::new(origin);
-    let image = engine.resolve(&args.reference, &trace).await?;
-    let puller = engine.puller(PullMode::Lazy, trace);
+    let puller = engine.puller(PullMode::Lazy, Trace::new(origin));
+    let image = engine.resolve_to_open(&args.reference, &puller).await?;
     let display = Display::start(Arc::clone(&puller.progress));
     let pulled = engine.pull(&image, &puller).await;
     display.stop();

@@ -140,7 +140,7 @@ impl Engine {
         let new = local.is_none();
         let image = match local {
             Some(image) => image,
-            None => self.resolve(&request.reference, &puller.trace).await?,
+            None => self.resolve_to_open(&request.reference, puller).await?,
         };
         let session = Session::begin(self, &image, request, new).await;
         let known = self.accounts(image.manifest.digest).await;

@@ -10,10 +10,11 @@ use std::sync::{Arc, OnceLock};
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OfferedIndex, OpenedBy};
 use lazarette_fetcher::plan::whole::{Share, Why};
-use lazarette_fetcher::types::Digest;
+use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_fetcher::{Error, Result};
 use parking_lot::Mutex;
 
+use super::resolve::ResolvedManifest;
 use super::soci::Ztocs;
 use super::{Image, ImageLayer};
 use crate::trace::{LayerShare, Trace};
@@ -159,6 +160,13 @@ impl Puller {
     /// What opens layers, for who knows a layer but not its image.
     pub fn opener(&self) -> &LayerOpener {
         &self.opener
+    }
+
+    /// Begins to read what layers have for a table of contents, while the image's config is
+    /// still to come. Returns at once.
+    pub fn look_ahead(&self, reference: &Reference, resolved: &ResolvedManifest) {
+        let layers = &resolved.manifest.layers;
+        self.opener.look_ahead(reference.repository(), layers);
     }
 
     /// What it takes to open a layer of `image`.

@@ -76,7 +76,7 @@ impl LayerRequest {
     }
 }
 
-fn toc(descriptor: &Descriptor) -> Result<TocPromise> {
+pub(super) fn toc(descriptor: &Descriptor) -> Result<TocPromise> {
     match zstdchunked::promise(descriptor) {
         Ok(Some(promise)) => return Ok(TocPromise::ZstdChunked(promise)),
         Ok(None) => {}

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::Deserialize;
 
+use super::ahead::Ahead;
 use super::{LayerRequest, TocPromise};
 use crate::index::estargz::{self, Footer, FooterKind, TocLayer};
 use crate::index::zstdchunked::{self, Position, Proof};
@@ -17,18 +18,36 @@ use crate::task::blocking;
 use crate::types::{ByteRange, Descriptor, Digest, Reference};
 use crate::{Error, Result};
 
+/// What is read of the blob first, whatever it turns out to be.
+pub(super) fn first_read(promise: &TocPromise, blob: &BlobRef) -> Option<ByteRange> {
+    match promise {
+        TocPromise::Json(_) => tail(blob).ok(),
+        TocPromise::ZstdChunked(promise) => Some(promise.position.blob),
+        TocPromise::None | TocPromise::Contradiction(_) => None,
+    }
+}
+
 /// The TOC that the manifest promises, read and checked.
 pub(super) async fn read_toc(
-    source: &dyn BlobSource,
+    (source, ahead): (&dyn BlobSource, &Ahead),
     request: &LayerRequest,
 ) -> Result<Option<TocLayer>> {
+    let blob = &request.blob;
+    let first = async |range| match ahead.take(&blob.digest, range).await {
+        Some(bytes) => Ok(bytes),
+        None => read(source, blob, range).await,
+    };
     match &request.toc {
         TocPromise::None => Ok(None),
-        TocPromise::Json(digest) => by_footer(source, request, *digest).await,
+        TocPromise::Json(digest) => {
+            let tail = tail(blob)?;
+            let (start, bytes) = (tail.start(), first(tail).await?);
+            by_footer(source, request, Tail { start, bytes }, *digest).await
+        }
         TocPromise::ZstdChunked(promise) => {
             let (position, proof) = (promise.position, promise.proof);
-            let toc = read(source, &request.blob, position.blob).await?;
-            let toc = zstd_chunked(&request.blob, position, toc, proof).await?;
+            let toc = first(position.blob).await?;
+            let toc = zstd_chunked(blob, position, toc, proof).await?;
             // A landmark in the blob is the flavour's own mark.
             Ok(toc.map(|toc| TocLayer {
                 prefetch: toc.prefetch.or(promise.prefetch),
@@ -48,16 +67,19 @@ struct Tail {
     bytes: Bytes,
 }
 
-/// Reads the blob's tail and, by its footer, the TOC whose JSON has `toc_digest`.
+fn tail(blob: &BlobRef) -> Result<ByteRange> {
+    let start = blob.size.saturating_sub(estargz::tail_len(blob.size));
+    span(blob, start, blob.size)
+}
+
+/// Reads, by the footer in the blob's tail, the TOC whose JSON has `toc_digest`.
 async fn by_footer(
     source: &dyn BlobSource,
     request: &LayerRequest,
+    tail: Tail,
     toc_digest: Digest,
 ) -> Result<Option<TocLayer>> {
     let blob = &request.blob;
-    let start = blob.size.saturating_sub(estargz::tail_len(blob.size));
-    let bytes = read(source, blob, span(blob, start, blob.size)?).await?;
-    let tail = Tail { start, bytes };
     if let Some(footer) = estargz::read_footer(&tail.bytes, blob.size)? {
         return match footer.kind() {
             FooterKind::External => external(source, request, footer, toc_digest).await,
@@ -195,7 +217,11 @@ fn span(blob: &BlobRef, start: u64, end: u64) -> Result<ByteRange> {
     })
 }
 
-async fn read(source: &dyn BlobSource, blob: &BlobRef, range: ByteRange) -> Result<Bytes> {
+pub(super) async fn read(
+    source: &dyn BlobSource,
+    blob: &BlobRef,
+    range: ByteRange,
+) -> Result<Bytes> {
     let mut body = source.read_range(blob, range).await?;
     let mut bytes = BytesMut::new();
     while let Some(piece) = body.next().await {

@@ -177,8 +177,9 @@ async fn resolve(
         None => reference.clone(),
     };
     let manifest = engine.resolver.manifest(&named).await?;
-    let image = engine.resolver.image(&reference, manifest).await?;
     let puller = engine.puller(PullMode::Lazy, Trace::new(Instant::now()));
+    puller.look_ahead(&reference, &manifest);
+    let image = engine.resolver.image(&reference, manifest).await?;
     let own = engine.own_start(&image).await;
     engine.look_for_indexes(&image, &puller).await;
     Ok(Arc::new(Resolved {
