@@ -6,7 +6,8 @@
 //!
 //! Invariant: the records are the truth. A directory is made before the record that names
 //! it and removed after that record is gone, so a crash leaves at most directories that no
-//! record names, and [`Snapshots::open`] removes those. Never mounts anything by itself:
+//! record names, and [`Snapshots::open`] removes those; what a power cut took of a snapshot that
+//! was being written it makes again, empty. Never mounts anything by itself:
 //! [`Mount`] is a value, [`Mount::mount_at`] the only thing that acts on anything that is there.
 
 #[cfg(test)]
@@ -62,7 +63,7 @@ impl Snapshots {
     pub fn open(root: &Path, store: Arc<dyn Metastore>) -> Result<Self> {
         let dirs = Dirs::open(root)?;
         let this = Self { dirs, store };
-        this.remove_orphans()?;
+        this.sweep()?;
         Ok(this)
     }
 
@@ -237,7 +238,7 @@ impl Snapshots {
 
     /// Removes what removed snapshots left and could not be removed then.
     pub fn cleanup(&self) -> Result<()> {
-        self.remove_orphans()
+        self.sweep()
     }
 
     /// Finds out whether overlay takes the directories that are written to, by making one of
@@ -349,13 +350,13 @@ impl Snapshots {
         }
     }
 
-    fn remove_orphans(&self) -> Result<()> {
-        self.dirs.remove_orphans(&|| {
+    fn sweep(&self) -> Result<()> {
+        self.dirs.sweep(&|| {
             Ok(self
                 .list()?
                 .iter()
                 .filter_map(|record| match record.content {
-                    Content::Directory(number) => Some(number),
+                    Content::Directory(number) => Some((number, record.kind)),
                     Content::Layer(_) => None,
                 })
                 .collect())

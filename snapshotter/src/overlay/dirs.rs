@@ -10,8 +10,13 @@
 //! Invariant: a number names one directory as long as it exists. A directory that awaits
 //! its record is never taken for an orphan: its maker holds the lock shared meanwhile, and
 //! a sweep needs it alone.
+//!
+//! A new directory is not synced before its record is. Most file systems have it on the device
+//! by then, as they keep the order in which names are made; btrfs has not, and a power cut may
+//! take it. So a sweep makes those again that are recorded as written to: nothing that was in
+//! there was synced either. What is committed was, before its record.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
@@ -21,13 +26,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lazarette_fetcher::lock::LockFile;
 
-use crate::metastore::Usage;
+use crate::metastore::{Kind, Usage};
 use crate::{Error, Result, sys};
 
 /// Only root looks into snapshots from outside: they hold set-uid programs.
 const PRIVATE: u32 = 0o700;
 /// The root directory of a container with no layers.
 const FILES_MODE: u32 = 0o755;
+
+/// Numbers of the directories that records name, and what those say of them.
+pub(super) type Recorded = HashMap<u64, Kind>;
 
 pub(super) struct Dirs {
     root: PathBuf,
@@ -104,10 +112,8 @@ impl Dirs {
             kept: false,
             _lock: lock,
         };
-        for (dir, mode) in [
-            (self.files(number), FILES_MODE),
-            (self.work(number), PRIVATE),
-        ] {
+        let [_, files, work] = self.parts(number);
+        for (dir, mode) in [files, work] {
             make_dir(&dir, mode).map_err(|source| Error::io("create", &dir, source))?;
         }
         Ok(made)
@@ -173,7 +179,7 @@ impl Dirs {
     }
 
     /// Removes a directory that no record names. What fails is logged and left to the next
-    /// [`Dirs::remove_orphans`]: the snapshot itself is gone already.
+    /// [`Dirs::sweep`]: the snapshot itself is gone already.
     pub(super) fn discard(&self, number: u64) {
         let unique = self.trashed.fetch_add(1, Ordering::Relaxed);
         let name = format!("{number}.{}.{unique}", std::process::id());
@@ -185,9 +191,10 @@ impl Dirs {
         }
     }
 
-    /// Removes the directories that are not among `recorded()`, and the trash. Does nothing
-    /// while another process makes a snapshot: the next open will.
-    pub(super) fn remove_orphans(&self, recorded: &dyn Fn() -> Result<HashSet<u64>>) -> Result<()> {
+    /// Removes the directories that are not among `recorded()`, and the trash, and makes those
+    /// again that a power cut took. Does nothing while another process makes a snapshot: the next
+    /// open will.
+    pub(super) fn sweep(&self, recorded: &dyn Fn() -> Result<Recorded>) -> Result<()> {
         let lock = self.open_lock()?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -199,9 +206,15 @@ impl Dirs {
         // Read under the lock: every directory whose maker is done has its record.
         let recorded = recorded()?;
         for number in self.numbers()? {
-            if !recorded.contains(&number) {
+            if !recorded.contains_key(&number) {
                 tracing::info!(number, "removing a snapshot directory that nothing names");
                 self.discard(number);
+            }
+        }
+        for (number, kind) in recorded {
+            match kind {
+                Kind::Active | Kind::View => self.restore(number)?,
+                Kind::Committed => {}
             }
         }
         let trash = self.root.join("trash");
@@ -213,6 +226,30 @@ impl Dirs {
             }
         }
         Ok(())
+    }
+
+    /// Makes what is gone of the directory of a snapshot that is recorded.
+    fn restore(&self, number: u64) -> Result<()> {
+        for (dir, mode) in self.parts(number) {
+            match make_dir(&dir, mode) {
+                Ok(()) => tracing::warn!(
+                    path = %dir.display(),
+                    "made a directory of a snapshot again that was lost, empty"
+                ),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(Error::io("create", &dir, source)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a snapshot has, outermost first.
+    fn parts(&self, number: u64) -> [(PathBuf, u32); 3] {
+        [
+            (self.snapshot(number), PRIVATE),
+            (self.files(number), FILES_MODE),
+            (self.work(number), PRIVATE),
+        ]
     }
 
     fn snapshot(&self, number: u64) -> PathBuf {

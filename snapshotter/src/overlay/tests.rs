@@ -127,6 +127,47 @@ fn open_removes_what_a_crash_left_and_nothing_else() {
     assert_ne!(source("one"), source("two"));
 }
 
+/// What a power cut leaves on a file system that does not keep the order in which names are made.
+#[test]
+fn what_a_power_cut_took_of_a_snapshot_is_there_again_and_empty() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Arc::default();
+    let snapshots = open(root.path(), &store);
+    let labels = Labels::new();
+    snapshots.prepare("base", None, &labels).unwrap();
+    snapshots.commit("name", "base", &labels).unwrap();
+    snapshots.prepare("whole", Some("name"), &labels).unwrap();
+    snapshots.prepare("work", Some("name"), &labels).unwrap();
+    snapshots.view("view", Some("name"), &labels).unwrap();
+    let upper = |snapshots: &Snapshots, key| {
+        let mounts = snapshots.mounts(key, &none).unwrap();
+        match &mounts[..] {
+            [Mount::Overlay(overlay)] => overlay.upper.clone().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (whole, work) = (upper(&snapshots, "whole"), upper(&snapshots, "work"));
+    // Of this one a file was synced, and with it what leads there.
+    fs::write(work.dir.join("file"), "synced").unwrap();
+    fs::remove_dir(&work.work).unwrap();
+    fs::remove_dir_all(whole.dir.parent().unwrap()).unwrap();
+    let view = root.path().join("snapshots/4");
+    fs::remove_dir_all(&view).unwrap();
+    drop(snapshots);
+
+    let snapshots = open(root.path(), &store);
+    assert_eq!(numbers(root.path()), ["1", "2", "3", "4"]);
+    for (key, before, files) in [("whole", whole, 0), ("work", work, 1)] {
+        let upper = upper(&snapshots, key);
+        assert_eq!(upper, before);
+        assert_eq!(fs::read_dir(&upper.dir).unwrap().count(), files);
+        assert_eq!(fs::read_dir(&upper.work).unwrap().count(), 0);
+        let mode = |path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&upper.dir), mode(&upper.work)), (0o755, 0o700));
+    }
+    assert!(view.join("fs").exists());
+}
+
 /// Between fork and exec a process that another thread starts has all files open that we have.
 #[test]
 fn what_another_thread_starts_keeps_no_orphans() {
