@@ -22,7 +22,7 @@ each_fence() {
   "$1" proto "$(crate lazarette_proto)" "^proto/|$GRPC" 'below the wire we speak our own types'
   "$1" tonic "$(crate tonic)" "^proto/|$GRPC" 'below the wire we speak our own errors'
   "$1" prost "$(crate prost)" '^proto/' 'one owner of the wire format'
-  "$1" fuser "$(crate fuser)" '^snapshotter/src/fuse(\.rs|/)' 'one owner of the FUSE protocol'
+  "$1" fuser "$(crate fuser)" '^snapshotter/src/fuse(\.rs|/)|^runtime/tests/cli/disk/device\.rs' 'one owner of the FUSE protocol, and a disk of a test'
   "$1" rocksdb "$(crate rocksdb)" '^fetcher/src/db(\.rs|/)' 'one owner of the database'
   "$1" nix "$(crate nix)" "$SYS" 'the kernel is behind sys'
   "$1" rustix "$(crate rustix)" "$SYS" 'the kernel is behind sys'

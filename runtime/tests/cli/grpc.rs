@@ -11,6 +11,7 @@ mod group;
 mod lacks;
 mod left;
 mod many;
+mod power;
 mod pressure;
 mod restarts;
 mod scarce;

@@ -10,7 +10,9 @@
 )]
 
 mod broken;
+mod confined;
 mod damage;
+mod disk;
 mod errors;
 mod floor;
 mod grpc;

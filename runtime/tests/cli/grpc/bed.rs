@@ -3,7 +3,7 @@
 //!
 //! Whatever becomes of a test, no process and no mount of it is left.
 
-mod files;
+pub(super) mod files;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

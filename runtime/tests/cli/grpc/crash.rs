@@ -5,8 +5,8 @@
 //! nothing is half there; what is served can be mounted. The test runs this binary again as
 //! the node, which looks at what the one before left before it says that it is open.
 
-mod log;
-mod work;
+pub(super) mod log;
+pub(super) mod work;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -36,18 +36,18 @@ const READY: &str = "the node is open";
 const KILLS: u32 = 60;
 const WORKERS: usize = 2;
 /// Layers of each worker: a base, and one on it for each of two images.
-const LAYERS: usize = 3;
+pub(super) const LAYERS: usize = 3;
 
 /// An image of two layers, the base first.
-struct Image {
-    pushed: Pushed,
-    chains: [Digest; 2],
-    blobs: [Digest; 2],
+pub(super) struct Image {
+    pub(super) pushed: Pushed,
+    pub(super) chains: [Digest; 2],
+    pub(super) blobs: [Digest; 2],
 }
 
 impl Image {
     /// Of the layers' snapshots.
-    fn names(&self) -> [String; 2] {
+    pub(super) fn names(&self) -> [String; 2] {
         let [base, top] = self.chains.map(|chain| chain.to_string());
         let base = remote::name(None, &base);
         let top = remote::name(Some(&base), &top);
@@ -84,17 +84,23 @@ fn content(worker: usize, layer: usize) -> Vec<u8> {
     vec![byte; 50_000]
 }
 
-fn push_all(registry: &FakeRegistry) -> Vec<Image> {
+/// Two images for each of so many workers; `pack` makes a layer of a number of a tar.
+pub(super) fn push_all(
+    registry: &FakeRegistry,
+    workers: usize,
+    pack: impl Fn(usize, Vec<u8>) -> Layer,
+) -> Vec<Image> {
     let mut images = Vec::new();
-    for worker in 0..WORKERS {
+    for worker in 0..workers {
+        let tar_of = |layer| {
+            tar(&[File {
+                path: "file",
+                mode: 0o644,
+                bytes: &content(worker, layer),
+            }])
+        };
         let layers: Vec<Layer> = (0..LAYERS)
-            .map(|layer| {
-                estargz(tar(&[File {
-                    path: "file",
-                    mode: 0o644,
-                    bytes: &content(worker, layer),
-                }]))
-            })
+            .map(|layer| pack(layer, tar_of(layer)))
             .collect();
         for top in 1..LAYERS {
             let (base, above) = (&layers[0], &layers[top]);
@@ -131,6 +137,7 @@ async fn node() {
             node: &node,
             images,
             log: &log,
+            mounts_at: None,
         })
         .collect();
     join_all(workers.iter().map(|worker| worker.work(&dir))).await;
@@ -192,7 +199,7 @@ async fn privileged_a_node_that_is_killed_leaves_nothing_half_done() {
     }
     let dir = tempfile::tempdir().unwrap();
     let registry = FakeRegistry::start().await;
-    let images = push_all(&registry);
+    let images = push_all(&registry, WORKERS, |_, tar| estargz(tar));
     let lines: String = images.iter().map(Image::line).collect();
     fs::write(dir.path().join("images"), lines).unwrap();
     let mut running = Running {

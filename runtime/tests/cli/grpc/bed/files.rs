@@ -210,7 +210,7 @@ impl Drop for Readers {
 }
 
 /// The files of a layer, none with a zero in it: a hole is not mistaken for one.
-pub(super) fn of_layer(layer: &str, times: usize) -> BTreeMap<String, Vec<u8>> {
+pub(in super::super) fn of_layer(layer: &str, times: usize) -> BTreeMap<String, Vec<u8>> {
     let file = |number: u32| {
         let len = [1, 100, 4096, 5000, 70_000 * times, 300_000 * times][number as usize % 6];
         let seed = number + 1000 * u32::try_from(layer.len()).unwrap();

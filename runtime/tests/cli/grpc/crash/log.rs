@@ -2,7 +2,7 @@
 //!
 //! Invariant: a worker writes down what is to change before it asks, and that it was answered
 //! afterwards. So what is there after a crash is what was answered, and of the last question
-//! of each worker all or nothing.
+//! of each worker all or nothing. Each line has the time of a clock that never goes back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 
 /// What is known of a snapshot that is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Known {
-    pub(super) parent: String,
-    pub(super) what: What,
+pub(in crate::grpc) struct Known {
+    pub(in crate::grpc) parent: String,
+    pub(in crate::grpc) what: What,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum What {
+pub(in crate::grpc) enum What {
     /// Committed: this layer of its worker's.
     Layer(usize),
     /// Active, whatever was written to it.
@@ -29,7 +29,13 @@ pub(super) enum What {
 }
 
 /// Names of snapshots and what becomes of them, together.
-pub(super) type Changes = Vec<(String, Option<Known>)>;
+pub(in crate::grpc) type Changes = Vec<(String, Option<Known>)>;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Timed {
+    at: u64,
+    line: Line,
+}
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Line {
@@ -39,16 +45,23 @@ enum Line {
     Lost(usize),
 }
 
-pub(super) struct Log {
+pub(in crate::grpc) struct Log {
     file: File,
+    clock: Box<dyn Fn() -> u64 + Send>,
     there: BTreeMap<String, Known>,
     asked: BTreeMap<usize, Changes>,
 }
 
 impl Log {
+    /// Reads what was written so far; there is no time.
+    pub(in crate::grpc) fn open(path: &Path) -> Self {
+        Self::timed(path, Box::new(|| 0))
+    }
+
     /// Reads what was written so far.
-    pub(super) fn open(path: &Path) -> Self {
+    pub(in crate::grpc) fn timed(path: &Path, clock: Box<dyn Fn() -> u64 + Send>) -> Self {
         let mut log = Self {
+            clock,
             file: File::options()
                 .create(true)
                 .append(true)
@@ -57,28 +70,43 @@ impl Log {
             there: BTreeMap::new(),
             asked: BTreeMap::new(),
         };
-        for line in fs::read_to_string(path).unwrap().lines() {
-            log.follow(serde_json::from_str(line).unwrap());
+        for Timed { line, .. } in lines(path) {
+            log.follow(line);
         }
         log
     }
 
+    /// The log in `path` as it was at that time, in `copy` from then on.
+    pub(in crate::grpc) fn as_it_was(path: &Path, at: u64, copy: &Path) -> Self {
+        let mut log = Self::open(copy);
+        let then = lines(path).into_iter().take_while(|timed| timed.at <= at);
+        then.for_each(|timed| log.write(timed.line));
+        log
+    }
+
+    /// When something was answered, in order.
+    pub(in crate::grpc) fn answers(path: &Path) -> Vec<u64> {
+        let lines = lines(path).into_iter();
+        let answers = lines.filter(|timed| matches!(timed.line, Line::Answered(_)));
+        answers.map(|timed| timed.at).collect()
+    }
+
     /// What was answered.
-    pub(super) fn there(&self) -> &BTreeMap<String, Known> {
+    pub(in crate::grpc) fn there(&self) -> &BTreeMap<String, Known> {
         &self.there
     }
 
-    pub(super) fn ask(&mut self, worker: usize, changes: Changes) {
+    pub(in crate::grpc) fn ask(&mut self, worker: usize, changes: Changes) {
         self.write(Line::Asked(worker, changes));
     }
 
-    pub(super) fn answered(&mut self, worker: usize) {
+    pub(in crate::grpc) fn answered(&mut self, worker: usize) {
         self.write(Line::Answered(worker));
     }
 
     /// Finds out what became of questions that were not answered, by the names of what is
     /// there, and that nothing else is.
-    pub(super) fn settle(&mut self, found: &BTreeSet<String>) {
+    pub(in crate::grpc) fn settle(&mut self, found: &BTreeSet<String>) {
         for (worker, changes) in self.asked.clone() {
             let is_done =
                 |(name, after): &(String, Option<Known>)| found.contains(name) == after.is_some();
@@ -98,10 +126,12 @@ impl Log {
 
     /// A kill does not take back what was written, and a short line is written at once.
     fn write(&mut self, line: Line) {
-        let mut text = serde_json::to_string(&line).unwrap();
+        let at = (self.clock)();
+        let timed = Timed { at, line };
+        let mut text = serde_json::to_string(&timed).unwrap();
         text.push('\n');
         self.file.write_all(text.as_bytes()).unwrap();
-        self.follow(line);
+        self.follow(timed.line);
     }
 
     fn follow(&mut self, line: Line) {
@@ -121,4 +151,10 @@ impl Log {
             Line::Lost(worker) => drop(self.asked.remove(&worker)),
         }
     }
+}
+
+fn lines(path: &Path) -> Vec<Timed> {
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.collect()
 }

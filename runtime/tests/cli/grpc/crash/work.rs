@@ -14,29 +14,37 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::log::{Changes, Known, Log, What};
 use super::{Image, content};
-use crate::grpc::bed::mounts;
+use crate::grpc::bed::{mount, mounts};
 use crate::grpc::{Node, Wanted, lowers, read};
+use crate::sys;
 
 /// One who asks for snapshots that nobody else asks for: those of two images with the same
 /// base, and directories on them and on each other.
-pub(super) struct Worker<'a> {
-    pub(super) number: usize,
-    pub(super) node: &'a Node,
-    pub(super) images: &'a [Image],
-    pub(super) log: &'a Mutex<Log>,
+pub(in crate::grpc) struct Worker<'a> {
+    pub(in crate::grpc) number: usize,
+    pub(in crate::grpc) node: &'a Node,
+    pub(in crate::grpc) images: &'a [Image],
+    pub(in crate::grpc) log: &'a Mutex<Log>,
+    /// Where it mounts snapshots to write to them, as containers do; else it does without.
+    pub(in crate::grpc) mounts_at: Option<PathBuf>,
 }
 
 impl Worker<'_> {
     /// Works until the process ends.
-    pub(super) async fn work(&self, dir: &Path) {
+    pub(in crate::grpc) async fn work(&self, dir: &Path) {
         let mut rng = StdRng::seed_from_u64(u64::from(std::process::id()) + self.number as u64);
         loop {
-            match rng.random_range(0..6) {
-                0 | 1 => self.bring(rng.random_range(1..3)).await,
-                2 => self.look(rng.random()).await,
-                3 | 4 => self.make(rng.random(), dir).await,
-                _ => self.remove(rng.random()).await,
-            }
+            self.step(&mut rng, dir).await;
+        }
+    }
+
+    /// Does one thing.
+    pub(in crate::grpc) async fn step(&self, rng: &mut StdRng, dir: &Path) {
+        match rng.random_range(0..6) {
+            0 | 1 => self.bring(rng.random_range(1..3)).await,
+            2 => self.look(rng.random()).await,
+            3 | 4 => self.make(rng.random(), dir).await,
+            _ => self.remove(rng.random()).await,
         }
     }
 
@@ -100,7 +108,14 @@ impl Worker<'_> {
             .find_map(|o| o.strip_prefix("upperdir="));
         let files = PathBuf::from(upper.unwrap_or(&mounts[0].source));
         assert!(files.starts_with(dir), "{mounts:?}");
-        write(&files, seed);
+        match &self.mounts_at {
+            Some(at) if mounts[0].r#type == "overlay" => {
+                mount(&mounts, at);
+                write(at, seed);
+                sys::detach(at);
+            }
+            Some(_) | None => write(&files, seed),
+        }
         let [bytes, inodes] = du(&files);
         let name = format!("{}/name/{seed}", self.number);
         let what = What::Files {
@@ -228,7 +243,7 @@ async fn usage(node: &Node, key: &str) -> [i64; 2] {
 }
 
 /// That all that was answered is there, whole, and nothing of what was not.
-pub(super) async fn check(node: &Node, dir: &Path, images: &[Image], log: &mut Log) {
+pub(in crate::grpc) async fn check(node: &Node, dir: &Path, images: &[Image], log: &mut Log) {
     let all = node.list("").await;
     log.settle(&all.iter().map(|info| info.name.clone()).collect());
     let places = directories(dir);
