@@ -18,6 +18,7 @@
 //! Lock order: `evict.lock` and `policy`, both held while one thread evicts, then a layer's
 //! locks, or `bounds`. Nobody who holds a lock of a layer comes here.
 
+mod extents;
 pub(super) mod policy;
 
 use std::collections::{BTreeMap, HashMap};
@@ -30,10 +31,10 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
+pub(super) use self::extents::extent_of;
 use self::policy::Policy;
-use super::file::{DATA, EXTENT_BYTES, TOUCHED};
+use super::file::{DATA, TOUCHED};
 use super::{LOCK_WAIT, LayerFile, Store, sys};
-use crate::index::{Chunk, ChunkId, DATA_ALIGN};
 use crate::lock::{LockFile, is_held, lock_within};
 use crate::types::Digest;
 use crate::{Error, Result};
@@ -44,7 +45,8 @@ const EVICT_LOCK: &str = "evict.lock";
 const SLACK: u64 = 16;
 /// Freed at least when a disk turns out to be full.
 const ROOM_BYTES: u64 = 64 << 20;
-/// How often extents are chosen again because less was freed than they were thought to hold.
+/// How often extents are chosen again because less was freed than they were thought to hold, and
+/// how often a thread that evicts looks whether others left it more to do.
 const ROUNDS_MAX: u32 = 4;
 /// The free floor unless told otherwise, as part of the file system and at most. Enough
 /// for a start to write its logs; little enough not to matter on a small disk.
@@ -107,8 +109,17 @@ impl Evicted {
 pub struct Trim {
     /// What was taken.
     pub evicted: Evicted,
+    /// Bytes of the device that data files take less than before, whoever else wrote or
+    /// evicted meanwhile. 0 where nothing was trimmed to a size.
+    pub freed_bytes: u64,
     /// Layers of which nothing, or not all that was meant, could be taken, and why.
     pub kept: Vec<(Digest, Error)>,
+}
+
+impl Trim {
+    fn took_something(&self) -> bool {
+        self.evicted.chunks > 0 || self.freed_bytes > 0
+    }
 }
 
 /// What the store takes and may take, in bytes.
@@ -203,8 +214,10 @@ impl Store {
     fn trim_now(&self, bytes: u64) -> Result<Trim> {
         let mut trim = Trim::default();
         let mut policy = self.keeper.policy.lock();
+        let began = self.used()?;
         for _ in 0..ROUNDS_MAX {
-            let excess = self.used()?.saturating_sub(bytes);
+            let used = self.used()?;
+            let excess = used.saturating_sub(bytes);
             if excess == 0 {
                 break;
             }
@@ -212,10 +225,13 @@ impl Store {
             let before = trim.evicted.chunks;
             trim.kept.clear();
             self.evict_chosen(&mut policy, &files, excess, &mut trim);
-            if trim.evicted.chunks == before && !self.hide_shown(excess)? {
+            // What a process that died left is given back without being any chunk's.
+            let freed = trim.evicted.chunks > before || self.used()? < used;
+            if !freed && !self.hide_shown(excess)? {
                 break;
             }
         }
+        trim.freed_bytes = began.saturating_sub(self.used()?);
         Ok(trim)
     }
 
@@ -291,7 +307,7 @@ impl Store {
             }
         }
         let room = self.trim_now(self.used()?.saturating_sub(ROOM_BYTES))?;
-        if room.evicted.chunks == 0 {
+        if !room.took_something() {
             return Err(full);
         }
         drop(turn);
@@ -304,25 +320,9 @@ impl Store {
         if self.keeper.bounds.lock().is_none() {
             return;
         }
-        let evict = || {
-            if self.space()?.excess() == 0 {
-                return Ok(None);
-            }
-            let turn = open_lock(&self.root)?;
-            if is_held(&turn).map_err(|e| self.evict_lock_error(e))? {
-                return Ok(None);
-            }
-            // Whoever had the lock until now may have done it.
-            let space = self.space()?;
-            match space.excess() {
-                0 => Ok(None),
-                excess => self.trim_now(space.used.saturating_sub(excess)).map(Some),
-            }
-        };
-        match evict() {
-            Ok(None) => {}
-            Ok(Some(trim)) => {
-                let Evicted { chunks, bytes } = trim.evicted;
+        match self.trim_to_bounds() {
+            Ok(Evicted { chunks: 0, .. }) => {}
+            Ok(Evicted { chunks, bytes }) => {
                 tracing::info!(
                     bytes,
                     chunks,
@@ -331,6 +331,30 @@ impl Store {
             }
             Err(error) => tracing::warn!(%error, "cannot keep the store within its bounds"),
         }
+    }
+
+    /// Evicts until the store is within its bounds, nothing can be taken any more, or somebody
+    /// else does it. Whoever came meanwhile has left what it wrote to this, so it looks once more
+    /// when it could have been left to nobody.
+    fn trim_to_bounds(&self) -> Result<Evicted> {
+        let mut evicted = Evicted::default();
+        for _ in 0..ROUNDS_MAX {
+            if self.space()?.excess() == 0 {
+                break;
+            }
+            let turn = open_lock(&self.root)?;
+            if is_held(&turn).map_err(|e| self.evict_lock_error(e))? {
+                break;
+            }
+            // Whoever had the lock until now may have done it.
+            let space = self.space()?;
+            let trim = self.trim_now(space.used.saturating_sub(space.excess()))?;
+            evicted.add(trim.evicted);
+            if !trim.took_something() {
+                break;
+            }
+        }
+        Ok(evicted)
     }
 
     fn evict_lock_error(&self, error: io::Error) -> Error {
@@ -349,7 +373,7 @@ impl Store {
         Ok(used)
     }
 
-    /// Tells the policy what is present and what was read; returns the layers.
+    /// Tells the policy what is there and what was read; returns the layers.
     fn learn(&self, policy: &mut Policy<Extent>) -> Result<HashMap<Digest, Arc<LayerFile>>> {
         let mut files = Vec::new();
         for digest in self.digests_in("layers")? {
@@ -359,22 +383,22 @@ impl Store {
             }
         }
         files.sort_by_key(|(last_read, file)| (*last_read, *file.digest()));
-        let mut present: HashMap<Digest, BTreeMap<u32, u64>> = HashMap::new();
+        let mut occupied: HashMap<Digest, BTreeMap<u32, u64>> = HashMap::new();
         for (_, file) in &files {
             // Of one that is kept nothing can be had; to choose it would free nothing.
             let extents = match file.is_kept() {
                 true => BTreeMap::new(),
-                false => present_extents(file),
+                false => extents::occupied(file),
             };
-            present.insert(*file.digest(), extents);
+            occupied.insert(*file.digest(), extents);
         }
         policy.retain(|(digest, extent)| {
-            let of_layer = present.get(digest);
+            let of_layer = occupied.get(digest);
             of_layer.is_some_and(|extents| extents.contains_key(extent))
         });
         for (_, file) in &files {
             let digest = *file.digest();
-            for (extent, bytes) in present.get(&digest).into_iter().flatten() {
+            for (extent, bytes) in occupied.get(&digest).into_iter().flatten() {
                 policy.insert((digest, *extent), *bytes);
             }
             for extent in file.take_touched() {
@@ -422,7 +446,7 @@ impl Store {
                 continue;
             };
             extents.sort_unstable();
-            match file.evict(&chunks_of(file, &extents)) {
+            match file.evict(&extents::chunks_of(file, &extents)) {
                 Ok(evicted) => trim.evicted.add(evicted),
                 Err(error) => trim.kept.push((digest, error)),
             }
@@ -445,66 +469,5 @@ fn whole_only(file: &LayerFile) -> Result<()> {
     })
 }
 
-pub(super) fn extent_of(chunk: &Chunk) -> u32 {
-    u32::try_from(chunk.data_offset / EXTENT_BYTES).unwrap_or(u32::MAX)
-}
-
-/// Bytes of the device that chunks occupy which can be evicted, by extent; rather too
-/// many, so that no more is chosen than must be.
-fn present_extents(file: &LayerFile) -> BTreeMap<u32, u64> {
-    let mut extents = BTreeMap::new();
-    for (id, chunk) in (0..).zip(&file.index().chunks) {
-        if chunk.is_refetchable() && file.is_present(id) {
-            *extents.entry(extent_of(chunk)).or_default() +=
-                u64::from(chunk.len).next_multiple_of(DATA_ALIGN);
-        }
-    }
-    extents
-}
-
-/// Chunks that begin in these extents (ascending).
-fn chunks_of(file: &LayerFile, extents: &[u32]) -> Vec<ChunkId> {
-    (0..)
-        .zip(&file.index().chunks)
-        .filter(|(_, chunk)| extents.binary_search(&extent_of(chunk)).is_ok())
-        .map(|(id, _)| id)
-        .collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_excess_is_what_brings_the_store_within_both_bounds() {
-        let space = |used, budget, free, free_floor| Space {
-            used,
-            budget,
-            free,
-            free_floor,
-        };
-        let table = [
-            (space(100, None, 5, 0), 0),
-            (space(160, Some(160), 5, 5), 0),
-            (space(161, Some(160), 5, 5), 1 + 10),
-            (space(100, None, 5, 32), 27 + 2),
-            (space(200, Some(160), 0, 32), 50),
-        ];
-        for (space, excess) in table {
-            assert_eq!(space.excess(), excess, "{space:?}");
-        }
-    }
-
-    #[test]
-    fn the_usual_floor_is_a_gib_at_most() {
-        let floor = |free_floor, total| {
-            let budget = None;
-            Bounds { budget, free_floor }.floor(total)
-        };
-        assert_eq!(floor(None, 1 << 40), 1 << 30);
-        assert_eq!(floor(None, 10 << 30), 1 << 29);
-        assert_eq!(floor(Some(0), 1 << 40), 0);
-        assert_eq!(floor(Some(7), 1 << 40), 7);
-        assert_eq!(floor(Some(1 << 41), 1 << 40), 1 << 40);
-    }
-}
+mod tests;

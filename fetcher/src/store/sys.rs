@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -166,6 +167,23 @@ pub(super) fn has_data(file: &File, offset: u64) -> bool {
         return false;
     };
     lseek(file, offset, Whence::SeekData).is_ok_and(|data| data == offset)
+}
+
+/// What of a file is in no hole, ascending; all of it where its file system does not say.
+/// Moves the file's own position.
+pub(super) fn stretches(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let mut stretches = Vec::new();
+    let mut at = 0;
+    loop {
+        let start = match lseek(file, at, Whence::SeekData) {
+            Ok(start) => start,
+            // Nothing but a hole is left, or nothing at all.
+            Err(Errno::ENXIO) => return Ok(stretches),
+            Err(error) => return Err(error.into()),
+        };
+        at = lseek(file, start, Whence::SeekHole)?;
+        stretches.push(start.cast_unsigned()..at.cast_unsigned());
+    }
 }
 
 /// Has the kernel read all of a file soon, as far as it has memory for that.

@@ -1,6 +1,7 @@
 //! Evictions beside readers, fillers and other evictions, in threads and processes.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
@@ -70,6 +71,39 @@ fn what_only_one_process_knows_another_may_punch() {
         assert_eq!(check(&mine), BTreeSet::new());
         assert_eq!(mine.usage().unwrap().allocated, 0, "nothing is left behind");
     }
+}
+
+/// Puts all chunks of a layer, and records none.
+fn leave_behind(root: &Path, name: &str) {
+    let store = Store::open(root).unwrap();
+    let file = store.create_layer(index(name)).unwrap();
+    for id in 0..CHUNKS {
+        put_chunk(&file, id).unwrap();
+    }
+    assert!(store.space().unwrap().used >= u64::from(CHUNKS) * BLOCK);
+}
+
+#[test]
+fn what_a_process_that_died_had_not_recorded_counts_and_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    leave_behind(dir.path(), "left");
+    let store = Store::open(dir.path()).unwrap();
+    fill(&store, "read", 1, |_| {});
+    let read = store
+        .open_layer(&index("read").blob_digest)
+        .unwrap()
+        .unwrap();
+    assert_eq!(check(&read), all());
+    // Room for one of them: it goes that nobody can read.
+    let whole = u64::from(CHUNKS) * BLOCK;
+    let trim = store.trim(whole + whole / 2).unwrap();
+    assert_eq!(trim.evicted.chunks, 0, "{trim:?}");
+    assert!(trim.freed_bytes >= whole / 2, "{trim:?}");
+    assert_eq!(check(&read), all());
+    leave_behind(dir.path(), "another");
+    let trim = store.trim(0).unwrap();
+    assert_eq!(trim.evicted.chunks, u64::from(CHUNKS), "{trim:?}");
+    assert_eq!(store.space().unwrap().used, 0, "{trim:?}");
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Engine {
                 self.store.evict_layers(Some(&only))?
             }
         };
-        let Trim { evicted, kept } = trim;
+        let Trim { evicted, kept, .. } = trim;
         Ok(EvictReport {
             evicted_chunks: evicted.chunks,
             evicted_bytes: evicted.bytes,

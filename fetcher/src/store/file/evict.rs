@@ -35,8 +35,8 @@ use std::sync::atomic::Ordering;
 use super::record::read_bitmap;
 use super::{BITMAP, DATA, LayerFile, Recorded};
 use crate::index::{Chunk, ChunkId, DATA_ALIGN, LayerIndex, align_up};
-use crate::store::Evicted;
 use crate::store::bitmap::{self, Bitmap, Stored};
+use crate::store::{Evicted, sys};
 use crate::{Error, Result};
 
 /// What becomes of the bytes of chunks that are made absent.
@@ -63,6 +63,12 @@ impl LayerFile {
     pub fn evict_all(&self) -> Result<Evicted> {
         let all: Vec<ChunkId> = (0..self.bits.count()).collect();
         self.evict(&all)
+    }
+
+    /// Where the data file is no hole, ascending.
+    pub(in crate::store) fn stretches(&self) -> Result<Vec<Range<u64>>> {
+        let err = |e| Error::io("inspect", self.dir.join(DATA), e);
+        sys::stretches(&self.data).map_err(err)
     }
 
     /// Makes chunks absent, whether or not they can be fetched again.
