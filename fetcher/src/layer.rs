@@ -39,10 +39,12 @@ mod gate;
 mod inflight;
 mod local;
 pub mod open;
+mod record;
 mod stream;
 mod window;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -66,7 +68,6 @@ use crate::plan::whole::LayerFacts;
 use crate::plan::{self, PlanLimits};
 use crate::source::{BlobRef, BlobSource};
 use crate::store::{FlushPolicy, LayerFile};
-use crate::task::blocking;
 use crate::types::ByteRange;
 use crate::{Error, Result};
 
@@ -131,6 +132,8 @@ struct Shared {
     /// Turns of copying from other layers.
     copying: Semaphore,
     counters: Counters,
+    /// Whether a task waits to record what was fetched.
+    will_record: AtomicBool,
     cancel: CancellationToken,
     tasks: TaskTracker,
 }
@@ -165,6 +168,7 @@ impl Layer {
             ahead: Mutex::default(),
             foresight: Foresight::default(),
             counters: Counters::default(),
+            will_record: AtomicBool::new(false),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -286,19 +290,6 @@ impl Layer {
         drop(self.shared.fetch(&missing, Priority::Profile, None));
     }
 
-    /// Starts to record what is present; see [`LayerFile::flush`]. Nobody waits for it: what
-    /// a crash takes before it is done is fetched again.
-    pub fn flush_behind(&self) {
-        let shared = Arc::clone(&self.shared);
-        let flush = move || {
-            if let Err(error) = shared.file.flush() {
-                tracing::warn!(digest = %shared.blob.digest, %error, "layer could not be recorded");
-            }
-        };
-        // Owned and waited for by the tracker.
-        drop(self.shared.tasks.spawn_blocking(flush));
-    }
-
     /// What decides whether it is fetched whole, by a profile that names `covered` of it.
     pub fn facts(&self, covered: Option<&[ChunkId]>) -> LayerFacts {
         let (shared, index) = (&self.shared, self.shared.file.index());
@@ -323,12 +314,6 @@ impl Layer {
         let pin = move || file.pin(ids, SystemTime::now());
         // Owned and waited for by the tracker; a hint that is lost costs nobody a read.
         drop(self.shared.tasks.spawn_blocking(pin));
-    }
-
-    /// Records what is present; see [`LayerFile::flush`].
-    pub async fn flush(&self) -> Result<()> {
-        let file = Arc::clone(&self.shared.file);
-        blocking(move || file.flush()).await
     }
 
     /// Decoded bytes that are present.
@@ -486,19 +471,6 @@ impl Shared {
         };
         if let Err(error) = outcome {
             tracing::debug!(digest = %self.blob.digest, %error, "no details yet");
-        }
-    }
-
-    /// A failure to record costs a refetch after a crash, not a read: it is logged here
-    /// and shows again when the owner flushes.
-    async fn flush_if_due(&self) {
-        if !self.file.is_flush_due(self.config.flush, Instant::now()) {
-            return;
-        }
-        let file = Arc::clone(&self.file);
-        let flushed = blocking(move || file.flush()).await;
-        if let Err(error) = flushed {
-            tracing::warn!(%error, "cannot record fetched chunks yet");
         }
     }
 }

@@ -8,4 +8,5 @@ mod late;
 mod memory;
 mod order;
 mod readers;
+mod recorded;
 mod support;

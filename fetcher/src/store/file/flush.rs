@@ -122,6 +122,11 @@ impl LayerFile {
         Ok(())
     }
 
+    /// Whether anything came since the last flush began. Looks only at memory.
+    pub fn is_dirty(&self) -> bool {
+        self.dirty_bytes.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether `policy` says that [`LayerFile::flush`] is worth it at `now`. Looks only at
     /// memory.
     pub fn is_flush_due(&self, policy: FlushPolicy, now: Instant) -> bool {
