@@ -13,6 +13,7 @@ mod layer;
 mod link;
 mod marked;
 mod pace;
+mod twice;
 mod workers;
 
 use std::collections::HashMap;

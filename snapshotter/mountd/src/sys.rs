@@ -26,6 +26,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use crate::ranges::Span;
+
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 16;
 /// The byte of a data file that whoever evicts from it has locked; the store names the same
@@ -304,10 +306,29 @@ pub(crate) fn detach(target: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(target, flags)?)
 }
 
-/// Has the kernel forget what it caches of a file, as far as it is on the disk.
-pub(crate) fn forget(data: &File) -> io::Result<()> {
+/// Has the kernel write what it caches of a part of a file, and waits for that. It may be lost
+/// all the same, should the power go: neither the disk's own cache nor the file's size and places
+/// are written.
+#[expect(unsafe_code, reason = "no crate in the tree wraps it")]
+pub(crate) fn write_out(data: &File, span: Span) -> io::Result<()> {
+    let (offset, len) = (signed(span.start())?, signed(span.len())?);
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the descriptor is open while `data` is borrowed; the call touches no memory of ours.
+    let done = unsafe { libc::sync_file_range(data.as_raw_fd(), offset, len, flags) };
+    Ok(nix::errno::Errno::result(done).map(drop)?)
+}
+
+/// Has the kernel forget what it caches of a part of a file, as far as it is on the disk.
+pub(crate) fn forget(data: &File, span: Span) -> io::Result<()> {
+    let (offset, len) = (signed(span.start())?, signed(span.len())?);
     let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-    Ok(nix::fcntl::posix_fadvise(data, 0, 0, advice)?)
+    Ok(nix::fcntl::posix_fadvise(data, offset, len, advice)?)
+}
+
+fn signed(number: u64) -> io::Result<i64> {
+    i64::try_from(number).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 /// Fails where this process may not open so many more files.

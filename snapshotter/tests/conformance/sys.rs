@@ -124,3 +124,22 @@ pub(crate) fn read_mapped(file: &File) -> Vec<u8> {
         bytes
     }
 }
+
+/// Bytes of a file that are in the page cache, in whole pages.
+#[expect(unsafe_code, reason = "no crate in the tree asks for that")]
+pub(crate) fn cached_bytes(file: &File) -> usize {
+    let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    let size = NonZeroUsize::new(len).unwrap();
+    let mut pages = vec![0_u8; len.div_ceil(4096)];
+    let (prot, flags) = (ProtFlags::PROT_READ, MapFlags::MAP_SHARED);
+    // SAFETY: no address is asked for, so nothing existing is replaced; nothing of the mapping is
+    // read; the kernel writes a byte for each of its pages; it is gone before this returns.
+    let asked = unsafe {
+        let at = mmap(None, size, prot, flags, file.as_fd(), 0).unwrap();
+        let asked = libc::mincore(at.as_ptr(), len, pages.as_mut_ptr());
+        munmap(at, len).unwrap();
+        asked
+    };
+    assert_eq!(asked, 0, "{}", io::Error::last_os_error());
+    pages.iter().filter(|page| **page & 1 != 0).count() * 4096
+}

@@ -1,9 +1,12 @@
 //! A complete layer that the kernel shows by itself: who evicts from it, and who dies.
 
 use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_mountd::table::Table;
@@ -169,6 +172,58 @@ fn refuses_to_evict(layer: &Layer) {
     assert!(refused.contains("evicting from layer"), "{refused}");
 }
 
+/// Reads so many files of which nobody has read anything, from number `first` on; their bytes.
+fn read_fresh(scene: &Scene, first: usize, count: usize) -> usize {
+    let read = |number| {
+        let name = layer::fresh(number);
+        let bytes = fs::read(scene.mounted.path.join(&name)).unwrap();
+        assert_same(&bytes, &layer::content(scene.origin.path(), &name), &name);
+        bytes.len()
+    };
+    (first..first + count).map(read).sum()
+}
+
+#[test]
+fn privileged_what_was_read_through_fanotify_is_in_memory_once_when_all_is_there() {
+    if !must_be_root(
+        "privileged_what_was_read_through_fanotify_is_in_memory_once_when_all_is_there",
+    ) {
+        return;
+    }
+    let scene = Scene::new(Through::Fanotify);
+    let read = read_fresh(&scene, 0, layer::FRESH / 2);
+    scene.fill();
+    let layers = fs::read_dir(scene.dir.path().join("store/layers")).unwrap();
+    let data = layers
+        .map(|layer| layer.unwrap().path().join("data"))
+        .next();
+    let data = File::options().read(true).write(true).open(data.unwrap());
+    let data = data.unwrap();
+    // As after a fetch: none of it is on the disk, so the kernel must not forget it.
+    let mut bytes = Vec::new();
+    (&data).read_to_end(&mut bytes).unwrap();
+    data.write_all_at(&bytes, 0).unwrap();
+    assert!(sys::cached_bytes(&data) >= bytes.len());
+    let layer = scene.layer.as_ref();
+    let len = layer.index().data_len;
+    let told = scene.server.tell_complete(&scene.mounted, layer, len);
+    assert!(told.unwrap());
+    // The last question.
+    read_fresh(&scene, layer::FRESH - 1, 1);
+    let since = Instant::now();
+    while sys::cached_bytes(&data) > bytes.len() - read / 2 {
+        let late = since.elapsed() > Duration::from_secs(60);
+        assert!(
+            !late,
+            "{} of {} bytes",
+            sys::cached_bytes(&data),
+            bytes.len()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    scene.is_right(&scene.mounted.path);
+}
+
 mod scenes {
     use super::*;
 
@@ -202,7 +257,7 @@ mod scenes {
         refuses_to_evict(&scene.other());
         sys::forget(&held);
         let mut read = Vec::new();
-        std::io::Read::read_to_end(&mut &held, &mut read).unwrap();
+        (&held).read_to_end(&mut read).unwrap();
         let origin = layer::content(scene.origin.path(), &name);
         assert_same(&read, &origin, &name);
         drop(held);

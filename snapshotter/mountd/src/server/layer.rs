@@ -114,7 +114,7 @@ impl Shared {
             };
             let fuse = match &served.way {
                 Way::Fuse(fuse) => fuse,
-                Way::Fanotify(group) => return self.allow(served, group, read.unique),
+                Way::Fanotify(group) => return self.allow(served, group, read),
             };
             let Ok((number, answer)) = fill(served, read, buf) else {
                 return served.refuse(read.unique, EIO);

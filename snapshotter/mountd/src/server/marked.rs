@@ -15,11 +15,12 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use super::layer::Served;
+use super::twice::Twice;
 use crate::fanotify::{self, Group, Question};
+use crate::log;
 use crate::ranges::Span;
 use crate::state::Read;
 use crate::wire::FileId;
-use crate::{log, sys};
 
 const EBUSY: i32 = 16;
 
@@ -33,6 +34,7 @@ pub(super) struct Marked {
     /// Mounts by the kernel's numbers of the mounts that bear their marks. Those numbers are
     /// used again: whoever had one before has no mark any more.
     marks: Mutex<HashMap<u64, u64>>,
+    twice: Twice,
 }
 
 impl Marked {
@@ -87,6 +89,7 @@ impl Marked {
     pub(super) fn remove(&self, mount: u64) {
         self.files.lock().retain(|_, owner| *owner != mount);
         self.marks.lock().retain(|_, owner| *owner != mount);
+        self.twice.remove(mount);
     }
 }
 
@@ -130,13 +133,13 @@ impl Shared {
     }
 
     /// Lets a reader read what is granted; for ever, once everything is.
-    pub(super) fn allow(&self, served: &Served, group: &Group, unique: u64) {
+    pub(super) fn allow(&self, served: &Served, group: &Group, read: Read) {
         if !self.state.lock().is_complete(served.mount) {
-            return group.allow(unique);
+            self.marked.twice.note(served.mount, read.span);
+            return group.allow(read.unique);
         }
-        match group.allow_for_ever(unique) {
-            // The EROFS has a cache of its own.
-            Ok(()) => drop(sys::forget(&served.data)),
+        match group.allow_for_ever(read.unique) {
+            Ok(()) => self.marked.twice.forget(served.mount, &served.data),
             Err(error) => log::say(&format!(
                 "{} is complete, and asked about all the same: {error}",
                 served.path.display()
