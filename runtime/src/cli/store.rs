@@ -123,6 +123,14 @@ fn check_text(report: &CheckReport) -> String {
     for layer in report.layers.iter().filter(|layer| layer.is_damaged()) {
         let _ = writeln!(text, "layer {}: {}", layer.digest, damage(layer));
     }
+    for layer in report.layers.iter().filter(|layer| layer.by_ztoc_alone) {
+        let _ = writeln!(
+            text,
+            "layer {}: right as its zTOC says, which nothing here can check; `laz pull --full` of \
+             its image does",
+            layer.digest
+        );
+    }
     for blob in &report.blobs_lost {
         let what = match (&blob.error, blob.repaired) {
             (_, true) => "fetched again",

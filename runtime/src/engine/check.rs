@@ -53,6 +53,9 @@ pub struct CheckedLayer {
     pub bitmap_lost: bool,
     /// Files beside the data that were damaged, and that nothing is missing without but speed.
     pub damaged_files: Vec<String>,
+    /// Whether it is right by the word of whoever made its zTOC, and by nothing else. To check that
+    /// takes all of the layer's bytes from the registry, so a full pull does, and nobody here.
+    pub by_ztoc_alone: bool,
     /// Why the layer, or its repair, could not be read.
     pub error: Option<String>,
     /// Whether what was lost is there again.
@@ -391,6 +394,7 @@ fn checked(digest: Digest, outcome: &Result<LayerCheck, FetchError>) -> CheckedL
         dropped_chunks: found.dropped.len(),
         bitmap_lost: found.bitmap_lost,
         damaged_files: files.map(|name| (*name).to_owned()).collect(),
+        by_ztoc_alone: found.is_by_word && found.chunks > 0,
         error: outcome.as_ref().err().map(ToString::to_string),
         repaired: false,
     }

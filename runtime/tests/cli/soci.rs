@@ -10,7 +10,7 @@ use lazarette_fetcher::types::{Digest, MediaType};
 use serde_json::{Value, json};
 
 use crate::store::{data_file, ok, present};
-use crate::support::{Changes, Layer, Laz, Pushed, push};
+use crate::support::{Changes, Layer, Laz, Pushed, is_root, push};
 
 const LAYER: &[u8] = include_bytes!("../../../fetcher/tests/fixtures/soci/plain.tar.gz");
 const ZTOC: &[u8] = include_bytes!("../../../fetcher/tests/fixtures/soci/plain.ztoc.gz");
@@ -179,6 +179,31 @@ async fn an_index_that_is_of_no_use_costs_laziness_and_a_line() {
     }
 }
 
+/// Whether a check says of the only layer that nothing but its zTOC's word is behind it: to
+/// programs, and to people.
+async fn by_ztoc_alone(laz: &Laz) -> (bool, bool) {
+    let check = ok(laz, &["store", "check"]).await;
+    let said = laz.run(&["store", "check"]).await.out;
+    let to_programs = check["layers"][0]["by_ztoc_alone"].as_bool();
+    (to_programs.unwrap(), said.contains("as its zTOC says"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_check_tells_what_rests_on_a_ztocs_word() {
+    if !is_root("privileged_a_check_tells_what_rests_on_a_ztocs_word") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push_lazy(&registry);
+    let laz = Laz::new();
+    // It has no such program; what is looked for comes by the zTOC, and is right by its word.
+    laz.run(&["run", &image.reference, "/usr/bin/caps"]).await;
+    assert!(present(&laz).await.0 > 0);
+    assert_eq!(by_ztoc_alone(&laz).await, (true, true));
+    ok(&laz, &["pull", "--full", &image.reference]).await;
+    assert_eq!(by_ztoc_alone(&laz).await, (false, false));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_pull_takes_nobodys_word_and_tells_of_lies() {
     let registry = FakeRegistry::start().await;
@@ -192,9 +217,11 @@ async fn a_full_pull_takes_nobodys_word_and_tells_of_lies() {
     let laz = Laz::new();
     let lazily = laz.run(&["pull", &image.reference]).await;
     assert_eq!((lazily.code, present(&laz).await.0), (0, 0), "{lazily:?}");
+    assert_eq!(by_ztoc_alone(&laz).await, (false, false), "nothing is here");
     let full = ["pull", "--full", &image.reference];
     let said = laz.run(&full).await;
     assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(by_ztoc_alone(&laz).await, (false, false), "it was proven");
     assert!(said.err.contains("zTOC was wrong"), "{said:?}");
     assert!(said.err.contains("Usr/bin/caps"), "{said:?}");
     let again = laz.run(&full).await;

@@ -27,6 +27,9 @@ pub struct LayerCheck {
     /// Files beside the data that were damaged. Each is gone now, or without what was wrong in
     /// it, and nothing is missing but what they help with.
     pub damaged_files: Vec<&'static str>,
+    /// Whether that is right by the word of whoever made a zTOC, and by nothing else; see
+    /// [`LayerIndex::is_by_ztoc`](crate::index::LayerIndex::is_by_ztoc).
+    pub is_by_word: bool,
 }
 
 impl LayerFile {
@@ -36,6 +39,7 @@ impl LayerFile {
         self.refresh()?;
         let mut found = LayerCheck {
             bitmap_lost: self.restore_bitmap()?,
+            is_by_word: self.index.is_by_ztoc(),
             ..LayerCheck::default()
         };
         if found.bitmap_lost {
