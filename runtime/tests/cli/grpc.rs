@@ -6,6 +6,7 @@
 mod asked;
 mod bed;
 mod crash;
+mod crowded;
 mod early;
 mod group;
 mod lacks;

@@ -11,6 +11,7 @@
 
 mod broken;
 mod confined;
+mod crowded;
 mod damage;
 mod disk;
 mod errors;

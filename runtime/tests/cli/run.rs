@@ -37,7 +37,7 @@ fn user_land() -> Vec<u8> {
 }
 
 /// Mounts, cgroups and files that `laz` may have made.
-fn traces(laz: &Laz) -> BTreeSet<String> {
+pub(crate) fn traces(laz: &Laz) -> BTreeSet<String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let state = laz.path("state").display().to_string();
     let mut found: BTreeSet<String> = mounts

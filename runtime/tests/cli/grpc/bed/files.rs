@@ -25,6 +25,8 @@ pub(in super::super) const EIO: i32 = 5;
 /// What may come in its place once nobody is left who could answer.
 const ENOTCONN: i32 = 107;
 
+/// Bytes of a chunk of the layers.
+const CHUNK: usize = 64 << 10;
 /// Files of each layer.
 const FILES: u32 = 18;
 
@@ -126,6 +128,13 @@ impl Files {
             bytes.len() as u64
         };
         self.content.iter().map(copy).sum()
+    }
+
+    /// Their first bytes, `len` at most, in pieces as layers have them as chunks.
+    pub(in super::super) fn pieces(&self, len: usize) -> Vec<Vec<u8>> {
+        let pieces = self.content.values().flat_map(|bytes| bytes.chunks(CHUNK));
+        let pieces = pieces.take(len.div_ceil(CHUNK)).map(<[u8]>::to_vec);
+        pieces.collect()
     }
 
     /// How many there are.
