@@ -18,7 +18,7 @@ use crate::table;
 
 /// The real disk, which nobody unplugs while a state is only looked at: syncs of
 /// thousands of states would take minutes and show nothing.
-struct Unsynced;
+pub(crate) struct Unsynced;
 
 impl Disk for Unsynced {
     fn create_dir(&self, path: &Path) -> io::Result<()> {

@@ -10,6 +10,7 @@
 
 mod check;
 mod layers;
+mod learned;
 mod scenarios;
 mod table;
 

@@ -297,6 +297,33 @@ async fn wrong_bytes_are_never_read() {
     image.assert_reads(&layer, &HOT).await;
 }
 
+/// A member, and later the pieces of it, over connections that break or end early, wherever they do.
+#[tokio::test]
+async fn connections_that_break_cost_nobody_right_bytes() {
+    for at in [0, 40_000] {
+        for fault in [ReadFault::Short(at), ReadFault::Truncated(at)] {
+            let world = World::new();
+            let image = world.usual();
+            for is_first in [true, false] {
+                let (_store, layer) = world.open(&image).await;
+                assert_eq!(whole(&layer) > 0, is_first);
+                world.source.script(Some(fault));
+                // Whether it is tried again or is an error, nothing wrong is there.
+                let filled = layer.fill_chunks(&HOT, Priority::Profile).await;
+                let is_present = |id: &ChunkId| layer.file().is_present(*id);
+                let is_whole = HOT.iter().all(is_present);
+                assert!(filled.is_err() || is_whole, "{fault:?}");
+                let there: Vec<_> = all(&layer).into_iter().filter(is_present).collect();
+                image.assert_reads(&layer, &there).await;
+                image.assert_reads(&layer, &HOT).await;
+                layer.close().await.unwrap();
+                drop((_store, layer));
+                world.learn(&image, &HOT).await;
+            }
+        }
+    }
+}
+
 /// Whatever rots of what was learned, every reader gets right bytes at once: the member that it
 /// was learned of stays whole.
 #[tokio::test]
