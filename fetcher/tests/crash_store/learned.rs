@@ -1,8 +1,8 @@
 //! An eStargz of long members in the hands of processes that die: the first learns of the members
 //! that it fetched, the next fetches inside them by what was learned.
 //!
-//! Promise: wherever one of them dies, what is present then is right, what was recorded is there,
-//! and the next process reads every byte.
+//! Promise: wherever one of them dies, finds the disk full or the device failing, what is present
+//! then is right, what was recorded is there, and the next process reads every byte.
 
 use std::collections::BTreeSet;
 use std::io::Cursor;
@@ -10,7 +10,6 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, LazyLock};
 
-use lazarette_fetcher::Result;
 use lazarette_fetcher::index::write::{Options, write_layer};
 use lazarette_fetcher::index::{ChunkId, FileKind};
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
@@ -22,6 +21,7 @@ use lazarette_fetcher::test_util::MemorySource;
 use lazarette_fetcher::test_util::content::{noise, tar};
 use lazarette_fetcher::test_util::disk::{CrashDisk, Fault, scratch};
 use lazarette_fetcher::types::{Descriptor, MediaType, Reference};
+use lazarette_fetcher::{Error, Result};
 use tokio::runtime::Runtime;
 
 use crate::check::Unsynced;
@@ -189,6 +189,34 @@ fn a_crash_at_any_operation_of_a_start_that_learns_leaves_nothing_wrong() {
             disk.materialise(after.path(), seed).unwrap();
             let store = Store::open_on(after.path(), Arc::new(Unsynced)).unwrap();
             let when = format!("crash at {at}, seed {seed}");
+            runtime.block_on(check(store, &acked, &when));
+        }
+    }
+}
+
+#[test]
+fn a_failure_at_any_operation_of_a_start_that_learns_loses_nothing() {
+    let runtime = Runtime::new().unwrap();
+    for at in 0..operations(&runtime) {
+        for fault in [Fault::NoSpace, Fault::Io, Fault::Full] {
+            let when = format!("{fault:?} at {at}");
+            let dir = scratch();
+            let disk = Arc::new(CrashDisk::new(dir.path(), Some((at, fault))));
+            let mut acked = Acked::default();
+            let result = runtime.block_on(start_twice((dir.path(), &disk), &mut acked));
+            if let Err(error) = result {
+                let is_full = matches!(error, Error::NoSpace { .. });
+                assert_eq!(is_full, fault != Fault::Io, "{when}: {error}");
+            }
+            // It is a help, and what fails behind it may cost it.
+            acked.is_shaped = false;
+            let after = scratch();
+            disk.materialise(after.path(), 1).unwrap();
+            let store = Store::open_on(after.path(), Arc::new(Unsynced)).unwrap();
+            runtime.block_on(check(store, &acked, &format!("{when}, then a crash")));
+            // The next process, on the same disk, which has room again.
+            disk.relieve();
+            let store = Store::open_on(dir.path(), Arc::clone(&disk) as Arc<_>).unwrap();
             runtime.block_on(check(store, &acked, &when));
         }
     }

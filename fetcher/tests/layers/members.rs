@@ -324,6 +324,42 @@ async fn connections_that_break_cost_nobody_right_bytes() {
     }
 }
 
+/// What rots while the bytes that it speaks of are there: they are fetched again, and it is
+/// learned anew.
+#[tokio::test]
+async fn what_rots_beside_bytes_that_are_there_is_learned_again() {
+    let world = World::new();
+    let image = world.usual();
+    let (_store, layer) = world.open(&image).await;
+    image.assert_reads(&layer, &HOT).await;
+    layer.close().await.unwrap();
+    drop((_store, layer));
+    let path = world.path(&image, "learned");
+    let right = std::fs::read(&path).unwrap();
+    for id in [HOT[0], HOT[2]] {
+        for bit in [0, 255] {
+            let mut bad = right.clone();
+            bad[32 * id as usize + bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &bad).unwrap();
+            let (_store, layer) = world.open(&image).await;
+            let mut bytes = vec![0; PIECE];
+            let at = layer.index().chunks[id as usize].data_offset;
+            let is_believed = layer.try_read(at, &mut bytes).unwrap();
+            assert!(!is_believed, "the digest of chunk {id} is another's");
+            image.assert_reads(&layer, &HOT).await;
+            let fetched = layer.counters().bytes_fetched;
+            assert!(fetched > 8 * PIECE as u64, "{fetched}: the member");
+            layer.close().await.unwrap();
+            assert!(std::fs::read(&path).unwrap() == right, "chunk {id}");
+        }
+    }
+    // And what was learned again is good enough to go by.
+    assert!(world.learn(&image, &HOT).await.is_some());
+    let (_store, layer) = world.open(&image).await;
+    assert_eq!(whole(&layer), 0);
+    image.assert_reads(&layer, &HOT).await;
+}
+
 /// Whatever rots of what was learned, every reader gets right bytes at once: the member that it
 /// was learned of stays whole.
 #[tokio::test]
