@@ -11,8 +11,8 @@ use serde_json::json;
 
 use crate::store::{data_file, ok};
 use crate::support::{
-    Changes, File, Layer, Laz, Said, busybox, estargz, gzipped, incompressible, is_root, plain,
-    push, said, tar,
+    Changes, File, IMPATIENT, Layer, Laz, Said, busybox, estargz, gzipped, incompressible,
+    is_root, plain, push, said, tar,
 };
 
 /// Lets a request through: the body ends long before this.
@@ -76,7 +76,9 @@ async fn a_registry_that_hangs_costs_the_deadline_and_no_more() {
     let registry = FakeRegistry::start().await;
     let image = push(&registry, &plain(noise()), &Changes::default());
     registry.always(Endpoint::Manifest, Fault::Hang);
-    let said = Laz::new().run(&["pull", &image.reference]).await;
+    let laz = Laz::new();
+    laz.give(IMPATIENT);
+    let said = laz.run(&["pull", &image.reference]).await;
     assert_says(
         &said,
         125,

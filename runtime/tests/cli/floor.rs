@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use crate::store::{ok, present};
 use crate::support::{
-    Changes, File, Laz, Pushed, Root, busybox, estargz, incompressible, is_root, push, tar,
+    Changes, File, IMPATIENT, Laz, Pushed, Root, busybox, estargz, incompressible, is_root, push,
+    tar,
 };
 
 /// Size of the disk and of its floor, MiB. The database takes some of the rest.
@@ -91,6 +92,7 @@ async fn privileged_the_free_floor_takes_cold_chunks_and_leaves_what_starts_read
     assert!(left < program + (4 << 20), "{left} is left, though cold");
     // It starts of what is here, as nothing else can be had.
     registry.always(Endpoint::Blob, Fault::Status(503, None));
+    laz.give(IMPATIENT);
     let said = laz.run(&["run", "--rm", &first.reference]).await;
     assert_eq!((said.code, said.out.as_str()), (0, "hello\n"), "{said:?}");
     drop(small);

@@ -42,7 +42,8 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::support::{
-    Changes, File, Layer, Pushed, estargz, gzipped, incompressible, is_root, push, tar,
+    Changes, File, Layer, PATIENT, Pushed, estargz, gzipped, incompressible, is_root, push, source,
+    tar,
 };
 
 const REF: &str = "containerd.io/snapshot.ref";
@@ -65,12 +66,12 @@ impl Node {
 
     /// The same with more lines of config.
     async fn open_with(dir: &Path, more: &str) -> (Self, usize) {
-        Self::open_as(Path::new("/none"), config(dir, "900ms", more)).await
+        Self::open_as(Path::new("/none"), config(dir, PATIENT, more)).await
     }
 
     /// One whose layers the mount server `program` shows.
     async fn open_served(dir: &Path, program: &Path) -> (Self, usize) {
-        Self::open_as(program, config(dir, "20s", "")).await
+        Self::open_as(program, config(dir, PATIENT, "")).await
     }
 
     async fn open_as(program: &Path, file: PathBuf) -> (Self, usize) {
@@ -148,9 +149,10 @@ impl Node {
 /// `deadline` fails.
 fn config(dir: &Path, deadline: &str, more: &str) -> PathBuf {
     let text = format!(
-        "root = {:?}\nstate = {:?}\n[source]\ndeadline = {deadline:?}\nstall_timeout = \"300ms\"\n{more}",
+        "root = {:?}\nstate = {:?}\n{}{more}",
         dir.join("root"),
-        dir.join("state")
+        dir.join("state"),
+        source(deadline)
     );
     let file = dir.join("config.toml");
     std::fs::write(&file, text).unwrap();

@@ -7,7 +7,8 @@ use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
 use serde_json::json;
 
 use crate::support::{
-    Changes, File, Laz, busybox, estargz, gzipped, incompressible, is_root, plain, push, said, tar,
+    Changes, File, IMPATIENT, Laz, busybox, estargz, gzipped, incompressible, is_root, plain, push,
+    said, tar,
 };
 
 fn user_land() -> Vec<u8> {
@@ -90,6 +91,7 @@ async fn privileged_a_container_runs_and_leaves_nothing() {
         // Again without the registry: what was read is here.
         registry.always(Endpoint::Manifest, Fault::Status(503, None));
         registry.always(Endpoint::Blob, Fault::Status(503, None));
+        laz.give(IMPATIENT);
         let again = laz.run(&["run", &image.reference]).await;
         assert_eq!(
             (again.code, again.out.as_str()),

@@ -14,6 +14,21 @@ use tempfile::TempDir;
 
 use crate::sys;
 
+/// A deadline of registries that is longer than anything here takes: what fails by it is a failure.
+pub(crate) const PATIENT: &str = "2m";
+/// One for registries that are away: what they should have answered fails by it. Never for those
+/// that answer, as on a machine that does much else that takes longer at times.
+pub(crate) const IMPATIENT: &str = "900ms";
+
+/// Lines of config by which registries have so much time.
+pub(crate) fn source(deadline: &str) -> String {
+    let stall = match deadline {
+        IMPATIENT => "300ms",
+        _ => "1m",
+    };
+    format!("[source]\ndeadline = {deadline:?}\nstall_timeout = {stall:?}\n")
+}
+
 /// One `laz` installation of its own.
 pub(crate) struct Laz {
     dir: TempDir,
@@ -31,9 +46,7 @@ pub(crate) struct Said {
 impl Laz {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // Short deadlines: a registry that hangs must not hang the tests.
-        let config = "[source]\ndeadline = \"900ms\"\nstall_timeout = \"300ms\"\n";
-        std::fs::write(dir.path().join("config.toml"), config).unwrap();
+        std::fs::write(dir.path().join("config.toml"), source(PATIENT)).unwrap();
         Self {
             dir,
             binary: PathBuf::from(env!("CARGO_BIN_EXE_laz")),
@@ -42,6 +55,17 @@ impl Laz {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// From now on its registries have `deadline`.
+    pub(crate) fn give(&self, deadline: &str) {
+        let config = std::fs::read_to_string(self.path("config.toml")).unwrap();
+        let before = [PATIENT, IMPATIENT].map(source);
+        let mut rest = before
+            .iter()
+            .filter_map(|before| config.strip_prefix(before));
+        let config = source(deadline) + rest.next().expect("it was made by `new`");
+        std::fs::write(self.path("config.toml"), config).unwrap();
     }
 
     /// The command line, run under `wrapper` (for example `unshare -m`).

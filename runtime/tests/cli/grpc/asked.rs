@@ -12,15 +12,13 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::bed::{Bed, EIO, Readers, program};
-use crate::support::is_root;
+use crate::support::{PATIENT, is_root};
 use crate::sys;
 
 /// In the config where the kernel asks, and only what is read comes.
 pub(super) const ASKED: &str =
     "[mounts]\nbackend = \"fanotify\"\n[snapshotter]\nfill = false\n[store]\nbudget = \"1t\"\n";
 
-/// Longer than anything here takes: what fails by it is a failure.
-const PATIENT: &str = "2m";
 /// Nodes with layers of which nothing is there.
 const BATCHES: u64 = 4;
 /// Large files are so much larger, for something to be missing when `lazd` dies.

@@ -25,7 +25,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 pub(super) use self::files::{EIO, Files, Readers};
 use super::{Node, Wanted, chain, config, push_two};
-use crate::support::{self, Pushed, estargz, tar};
+use crate::support::{self, PATIENT, Pushed, estargz, tar};
 use crate::sys;
 
 /// Longest wait for what has to happen, on a machine that does much else.
@@ -110,7 +110,7 @@ impl Bed {
 
     /// The daemon without its socket, in this process.
     pub(super) async fn node(&self) -> Node {
-        let file = config(self.path(), "20s", self.more);
+        let file = config(self.path(), PATIENT, self.more);
         Node::open_as(&program("laz-mountd"), file).await.0
     }
 

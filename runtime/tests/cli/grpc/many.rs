@@ -17,7 +17,7 @@ use lazarette_fetcher::types::Digest;
 
 use super::bed::{EIO, EVICTABLE, clean, mounts, program, servers};
 use super::{Node, Wanted, config, lowers, read};
-use crate::support::{self, Changes, estargz, is_root, push, tar};
+use crate::support::{self, Changes, PATIENT, estargz, is_root, push, tar};
 use crate::sys;
 
 /// As many as a node may have mounted, by what is promised.
@@ -96,7 +96,7 @@ async fn privileged_a_hundred_layers_that_are_read_take_little_memory() {
         let _clean = Clean(dir.path());
         let registry = FakeRegistry::start().await;
         let more = format!("{through}[snapshotter]\nfill = false\n{EVICTABLE}");
-        let file = config(dir.path(), "20s", &more);
+        let file = config(dir.path(), PATIENT, &more);
         let (node, _) = Node::open_as(&program("laz-mountd"), file).await;
         let mut all = Vec::new();
         for number in 0..HUNDRED {

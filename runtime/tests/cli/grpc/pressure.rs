@@ -14,10 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::bed::{Bed, EVICTABLE, program};
 use super::group::{Group, score_shift};
-use crate::support::is_root;
+use crate::support::{PATIENT, is_root};
 
-/// Longer than anything here takes: what fails by it is a failure.
-const PATIENT: &str = "2m";
 /// Longest wait for so many reads.
 const READS_WAIT: Duration = Duration::from_secs(240);
 /// Large files are so much larger: all have about 120 MB.

@@ -16,17 +16,15 @@ use rand::{Rng as _, SeedableRng as _};
 use super::asked::ASKED;
 use super::bed::{Bed, EIO, Evicting, Readers, mount, program};
 use super::lowers;
-use crate::support::is_root;
+use crate::support::{IMPATIENT, PATIENT, is_root};
 use crate::sys;
 
 /// Times that `lazd` is killed: at each of them a few readers are in the middle of it.
 const KILLS: u32 = 200;
 /// As long as the slowest upgrade or restart of a node's services takes.
 const AWAY: Duration = Duration::from_secs(60);
-/// Longer than anything here takes: what fails by it is a failure.
-const PATIENT: &str = "2m";
 /// How much later than a registry's deadline a read may fail, on a machine that does much else.
-const LATE_MAX: Duration = Duration::from_secs(5);
+const LATE_MAX: Duration = Duration::from_secs(30);
 
 /// Layers come as they are read, through FUSE and through fanotify.
 const BACKENDS: [&str; 2] = ["[snapshotter]\nfill = false\n", ASKED];
@@ -147,7 +145,7 @@ async fn privileged_what_no_registry_brings_fails_in_time_and_is_read_later() {
 /// Nothing of the layers is there when their registry goes away.
 async fn fails_in_time(more: &'static str, away: Away) {
     const DEADLINE: Duration = Duration::from_millis(900);
-    let mut bed = Bed::configured("900ms", more).await;
+    let mut bed = Bed::configured(IMPATIENT, more).await;
     away.begin(&mut bed.registry).await;
     bed.start_lazd(&program("lazd"));
     for path in ["base/f2", "top/f2"] {
@@ -278,7 +276,7 @@ async fn privileged_a_node_comes_back_from_its_disk_alone() {
     if !is_root("privileged_a_node_comes_back_from_its_disk_alone") {
         return;
     }
-    let mut bed = Bed::new("900ms").await;
+    let mut bed = Bed::new(PATIENT).await;
     bed.start_lazd(&program("lazd"));
     bed.files.read_all();
     bed.stop_lazd();

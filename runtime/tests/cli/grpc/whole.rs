@@ -11,11 +11,8 @@ use lazarette_fetcher::test_util::{Endpoint, Fault};
 use lazarette_runtime::engine::EvictWhat;
 
 use super::bed::{Bed, program};
-use crate::support::is_root;
+use crate::support::{PATIENT, is_root};
 use crate::sys;
-
-/// Longer than anything here takes: what fails by it is a failure.
-const PATIENT: &str = "2m";
 
 /// Waits until so many file systems are mounted below the node's directory.
 fn wait_for_mounts(bed: &Bed, count: usize) {
