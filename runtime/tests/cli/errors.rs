@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::store::{data_file, ok};
 use crate::support::{
-    Changes, File, IMPATIENT, Layer, Laz, Said, busybox, estargz, gzipped, incompressible,
+    Changes, File, IMPATIENT, Layer, Laz, Said, busybox, estargz, gzipped, incompressible, install,
     is_root, plain, push, said, tar,
 };
 
@@ -311,8 +311,7 @@ async fn privileged_run_says_when_it_lacks_root_or_fuse() {
 
     let mut laz = Laz::new();
     let copy = laz.path("laz");
-    std::fs::copy(&laz.binary, &copy).unwrap();
-    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
+    install(&laz.binary, &copy);
     std::fs::set_permissions(laz.path(""), PermissionsExt::from_mode(0o777)).unwrap();
     laz.binary = copy;
     let nobody = [

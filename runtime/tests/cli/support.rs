@@ -303,6 +303,14 @@ pub(crate) fn push_layers(
     }
 }
 
+/// Copies a program to where it is run. By a process of its own: a program that anybody has open to
+/// write cannot be run, and a process that another test is starting has what we have open, too.
+pub(crate) fn install(program: &Path, to: &Path) {
+    let mut install = Command::new("install");
+    let install = install.args(["-m", "755"]).args([program, to]);
+    assert!(install.status().unwrap().success());
+}
+
 /// Debian's static busybox: a whole user land in one file.
 pub(crate) fn busybox() -> Vec<u8> {
     let path = Path::new("/usr/bin/busybox");

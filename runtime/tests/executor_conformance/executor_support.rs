@@ -156,7 +156,7 @@ impl Bench {
             .into_iter()
             .find(|p| Path::new(p).exists());
         let busybox = busybox.expect("these tests need busybox: apt-get install busybox-static");
-        std::fs::copy(busybox, root.join("bin/busybox")).unwrap();
+        install(Path::new(busybox), &root.join("bin/busybox"));
         let list = std::process::Command::new(busybox)
             .arg("--list")
             .output()
@@ -177,10 +177,10 @@ impl Bench {
 
     /// Adds an executable file to the root file system's `/bin`.
     pub(crate) fn program(&self, name: &str, text: &str) {
-        use std::os::unix::fs::PermissionsExt;
-        let path = self.path("rootfs/bin").join(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let draft = self.path("draft");
+        std::fs::write(&draft, text).unwrap();
+        install(&draft, &self.path("rootfs/bin").join(name));
+        std::fs::remove_file(draft).unwrap();
     }
 
     fn bundle(&self, options: &mut ContainerOptions) -> (String, PathBuf) {
@@ -278,6 +278,14 @@ impl Bench {
             "{kind} left something behind"
         );
     }
+}
+
+/// Copies a program to where it is run. By a process of its own: a program that anybody has open to
+/// write cannot be run, and a process that another test is starting has what we have open, too.
+fn install(program: &Path, to: &Path) {
+    let mut install = std::process::Command::new("install");
+    let install = install.args(["-m", "755"]).args([program, to]);
+    assert!(install.status().unwrap().success());
 }
 
 fn entries(dir: &Path) -> Vec<String> {

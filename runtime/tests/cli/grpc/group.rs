@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::install;
 use crate::sys;
 
 /// Where the kernel's hierarchies are mounted.
@@ -102,9 +103,10 @@ impl Group {
     pub(super) fn launcher(&self, score: i32, program: &Path, path: &Path) {
         let (dir, program) = (self.dir.display(), program.display());
         let text = format!("#!/bin/sh\nset -- '{dir}' {score} '{program}' \"$@\"\n{ENTER}\n");
-        fs::write(path, text).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(path, mode).unwrap();
+        let draft = path.with_extension("draft");
+        fs::write(&draft, text).unwrap();
+        install(&draft, path);
+        fs::remove_file(draft).unwrap();
     }
 
     /// How many bytes of memory were taken from it, to be given to it again.

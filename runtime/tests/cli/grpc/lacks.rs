@@ -17,7 +17,7 @@ use tonic::Code;
 use super::bed::{EIO, mounts, program, servers};
 use super::scarce::{Cleaned, ask, wanted};
 use super::{Node, Wanted, config, layer, lowers, mounts_below, read};
-use crate::support::{Changes, File, Layer, Pushed, Root, estargz, is_root, push, tar};
+use crate::support::{Changes, File, Layer, Pushed, Root, estargz, install, is_root, push, tar};
 use crate::sys;
 
 /// Layers that are asked for.
@@ -294,7 +294,7 @@ async fn privileged_a_backend_that_is_asked_for_and_cannot_be_had_is_refused() {
     fs::remove_dir_all(dir.path().join("state")).unwrap();
     // A daemon without the server beside it.
     let alone = dir.path().join("lazd");
-    fs::copy(program("lazd"), &alone).unwrap();
+    install(&program("lazd"), &alone);
     let said = ended(dir.path(), "[mounts]\nbackend = \"fanotify\"\n", &alone);
     assert!(
         said.contains("the program laz-mountd is not beside lazd"),

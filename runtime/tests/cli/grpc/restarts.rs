@@ -16,7 +16,7 @@ use rand::{Rng as _, SeedableRng as _};
 use super::asked::ASKED;
 use super::bed::{Bed, EIO, Evicting, Readers, mount, program};
 use super::lowers;
-use crate::support::{IMPATIENT, PATIENT, is_root};
+use crate::support::{IMPATIENT, PATIENT, install, is_root};
 use crate::sys;
 
 /// Times that `lazd` is killed: at each of them a few readers are in the middle of it.
@@ -34,7 +34,7 @@ fn another(dir: &Path) -> PathBuf {
     let new = dir.join("new");
     fs::create_dir(&new).unwrap();
     for name in ["lazd", "laz-mountd"] {
-        fs::copy(program(name), new.join(name)).unwrap();
+        install(&program(name), &new.join(name));
     }
     new.join("lazd")
 }
@@ -381,7 +381,7 @@ async fn privileged_without_the_servers_program_lazd_mounts_and_says_what_that_c
     let mut bed = Bed::new(PATIENT).await;
     let mounted = bed.mounts();
     let alone = bed.path().join("lazd");
-    fs::copy(program("lazd"), &alone).unwrap();
+    install(&program("lazd"), &alone);
     bed.start_lazd(&alone);
     let log = bed.files.log();
     assert_eq!(log.matches("laz-mountd is not beside lazd").count(), 1);
