@@ -1,6 +1,7 @@
 //! System calls of these tests.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::path::Path;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MntFlags, umount2};
@@ -23,8 +24,31 @@ pub(crate) fn terminate(pid: u32) {
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
 }
 
+/// Stops or continues a process; returns when it is so.
+pub(crate) fn pause(pid: u32, paused: bool) {
+    let signal = if paused {
+        Signal::SIGSTOP
+    } else {
+        Signal::SIGCONT
+    };
+    kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+    let threads = format!("/proc/{pid}/task");
+    let is_stopped = |thread: &Path| {
+        let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+        let state = stat.rsplit(") ").next().unwrap_or_default();
+        state.starts_with('T')
+    };
+    let is_so = || {
+        let mut threads = fs::read_dir(&threads).unwrap();
+        threads.all(|thread| is_stopped(&thread.unwrap().path()) == paused)
+    };
+    while !is_so() {
+        std::thread::yield_now();
+    }
+}
+
 /// Takes a mount out of the tree of mounts, if there is one.
-pub(crate) fn detach(path: &std::path::Path) {
+pub(crate) fn detach(path: &Path) {
     let _ = umount2(path, MntFlags::MNT_DETACH);
 }
 

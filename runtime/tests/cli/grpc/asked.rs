@@ -89,9 +89,13 @@ async fn privileged_a_mount_server_that_dies_costs_who_is_asked_about_errors() {
         let [server, _guard] = bed.servers()[..] else {
             panic!("a server and its guard: {:?}", bed.servers());
         };
-        sys::kill_by_id(server);
-        bed.wait_for_end_of(server);
-        let error = bed.files.read(path).expect_err(path);
+        // Else it may have started another before this reads.
+        let read = bed.while_lazd_sleeps(|| {
+            sys::kill_by_id(server);
+            bed.wait_for_end_of(server);
+            bed.files.read(path)
+        });
+        let error = read.expect_err(path);
         assert_eq!(error.raw_os_error(), Some(EIO));
         let since = Instant::now();
         while bed.files.read(path).is_err() {

@@ -193,6 +193,15 @@ impl Bed {
     }
 
     /// Ends it as systemd does.
+    /// Does `what` while the daemon, which is there, takes part in nothing.
+    pub(super) fn while_lazd_sleeps<T>(&self, what: impl FnOnce() -> T) -> T {
+        let pid = self.lazd.as_ref().unwrap().id();
+        sys::pause(pid, true);
+        let done = what();
+        sys::pause(pid, false);
+        done
+    }
+
     pub(super) fn stop_lazd(&mut self) {
         let mut lazd = self.lazd.take().unwrap();
         sys::terminate(lazd.id());

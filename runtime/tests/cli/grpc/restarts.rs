@@ -216,8 +216,12 @@ async fn privileged_a_mount_server_that_dies_costs_errors_and_nothing_else() {
         let [server, _guard] = bed.servers()[..] else {
             panic!("a server and its guard: {:?}", bed.servers());
         };
-        sys::kill_by_id(server);
-        assert!(bed.files.failing() > 0, "nobody noticed");
+        // Else it may have started another before anybody reads.
+        let failing = bed.while_lazd_sleeps(|| {
+            sys::kill_by_id(server);
+            bed.files.failing()
+        });
+        assert!(failing > 0, "nobody noticed");
         bed.files.wait_until_readable();
         assert!(bed.store().evict());
         bed.files.read_all();
@@ -226,8 +230,11 @@ async fn privileged_a_mount_server_that_dies_costs_errors_and_nothing_else() {
     readers.end();
 
     // With its guard: what was mounted is lost, and mounted anew for who comes then.
-    bed.servers().into_iter().rev().for_each(sys::kill_by_id);
-    assert!(bed.files.failing_unguarded() > 0);
+    let failing = bed.while_lazd_sleeps(|| {
+        bed.servers().into_iter().rev().for_each(sys::kill_by_id);
+        bed.files.failing_unguarded()
+    });
+    assert!(failing > 0, "nobody noticed");
     bed.unmount();
     bed.wait_for_servers(2);
     bed.stop_lazd();
