@@ -7,6 +7,7 @@ pub(super) mod files;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -192,7 +193,6 @@ impl Bed {
         }
     }
 
-    /// Ends it as systemd does.
     /// Does `what` while the daemon, which is there, takes part in nothing.
     pub(super) fn while_lazd_sleeps<T>(&self, what: impl FnOnce() -> T) -> T {
         let pid = self.lazd.as_ref().unwrap().id();
@@ -202,6 +202,7 @@ impl Bed {
         done
     }
 
+    /// Ends it as systemd does.
     pub(super) fn stop_lazd(&mut self) {
         let mut lazd = self.lazd.take().unwrap();
         sys::terminate(lazd.id());
@@ -352,6 +353,16 @@ impl Drop for Evicting {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Starts a mount server; returns when it listens.
+pub(super) fn start_server(command: &mut Command) -> Child {
+    let mut server = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    let out = server.stdout.as_mut().unwrap();
+    BufReader::new(out).read_line(&mut said).unwrap();
+    assert_eq!(said, "ready\n", "it does not start");
+    server
 }
 
 /// Ends the servers of a test and takes its mounts down.

@@ -14,7 +14,7 @@ use lazarette_fetcher::test_util::FakeRegistry;
 use lazarette_snapshotter::remote::{Ask, LazyLayers as _, ask as asks_for};
 use tonic::Code;
 
-use super::bed::{EIO, mounts, program, servers};
+use super::bed::{EIO, mounts, program, servers, start_server};
 use super::scarce::{Cleaned, ask, wanted};
 use super::{Node, Wanted, config, layer, lowers, mounts_below, read};
 use crate::support::{Changes, File, Layer, Pushed, Root, estargz, install, is_root, push, tar};
@@ -210,13 +210,7 @@ impl Server {
     fn start(dir: &Path) -> Self {
         let mut server = Command::new(program("laz-mountd"));
         let server = server.arg("--socket").arg(dir.join("state/mountd.sock"));
-        let server = Self(server.stdout(Stdio::null()).spawn().unwrap());
-        let began = Instant::now();
-        while servers(dir).len() < 2 {
-            assert!(began.elapsed() < WAIT_MAX, "it does not start");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        server
+        Self(start_server(server))
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::bed::{Bed, EVICTABLE, program};
+use super::bed::{Bed, EVICTABLE, program, start_server};
 use super::group::{Group, score_shift};
 use crate::support::{PATIENT, is_root};
 
@@ -127,13 +127,9 @@ async fn start(bed: &mut Bed, group: &Group) {
     let state = bed.path().join("state");
     fs::DirBuilder::new().mode(0o711).create(&state).unwrap();
     let server_score = score(include_str!("../../../../deploy/laz-mountd.service"));
-    let server = group
-        .command(server_score, &program("laz-mountd"))
-        .arg("--socket")
-        .arg(state.join("mountd.sock"))
-        .stdout(Stdio::null())
-        .spawn();
-    bed.reap_later(server.unwrap());
+    let mut server = group.command(server_score, &program("laz-mountd"));
+    let server = server.arg("--socket").arg(state.join("mountd.sock"));
+    bed.reap_later(start_server(server));
     bed.wait_for_servers(2);
     let node = bed.node().await;
     let mounts = bed.ask_mounts(&node).await;
