@@ -75,9 +75,11 @@ async fn a_background_fill_has_several_requests_under_way() {
     fill.await.unwrap();
     assert!(bench.layer.file().is_complete());
     let mut asked = bench.asked();
-    // Of those under way at once any may be sent first.
+    // They begin in order. Of those under way at once any may be sent first, and one may be
+    // overtaken by many that begin and end meanwhile.
     for (place, number) in asked.iter().enumerate() {
-        assert!(place.abs_diff(*number) < 3, "about in order: {asked:?}");
+        let sent = asked[..place].iter().filter(|other| *other < number);
+        assert!(number - sent.count() < 3, "about in order: {asked:?}");
     }
     asked.sort_unstable();
     assert_eq!(asked, (0..12).collect::<Vec<_>>(), "once");
