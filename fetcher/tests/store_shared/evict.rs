@@ -267,7 +267,7 @@ fn who_finds_another_evicting_lets_it_do_the_work() {
     evictor.lock().unwrap();
     file.flush().unwrap();
     assert_eq!(store.space().unwrap().used, used);
-    drop(evictor);
+    evictor.unlock().unwrap();
     file.flush().unwrap();
     assert!(store.space().unwrap().used <= budget);
     // Many at once evict the excess once: it, a sixteenth of the budget, an extent more.

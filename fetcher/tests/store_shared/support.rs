@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use lazarette_fetcher::Result;
 use lazarette_fetcher::index::ingest::LayerSink as _;
 use lazarette_fetcher::index::{ChunkId, LayerIndex};
 use lazarette_fetcher::store::{LayerFile, Store};
@@ -22,6 +24,23 @@ pub(crate) const KILLS: u64 = 20;
 pub(crate) fn index(name: &str) -> LayerIndex {
     let payloads: Vec<Vec<u8>> = (0..CHUNKS).map(chunk_bytes).collect();
     layer_of(name, &payloads)
+}
+
+/// Longest wait for what a process has that is just being started.
+const INHERITED_MAX: Duration = Duration::from_secs(60);
+
+/// Evicts where an image was open until now. A process that another test is starting has all that
+/// was open here until it has begun, so nobody may evict before.
+#[track_caller]
+pub(crate) fn soon<T>(mut evict: impl FnMut() -> Result<T>) -> T {
+    let since = Instant::now();
+    loop {
+        match evict() {
+            Ok(evicted) => return evicted,
+            Err(error) => assert!(since.elapsed() < INHERITED_MAX, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Whatever is present reads as it should; returns what is.
