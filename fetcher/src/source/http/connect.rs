@@ -302,19 +302,23 @@ impl Write for Conn {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
     use crate::source::SourceConfig;
     use crate::source::http::tls::Certificates;
 
-    async fn accepted(listener: &TcpListener) -> usize {
-        let mut count = 0;
-        let wait = Duration::from_millis(200);
-        while let Ok(Ok(_)) = tokio::time::timeout(wait, listener.accept()).await {
-            count += 1;
+    /// Takes so many connections, and fails if there are more.
+    async fn accept(listener: &TcpListener, count: usize) {
+        for _ in 0..count {
+            let bound = Duration::from_secs(60);
+            let accepted = tokio::time::timeout(bound, listener.accept()).await;
+            accepted.expect("a connection is made").unwrap();
         }
-        count
+        // Those that were asked for are there by now; what is begun beside them is soon.
+        let soon = Duration::from_millis(200);
+        let more = tokio::time::timeout(soon, listener.accept()).await;
+        assert!(more.is_err(), "more than {count}");
     }
 
     #[tokio::test]
@@ -337,34 +341,57 @@ mod tests {
             .parse()
             .unwrap();
         drop(connector.call(there).await.unwrap());
-        assert_eq!(accepted(&elsewhere).await, 1);
+        accept(&elsewhere, 1).await;
         for _ in 0..PLAIN_AHEAD {
             drop(connector.call(here.clone()).await.unwrap());
         }
-        assert_eq!(
-            accepted(&listener).await,
-            PLAIN_AHEAD,
-            "taken, not made anew"
-        );
+        // Taken, not made anew.
+        accept(&listener, PLAIN_AHEAD).await;
         drop(connector.call(here.clone()).await.unwrap());
-        assert_eq!(accepted(&listener).await, 1, "used up");
-        // One that failed does not fail who comes next.
-        drop(listener);
+        // They are used up.
+        accept(&listener, 1).await;
+    }
+
+    #[tokio::test]
+    async fn one_begun_ahead_that_failed_does_not_fail_who_comes_next() {
+        // A port that is ours, and where nobody listens yet.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let here: Uri = format!("http://{}/a", socket.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        let config = SourceConfig::default();
+        let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
+        let mut connector = Connector::new(
+            Tls::new(None, Certificates::default()).unwrap(),
+            proxies,
+            config.connect_timeout,
+        );
         connector.connect_ahead(&here);
-        let port = here.port_u16().unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let again = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        while !connector
+            .ahead
+            .lock()
+            .iter()
+            .all(|it| it.task.is_finished())
+        {
+            tokio::task::yield_now().await;
+        }
+        let listener = socket.listen(8).unwrap();
         assert!(connector.call(here).await.is_ok());
-        assert_eq!(accepted(&again).await, 1);
+        accept(&listener, 1).await;
     }
 
     /// A listener whose queue is full, so that the kernel answers no more.
-    async fn deaf() -> (Vec<TcpStream>, tokio::net::TcpListener) {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    async fn deaf() -> (Vec<TcpStream>, TcpListener) {
+        let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = socket.listen(1).unwrap();
         let address = listener.local_addr().unwrap();
         let mut queued = Vec::new();
+        // It takes one more than it was told; nobody is to be turned away for being slow.
+        for _ in 0..2 {
+            queued.push(TcpStream::connect(address).await.unwrap());
+        }
         let wait = Duration::from_millis(300);
         while let Ok(stream) = tokio::time::timeout(wait, TcpStream::connect(address)).await {
             queued.push(stream.unwrap());
