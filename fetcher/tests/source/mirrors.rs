@@ -62,13 +62,22 @@ impl Case {
     fn config(&self) -> SourceConfig {
         SourceConfig {
             hosts_dir: Some(self.dir.path().to_path_buf()),
-            stall_timeout: Duration::from_millis(300),
             ..SourceConfig::default()
         }
     }
 
     fn source(&self) -> Arc<dyn BlobSource> {
         stack::build(self.config()).unwrap().0
+    }
+
+    /// One that waits for silent hosts only shortly; where they are, what others are asked
+    /// cannot be counted.
+    fn impatient_source(&self) -> Arc<dyn BlobSource> {
+        let config = SourceConfig {
+            stall_timeout: Duration::from_millis(300),
+            ..self.config()
+        };
+        stack::build(config).unwrap().0
     }
 
     /// All of the large blob.
@@ -94,10 +103,12 @@ fn host(registry: &FakeRegistry, settings: &str) -> String {
     format!("[host.\"http://{host}\"]\n{settings}\n")
 }
 
-/// The address of nobody.
-async fn nobody() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap().to_string()
+/// The address of nobody, as long as the socket is there.
+fn nobody() -> (tokio::net::TcpSocket, String) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    (socket, address)
 }
 
 #[tokio::test]
@@ -128,7 +139,8 @@ async fn the_contract_holds_whatever_is_wrong_with_mirrors() {
     let broken = case.mirror(FakeRegistry::builder()).await;
     broken.always(Endpoint::Manifest, Fault::Status(500, None));
     broken.always(Endpoint::Blob, Fault::Status(403, None));
-    let dead = format!("[host.\"http://{}\"]\n", nobody().await);
+    let (_socket, dead) = nobody();
+    let dead = format!("[host.\"http://{dead}\"]\n");
     case.hosts(&(dead + &host(&empty, "") + &host(&broken, "")));
     let source = case.source();
     contract::check(source.as_ref(), &case.fixture).await;
@@ -194,7 +206,11 @@ async fn whatever_a_mirror_answers_the_registry_is_asked_next() {
         let mirror = case.mirror(FakeRegistry::builder()).await;
         mirror.always(Endpoint::Blob, fault.clone());
         case.hosts(&host(&mirror, ""));
-        let got = case.ten(case.source().as_ref()).await.unwrap();
+        let source = match fault {
+            Fault::Hang => case.impatient_source(),
+            _ => case.source(),
+        };
+        let got = case.ten(source.as_ref()).await.unwrap();
         assert_eq!(got, case.expected_ten(), "{fault:?}");
         assert!(mirror.requests().blobs > 0, "{fault:?}");
     }
@@ -265,13 +281,13 @@ async fn a_silent_mirror_is_asked_once() {
     let mirror = case.mirror(FakeRegistry::builder()).await;
     mirror.always(Endpoint::Blob, Fault::Hang);
     case.hosts(&host(&mirror, ""));
-    let source = case.source();
+    let source = case.impatient_source();
     for _ in 0..5 {
         let got = case.ten(source.as_ref()).await.unwrap();
         assert_eq!(got, case.expected_ten());
     }
     assert_eq!(mirror.requests().blobs, 1);
-    assert_eq!(case.upstream.requests().blobs, 5);
+    assert!(case.upstream.requests().blobs >= 5);
 }
 
 #[tokio::test]
@@ -279,7 +295,7 @@ async fn the_error_names_every_host() {
     let case = Case::new(FakeRegistry::builder()).await;
     let mirror = case.mirror(FakeRegistry::builder()).await;
     mirror.always(Endpoint::Manifest, Fault::Status(403, None));
-    let dead = nobody().await;
+    let (_socket, dead) = nobody();
     let dead_host = format!("[host.\"http://{dead}\"]\n");
     case.hosts(&(host(&mirror, "") + &dead_host));
     let missing = case.fixture.tagged("missing");
