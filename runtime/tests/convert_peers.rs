@@ -9,12 +9,11 @@
 )]
 
 use std::fs::File;
-use std::io::{BufRead as _, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -223,36 +222,31 @@ struct Registry {
 
 impl Registry {
     fn start(scratch: &Path) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let address = format!("127.0.0.1:{port}");
+        // It takes a port that is free, and says which.
         let config = scratch.join("registry.yml");
         let storage = scratch.join("registry");
         let yaml = format!(
-            "version: 0.1\nlog: {{level: error}}\nhttp: {{addr: \"{address}\"}}\n\
+            "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: \"127.0.0.1:0\"}}\n\
              storage: {{filesystem: {{rootdirectory: \"{}\"}}}}\n",
             text(&storage)
         );
         std::fs::write(&config, yaml).unwrap();
-        let child = Command::new("docker-registry")
+        let mut child = Command::new("docker-registry")
             .args(["serve", text(&config)])
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let registry = Self { child, address };
-        let started = Instant::now();
-        while TcpStream::connect(&registry.address).is_err() {
-            assert!(
-                started.elapsed() < Duration::from_secs(20),
-                "docker-registry does not answer"
-            );
-            std::thread::yield_now();
-        }
-        registry
+        let said = BufReader::new(child.stderr.take().unwrap());
+        let mut said = said.lines().map_while(Result::ok);
+        let port = said.find_map(|line| {
+            let (_, port) = line.split_once("listening on 127.0.0.1:")?;
+            Some(port.split('"').next()?.to_owned())
+        });
+        // What it says later is of no interest, and must not stop it.
+        std::thread::spawn(move || said.for_each(drop));
+        let address = format!("127.0.0.1:{}", port.expect("docker-registry listens"));
+        Self { child, address }
     }
 }
 

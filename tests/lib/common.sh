@@ -66,16 +66,6 @@ wait_for() {
   done
 }
 
-# A port nobody listens on right now. Someone may take it before we do: callers try again.
-free_port() {
-  local port tries
-  for tries in {1..50}; do
-    port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
-    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
-  done
-  die "no free port on 127.0.0.1 in $tries tries"
-}
-
 # unmount_below DIR: unmounts everything mounted at or under DIR, the deepest first.
 unmount_below() {
   awk -v d="$1" '$5 == d || index($5, d "/") == 1 {print $5}' /proc/self/mountinfo | sort -r |

@@ -6,36 +6,26 @@
 
 # start_registry DIR: serves DIR/data; sets REGISTRY (host:port) and REGISTRY_PID.
 start_registry() {
-  local dir=$1 try
+  local dir=$1
   mkdir -p "$dir"
-  for try in 1 2 3; do
-    REGISTRY=127.0.0.1:$(free_port)
-    cat >"$dir/registry.yml" <<CONFIG
+  cat >"$dir/registry.yml" <<CONFIG
 version: 0.1
-log: {level: warn, accesslog: {disabled: true}}
+log: {level: info, accesslog: {disabled: true}}
 storage:
   filesystem: {rootdirectory: $dir/data, maxthreads: 100}
   cache: {blobdescriptor: inmemory}
-http: {addr: "$REGISTRY"}
+http: {addr: "127.0.0.1:0"}
 CONFIG
-    docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
-    REGISTRY_PID=$!
-    echo "$REGISTRY_PID" >"$dir/registry.pid"
-    if wait_for 10 "docker-registry on $REGISTRY" registry_answers; then
-      at_exit stop_pid "$REGISTRY_PID"
-      return
-    fi
-    stop_pid "$REGISTRY_PID"
-    say "docker-registry did not start on $REGISTRY (try $try):"; tail -n 3 "$dir/registry.log" >&2
-  done
-  die "docker-registry does not start; its log is above"
+  docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
+  REGISTRY_PID=$!
+  at_exit stop_pid "$REGISTRY_PID"
+  echo "$REGISTRY_PID" >"$dir/registry.pid"
+  wait_for 60 docker-registry listens "$dir/registry.log" || { tail -n 3 "$dir/registry.log" >&2; die "docker-registry does not start"; }
+  REGISTRY=$(listens "$dir/registry.log")
 }
 
-# It is ours only if our own process is alive: the port may have been taken by another.
-registry_answers() {
-  kill -0 "$REGISTRY_PID" || return 1
-  curl -sf --noproxy '*' "http://$REGISTRY/v2/"
-}
+# listens LOG: where a docker-registry listens that took whatever port was free: nobody can take it in between.
+listens() { sed -nE 's/.*"listening on ([0-9.:]+)".*/\1/p' "$1" | grep .; }
 
 # push_layout LAYOUT NAME REPOSITORY:TAG [SKOPEO OPTION...]: sets nothing, prints nothing.
 push_layout() {

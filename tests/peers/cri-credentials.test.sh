@@ -29,29 +29,25 @@ set_password() {
 
 # start_private_registry DIR: serves DIR/data to who knows the password; sets PRIVATE and PRIVATE_PID.
 start_private_registry() {
-  local dir=$1 try
-  for try in 1 2 3; do
-    PRIVATE=127.0.0.1:$(free_port)
-    cat >"$dir/private.yml" <<CONFIG
+  local dir=$1
+  cat >"$dir/private.yml" <<CONFIG
 version: 0.1
-log: {level: warn, accesslog: {disabled: true}}
+log: {level: info, accesslog: {disabled: true}}
 storage:
   filesystem: {rootdirectory: $dir/data, maxthreads: 100}
   cache: {blobdescriptor: inmemory}
-http: {addr: "$PRIVATE"}
+http: {addr: "127.0.0.1:0"}
 auth: {htpasswd: {realm: lazarette, path: $SCRATCH/htpasswd}}
 CONFIG
-    docker-registry serve "$dir/private.yml" >"$dir/private.log" 2>&1 &
-    PRIVATE_PID=$!
-    if wait_for 10 "docker-registry on $PRIVATE" private_refuses; then at_exit stop_pid "$PRIVATE_PID"; return; fi
-    stop_pid "$PRIVATE_PID"
-    say "docker-registry did not start on $PRIVATE (try $try):"; tail -n 3 "$dir/private.log" >&2
-  done
-  die "docker-registry with passwords does not start; its log is above"
+  docker-registry serve "$dir/private.yml" >"$dir/private.log" 2>&1 &
+  PRIVATE_PID=$!
+  at_exit stop_pid "$PRIVATE_PID"
+  wait_for 60 'docker-registry with passwords' private_refuses "$dir/private.log" ||
+    { tail -n 3 "$dir/private.log" >&2; die "docker-registry with passwords does not start"; }
 }
-# It is up when it refuses whom it does not know.
+# private_refuses LOG: it is up when it refuses whom it does not know.
 private_refuses() {
-  kill -0 "$PRIVATE_PID" || return 1
+  PRIVATE=$(listens "$1") || return 1
   [ "$(curl -s --noproxy '*' -o /dev/null -w '%{http_code}' "http://$PRIVATE/v2/")" = 401 ]
 }
 
@@ -84,8 +80,8 @@ looks() {
 # gone IMAGE: kubelet removes it, too.
 gone() {
   works "removes $1" crictl rmi "$1"
-  wait_for 30 'snapshots to go' no_snapshots || true
-  equal 'nothing of it is left mounted' "$(lazy_mounts)" 0
+  wait_for 120 'snapshots to go' no_snapshots || true
+  settles 'nothing of it is left mounted' 0 lazy_mounts
 }
 
 # written WORD: whether it is in a log or on disk.

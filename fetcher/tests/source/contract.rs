@@ -7,7 +7,7 @@
     reason = "a test whose set-up fails must stop there"
 )]
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -211,20 +211,14 @@ impl Drop for DockerRegistry {
 
 impl DockerRegistry {
     /// `None`, said loudly, when the program is not installed.
-    async fn start(test: &str) -> Option<Self> {
+    fn start(test: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        // Bound and released: between this and the start another could take it, which
-        // would fail the test loudly.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        // It takes a port that is free, and says which.
         let config = dir.path().join("config.yml");
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
+                "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:0\"}}\n",
                 dir.path().join("data").display()
             ),
         )
@@ -233,7 +227,7 @@ impl DockerRegistry {
             .arg("serve")
             .arg(&config)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn();
         let child = match spawned {
             Ok(child) => child,
@@ -244,28 +238,28 @@ impl DockerRegistry {
                 return None;
             }
         };
-        let registry = Self {
+        let mut registry = Self {
             child,
-            port,
+            port: 0,
             _dir: dir,
         };
-        for _ in 0..200 {
-            if tokio::net::TcpStream::connect(("127.0.0.1", port))
-                .await
-                .is_ok()
-            {
-                return Some(registry);
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-        panic!("docker-registry did not listen on port {port} within 10 s");
+        let said = BufReader::new(registry.child.stderr.take().unwrap());
+        let mut said = said.lines().map_while(Result::ok);
+        let port = said.find_map(|line| {
+            let (_, port) = line.split_once("listening on 127.0.0.1:")?;
+            port.split('"').next()?.parse().ok()
+        });
+        registry.port = port.expect("docker-registry listens");
+        // What it says later is of no interest, and must not stop it.
+        std::thread::spawn(move || said.for_each(drop));
+        Some(registry)
     }
 }
 
 #[tokio::test]
 async fn docker_registry_takes_what_we_push_and_keeps_the_contract() {
     install_tls_provider();
-    let Some(registry) = DockerRegistry::start("docker_registry_takes_what_we_push").await else {
+    let Some(registry) = DockerRegistry::start("docker_registry_takes_what_we_push") else {
         return;
     };
     let fixture = Fixture::new(&format!("127.0.0.1:{}", registry.port), PATH);
