@@ -16,15 +16,19 @@ use tokio::runtime::Runtime;
 use crate::{layer, sys};
 
 /// How long others may have a descriptor of a mount that only we opened.
-const INHERITED_MAX: Duration = Duration::from_secs(5);
+const INHERITED_MAX: Duration = Duration::from_secs(60);
 
-/// Unmounts a layer. A test beside this one that is just starting a process has, until that has
+/// Unmounts something. A test beside this one that is just starting a process has, until that has
 /// begun, a copy of every descriptor here, and with it the mount.
-fn unmount(server: &MountServer, mounted: &Mounted) {
+#[track_caller]
+pub(crate) fn soon<T, E: std::fmt::Display>(mut unmount: impl FnMut() -> Result<T, E>) -> T {
     let until = Instant::now() + INHERITED_MAX;
-    while let Err(error) = server.unmount_layer(mounted) {
-        assert!(Instant::now() < until, "{error}");
-        std::thread::sleep(Duration::from_millis(10));
+    loop {
+        match unmount() {
+            Ok(done) => return done,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -186,15 +190,12 @@ impl Bed {
         }
         match self.mount.take().unwrap() {
             Mount::Own(mount) => drop(mount),
-            Mount::Server(server, mounted) => unmount(&server, &mounted),
+            Mount::Server(server, mounted) => soon(|| server.unmount_layer(&mounted)),
             Mount::Left(path) => {
                 assert!(self.layer.file().evict_all().is_err(), "it is mounted");
                 let others = |other: &Path| other != path;
                 assert_eq!(clear(self.dir.path(), &others).unwrap(), 1);
-                self.layer
-                    .file()
-                    .evict_all()
-                    .expect("it is mounted no more");
+                layer::evict_soon(&self.layer);
             }
         }
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();

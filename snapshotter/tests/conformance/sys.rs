@@ -15,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::Pid;
 
+use crate::bed::soon;
+
 /// Flags of an open that goes past the page cache.
 pub(crate) const DIRECT: i32 = libc::O_DIRECT;
 
@@ -50,8 +52,10 @@ pub(crate) fn detach(path: &Path) {
     let _ = umount2(path, MntFlags::MNT_DETACH);
 }
 
+/// Unmounts what nobody but this process uses.
+#[track_caller]
 pub(crate) fn unmount(path: &Path) {
-    umount2(path, MntFlags::empty()).unwrap();
+    soon(|| umount2(path, MntFlags::empty()));
 }
 
 pub(crate) fn mount_overlay(at: &Path, options: &str) {

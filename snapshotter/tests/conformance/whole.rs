@@ -16,7 +16,7 @@ use lazarette_snapshotter::mountd::{
 use lazarette_snapshotter::tree::Tree;
 use tokio::runtime::Runtime;
 
-use crate::bed::{end_servers, servers};
+use crate::bed::{end_servers, servers, soon};
 use crate::checks::assert_same;
 use crate::daemon::connect;
 use crate::zone::{PATIENT, start_server};
@@ -279,7 +279,7 @@ mod scenes {
         let told = scene.server.tell_complete(&scene.mounted, layer, len);
         assert!(told.unwrap() && scene.shows_whole());
         let new = scene.overlay("new");
-        assert!(hide_whole(&scene.mounted).unwrap());
+        assert!(soon(|| hide_whole(&scene.mounted)));
         assert!(!hide_whole(&scene.mounted).unwrap(), "it is");
         assert_eq!(scene.erofs(), 1);
         refuses_to_evict(&scene.layer);
@@ -296,7 +296,7 @@ mod scenes {
         }
         assert!(scene.shows_whole());
         scene.is_right(&scene.mounted.path);
-        scene.server.unmount_layer(&scene.mounted).unwrap();
+        soon(|| scene.server.unmount_layer(&scene.mounted));
         assert!(!scene.mounted.path.exists());
         assert!(layer::evict_soon(&scene.layer) > 0);
     }
@@ -325,7 +325,7 @@ mod scenes {
             refuses_to_evict(&scene.layer);
             scene.is_right(&scene.mounted.path);
         }
-        scene.server.unmount_layer(&scene.mounted).unwrap();
+        soon(|| scene.server.unmount_layer(&scene.mounted));
         assert_eq!(scene.erofs(), 0);
         assert!(layer::evict_soon(&scene.layer) > 0);
     }

@@ -16,7 +16,7 @@ use lazarette_snapshotter::tree::Tree;
 use rand::Rng as _;
 use tokio::runtime::Runtime;
 
-use crate::bed::{end_servers, servers};
+use crate::bed::{end_servers, servers, soon};
 use crate::checks::assert_same;
 use crate::daemon::{DEATHS, Does, connect};
 use crate::layer::Form;
@@ -366,7 +366,7 @@ fn privileged_what_is_shown_through_fanotify_is_kept_and_ends_with_its_last_user
         assert_same(&read, &layer::content(origin.path(), &name), &name);
     }
     sys::unmount(&merged);
-    server.unmount_layer(&mounted).unwrap();
+    soon(|| server.unmount_layer(&mounted));
     assert_eq!(asked_about(dir.path()), [false; 0]);
     layer::evict_soon(&data);
     // As padded as it is, it is the same layer.
