@@ -43,7 +43,7 @@ run_at_exit() {
   exit "$code"
 }
 
-# stop_pid PID: TERM, at most ten seconds of grace, then KILL. Only ever our own children: a process
+# stop_pid PID: TERM, at most a minute of grace, then KILL. Only ever our own children: a process
 # that got the number later is not ours to end.
 stop_pid() {
   local pid=$1 tries=0
@@ -51,7 +51,7 @@ stop_pid() {
   kill "$pid" 2>/dev/null || return 0
   while kill -0 "$pid" 2>/dev/null; do
     tries=$((tries + 1))
-    [ "$tries" -lt 200 ] || { kill -KILL "$pid" 2>/dev/null || true; break; }
+    [ "$tries" -lt 1200 ] || { kill -KILL "$pid" 2>/dev/null || true; break; }
     sleep 0.05
   done
   wait "$pid" 2>/dev/null || true

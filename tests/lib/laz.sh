@@ -41,6 +41,10 @@ traces_left() {
   pgrep -lx 'laz|laz-.*' | sed 's/^[0-9]* /process /' || true
 }
 
+# traces_since TRACES: what is there now and was not there then. What ends by itself meanwhile, as the guard of
+# a mount server of an earlier test does, is nobody's trace.
+traces_since() { comm -13 <(sort <<<"$1") <(traces_left | sort); }
+
 # What a container runs to read every file from 16 KiB on below /usr, past its page cache: so both large files,
 # which the kernel reads by pieces, and small ones, which it reads whole.
 # shellcheck disable=SC2034,SC2016  # for the tests; the container's shell expands it

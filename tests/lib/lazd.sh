@@ -8,7 +8,7 @@ start_lazd() {
   "$LAZD" "$@" --root "$DIR/root" --state "$DIR/run" >>"$DIR/lazd.log" 2>&1 &
   LAZD_PID=$!
   at_exit stop_pid "$LAZD_PID"
-  wait_for 30 lazd test -S "$socket" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
+  wait_for 120 lazd test -S "$socket" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
 }
 
 # start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS: sets CONTAINERD_PID and CTR.
@@ -30,7 +30,7 @@ CONFIG
   CONTAINERD_PID=$!
   at_exit stop_pid "$CONTAINERD_PID"
   at_exit end_tasks "$2/ctr" "$dir/containerd.sock"
-  wait_for 30 containerd "$2/ctr" --address "$dir/containerd.sock" version || { tail -n 5 "$dir/log" >&2; die "containerd does not start"; }
+  wait_for 120 containerd "$2/ctr" --address "$dir/containerd.sock" version || { tail -n 5 "$dir/log" >&2; die "containerd does not start"; }
   # shellcheck disable=SC2034  # for the test
   CTR=("$2/ctr" --address "$dir/containerd.sock")
 }
@@ -57,4 +57,4 @@ remote_snapshots() {
 }
 
 # Containerd tries a lost connection again after a second or more, and refuses requests till then.
-reconnected() { wait_for 30 'containerd to connect again' "${CTR[@]}" snapshots --snapshotter lazarette ls || true; }
+reconnected() { wait_for 120 'containerd to connect again' "${CTR[@]}" snapshots --snapshotter lazarette ls || true; }

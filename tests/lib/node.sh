@@ -44,9 +44,9 @@ boot_node() {
     exec unshare --mount --propagation private --pid --fork --kill-child --uts --ipc --cgroup \
       "$BASH" -euc "$NODE_INIT" node "$NODE" ) >"$NODE/console" 2>&1 9>&- &
   NODE_PID=$!
-  wait_for 20 'a first process' node_init || { tail "$NODE/console" >&2; return 1; }
+  wait_for 120 'a first process' node_init || { tail "$NODE/console" >&2; return 1; }
   INIT=$(node_init)
-  wait_for 60 'the node to start' node_is_up || { in_node systemctl --no-pager list-jobs >&2; return 1; }
+  wait_for 120 'the node to start' node_is_up || { in_node systemctl --no-pager list-jobs >&2; return 1; }
 }
 cgroup2() { awk '{for (i = 7; $i != "-";) i++; if ($(i + 1) == "cgroup2") {print $5; exit}}' /proc/self/mountinfo; }
 # The child of unshare, once it is systemd.
@@ -95,7 +95,7 @@ halt_node() {
   stop_node_pid "$NODE_PID"
   wait "$NODE_PID" 2>/dev/null || true
   NODE_PID=
-  wait_for 10 'its cgroups to be empty' remove_cgroups || true
+  wait_for 120 'its cgroups to be empty' remove_cgroups || true
 }
 # --kill-child ends the node with this.
 stop_node_pid() { kill -KILL "$1" 2>/dev/null || true; }

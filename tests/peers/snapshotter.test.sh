@@ -31,11 +31,10 @@ gone() {
 }
 
 nothing_left() {
-  wait_for 20 'snapshots to go' no_snapshots || true
-  equal "$1 leaves no snapshot" "$(snapshots)" ""
-  equal "$1 leaves nothing mounted" "$(lazy_mounts)" 0
-  equal "$1 leaves no directory of a snapshot" "$(ls "$DIR/root/snapshots")" ""
-  equal "$1 leaves no layer in the store" "$(ls "$DIR/root/layers")" ""
+  settles "$1 leaves no snapshot" "" snapshots
+  settles "$1 leaves nothing mounted" 0 lazy_mounts
+  settles "$1 leaves no directory of a snapshot" "" ls "$DIR/root/snapshots"
+  settles "$1 leaves no layer in the store" "" ls "$DIR/root/layers"
 }
 
 # unpacked IMAGE PULL...: containerd downloads and unpacks into our mounts.

@@ -16,7 +16,7 @@ daemon() {
   local name=$1 socket=$2; shift 2
   "$@" >"$SCRATCH/$name.log" 2>&1 &
   at_exit stop_pid "$!"
-  wait_for 30 "$name" test -S "$socket" || { tail -n 5 "$SCRATCH/$name.log" >&2; die "$name does not start"; }
+  wait_for 120 "$name" test -S "$socket" || { tail -n 5 "$SCRATCH/$name.log" >&2; die "$name does not start"; }
 }
 
 start_stargz() {
