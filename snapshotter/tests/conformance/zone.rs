@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lazarette_snapshotter::mountd::Through;
 
@@ -119,8 +119,23 @@ impl Zone {
         for name in layer::files(self.origin.path()) {
             let origin = layer::content(self.origin.path(), &name);
             let path = self.path(&name);
-            assert_same(&fs::read(&path).unwrap(), &origin, &name);
-            assert_same(&layer::read_anew(&path).unwrap(), &origin, &name);
+            assert_same(&self.end_of(|| fs::read(&path)), &origin, &name);
+            assert_same(&self.end_of(|| layer::read_anew(&path)), &origin, &name);
+        }
+    }
+
+    /// What a read comes to that succeeds. Where reads may wait only shortly, a daemon may come too
+    /// late for some on a machine that does much else.
+    fn end_of(&self, read: impl Fn() -> io::Result<Vec<u8>>) -> Vec<u8> {
+        let since = Instant::now();
+        loop {
+            match read() {
+                Ok(bytes) => return bytes,
+                Err(error) => {
+                    let may_be_late = self.wait < PATIENT && error.raw_os_error() == Some(EIO);
+                    assert!(may_be_late && since.elapsed() < HANGS, "{error}");
+                }
+            }
         }
     }
 }

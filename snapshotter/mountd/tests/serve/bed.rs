@@ -25,7 +25,7 @@ pub(crate) fn must_be_root(test: &str) -> bool {
 }
 
 /// A read that takes longer hangs: nothing here waits for its own time to be over.
-const HANGS: Duration = Duration::from_secs(90);
+pub(crate) const HANGS: Duration = Duration::from_secs(90);
 
 /// What a thread that reads comes to. One that hangs fails the test, and is left behind.
 #[track_caller]
@@ -125,7 +125,11 @@ fn answers(socket: &Path) -> bool {
         return false;
     };
     let asked = server.send(&Message::Hello(Role::Guest), &[]);
-    asked.is_ok() && server.receive().is_ok()
+    let answers = asked.is_ok() && server.receive().is_ok();
+    // Not only closed: a process that another test is starting has it open, too, and the server
+    // would take us for a guest until that has begun.
+    server.shut_down();
+    answers
 }
 
 pub(crate) fn open(path: &PathBuf, direct: bool) -> File {

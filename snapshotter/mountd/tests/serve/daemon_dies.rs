@@ -1,10 +1,11 @@
 //! The daemon dies, and the server does not.
 
-use std::time::Duration;
+use std::fs::File;
+use std::time::{Duration, Instant};
 
 use lazarette_mountd::wire::{FileId, Message};
 
-use crate::bed::{Bed, Readers, must_be_root, read_right};
+use crate::bed::{Bed, HANGS, Readers, must_be_root, read_right};
 use crate::daemon::{Daemon, connect, mount};
 use crate::store::{PAGE, Random};
 use crate::sys;
@@ -98,7 +99,8 @@ fn privileged_a_read_waits_no_longer_than_it_may() {
     }
     let daemon = Daemon::start(bed.path(), false);
     for file in &files {
-        assert!(read_right(file, 10, 1), "an error is not remembered");
+        // Errors are not remembered.
+        read_in_the_end(file, 10);
     }
     sys::pause(daemon.pid(), true);
     assert!(
@@ -106,7 +108,16 @@ fn privileged_a_read_waits_no_longer_than_it_may() {
         "a daemon that hangs is none"
     );
     sys::pause(daemon.pid(), false);
-    assert!(read_right(&files[0], 200, 1));
+    read_in_the_end(&files[0], 200);
+}
+
+/// Reads a page that a daemon has to bring within a second, which it may miss on a machine that does
+/// much else.
+fn read_in_the_end(file: &File, page: u64) {
+    let since = Instant::now();
+    while !read_right(file, page, 1) {
+        assert!(since.elapsed() < HANGS, "no daemon brings it");
+    }
 }
 
 #[test]

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lazarette_mountd::client::Connection;
 use lazarette_mountd::ranges::Span;
 use lazarette_mountd::wire::{Message, Role};
 
-use crate::bed::{Bed, ends, must_be_root, open, read_right};
+use crate::bed::{Bed, HANGS, ends, must_be_root, open, read_right};
 use crate::daemon::{connect, mount, try_mount};
 use crate::store::{Layer, PAGE};
 use crate::sys;
@@ -131,10 +131,8 @@ fn privileged_a_server_without_descriptors_mounts_nothing_and_goes_on() {
     assert!(took < 200, "{took} ms of a second for nothing");
     is_read(&mounted.0[0]);
     limit(pid, ENOUGH);
-    let since = Instant::now();
-    let welcome = guest.receive_within(Duration::from_secs(30)).unwrap().0;
+    let welcome = guest.receive_within(HANGS).unwrap().0;
     assert_eq!(welcome, Message::Welcome { mounts: 1 });
-    assert!(since.elapsed() < Duration::from_secs(5));
     mounted.0.push(mount_whole(&server, bed.path(), 2));
     is_read(&mounted.0[1]);
 }
