@@ -233,6 +233,6 @@ async fn what_an_annotation_says_comes_first_is_fetched_at_once() {
             tokio::task::yield_now().await;
         }
     };
-    let wait = std::time::Duration::from_secs(30);
+    let wait = std::time::Duration::from_secs(60);
     tokio::time::timeout(wait, is_here).await.unwrap();
 }

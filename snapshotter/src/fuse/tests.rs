@@ -335,7 +335,7 @@ fn privileged_the_kernel_reads_as_far_ahead_as_it_is_told(backend: Backend) {
         // A fault reads a whole window around it, and waits for its own page.
         sys::test_support::sum_by_mmap(&file, 1).unwrap();
         let read = || mount.stats().read_bytes - before;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while read() < bytes && Instant::now() < deadline {
             thread::yield_now();
         }
@@ -364,7 +364,7 @@ fn privileged_reading_ahead_waits_for_nothing(backend: Backend) {
         });
         data.wait_for_fills(1);
         // Long enough for any machine; what is released late would be no proof.
-        let returned = is_done.recv_timeout(Duration::from_secs(20));
+        let returned = is_done.recv_timeout(Duration::from_secs(60));
         data.release();
         returned.expect("the kernel reads ahead in the background");
     });

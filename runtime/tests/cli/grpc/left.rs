@@ -109,7 +109,7 @@ async fn privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let bound = Duration::from_secs(20);
+    let bound = Duration::from_secs(60);
     tokio::time::timeout(bound, opened).await.unwrap();
     node.close().await;
     // Nobody asked for the one above.

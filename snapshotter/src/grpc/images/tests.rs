@@ -262,7 +262,7 @@ async fn credentials_stay_if_the_pull_succeeds() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), settled)
+        tokio::time::timeout(Duration::from_secs(60), settled)
             .await
             .unwrap();
     }
