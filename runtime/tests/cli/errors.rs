@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::store::{data_file, ok};
 use crate::support::{
     Changes, File, IMPATIENT, Layer, Laz, Said, busybox, estargz, gzipped, incompressible, install,
-    is_root, plain, push, said, tar,
+    is_root, plain, push, said, tar, with_own_mounts,
 };
 
 /// Lets a request through: the body ends long before this.
@@ -290,7 +290,8 @@ async fn privileged_a_full_disk_is_named_and_nothing_is_half_recorded() {
          find {root}/layers {root}/ingest -type f | sed 's/^/left: /'; exit $code",
         root = laz.path("root").display()
     );
-    let wrapper = ["unshare", "-m", "sh", "-c", &script];
+    let wrapper = with_own_mounts(&script);
+    let wrapper = wrapper.each_ref().map(String::as_str);
     let said = said(laz.command(&wrapper, &["pull", &image.reference])).await;
     assert_says(&said, 125, &["no space left on the device", "--root"]);
     assert!(!said.out.contains("left: "), "{said:?}");
@@ -326,7 +327,8 @@ async fn privileged_run_says_when_it_lacks_root_or_fuse() {
     let laz = Laz::new();
     let hide = "mount -t tmpfs tmpfs /dev && mknod /dev/null c 1 3 && mknod /dev/zero c 1 5 && \
                 mknod /dev/urandom c 1 9 && exec \"$0\" \"$@\"";
-    let wrapper = ["unshare", "-m", "sh", "-c", hide];
+    let wrapper = with_own_mounts(hide);
+    let wrapper = wrapper.each_ref().map(String::as_str);
     let hidden = said(laz.command(&wrapper, &["run", &image.reference])).await;
     assert_says(&hidden, 125, &["/dev/fuse", "modprobe fuse"]);
 }

@@ -15,7 +15,9 @@ use tonic::Code;
 
 use super::bed::{clean, program};
 use super::{Node, Wanted, layer, lowers, mounts_below, read};
-use crate::support::{Changes, Layer, Pushed, Root, estargz, gzipped, is_root, push};
+use crate::support::{
+    Changes, Layer, Pushed, Root, estargz, gzipped, is_root, push, with_own_mounts,
+};
 
 /// Tells a node's process its directory, and the image that it is to bring.
 const DIR: &str = "LAZ_SCARCE_TEST_DIR";
@@ -286,6 +288,7 @@ async fn privileged_without_fuse_containerd_brings_layers() {
     let registry = FakeRegistry::start().await;
     let image = push(&registry, &some_layer(), &Changes::default());
     let hide = "mount --bind /dev/null /dev/fuse && exec \"$0\" \"$@\"";
-    let wrapper = ["unshare", "-m", "sh", "-c", hide];
+    let wrapper = with_own_mounts(hide);
+    let wrapper = wrapper.each_ref().map(String::as_str);
     run("without_fuse", dir.path(), &image, &wrapper).await;
 }
