@@ -57,6 +57,17 @@ pub(super) async fn ask(
     answer.map(|answer| answer.mounts)
 }
 
+/// Brings a layer that could not be had before: that stands for a while, and is forgotten then.
+async fn bring_in_the_end(node: &Node, wanted: &Wanted<'_>) -> String {
+    let began = Instant::now();
+    while node.prepare("extract", "", Some(wanted)).await != Err(Code::AlreadyExists) {
+        assert!(began.elapsed() < RECOVERED_MAX, "it stays as if lacking");
+        node.remove("extract").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    node.bring("", wanted).await
+}
+
 /// Makes snapshots until the room is used up that the database had set apart; how many.
 async fn fill_database(node: &Node) -> usize {
     for number in 0..FITTING_MAX {
@@ -118,7 +129,7 @@ async fn privileged_a_full_disk_is_said_and_passes() {
         assert!(began.elapsed() < RECOVERED_MAX, "it stays as if full");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let name = node.bring("", &wanted(&other, &second)).await;
+    let name = bring_in_the_end(&node, &wanted(&other, &second)).await;
     let mounts = node.prepare("container-2", &name, None).await.unwrap();
     assert_eq!(read(lowers(&mounts)[0].join("second")).await, b"two");
     node.close().await;
@@ -222,21 +233,7 @@ async fn with_few_descriptors() {
     drop(held);
     assert_eq!(node.list("").await.len(), 0, "nothing half made");
 
-    // What was not to be had is forgotten after a while.
-    let began = Instant::now();
-    while node
-        .prepare("extract", "", Some(&wanted(&image, &layer)))
-        .await
-        != Err(Code::AlreadyExists)
-    {
-        assert!(
-            began.elapsed() < RECOVERED_MAX,
-            "it stays as if there were none"
-        );
-        node.remove("extract").await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    let name = node.list("kind==committed").await[0].name.clone();
+    let name = bring_in_the_end(&node, &wanted(&image, &layer)).await;
     let mounts = node.prepare("container", &name, None).await.unwrap();
     let file = lowers(&mounts)[0].join("file");
     assert_eq!(read(file).await, b"text");
