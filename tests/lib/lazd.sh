@@ -1,6 +1,27 @@
 # shellcheck shell=bash
 # lazd.sh - lazd and an unmodified containerd that has it for a snapshotter, below DIR. Sourced, after
-# common.sh. What concerns lazarette in containerd's config is that of deploy/.
+# common.sh, laz.sh, checks.sh and grpc.sh. What concerns lazarette in containerd's config is that of deploy/.
+
+# begin GENERATION CONFIG PROGRAMS [SED_SCRIPT]: both, and that it is this one; GENERATION is the beginning of containerd's version.
+begin() {
+  # shellcheck disable=SC2034  # checks.sh says of what a line is
+  GENERATION=$1
+  DIR=$SCRATCH/$1
+  mkdir -p "$DIR"
+  at_exit end_mount_server "$DIR/run"
+  start_lazd snapshotter.sock
+  start_containerd "${@:2}"
+  equal "it is containerd $1" "$("${CTR[@]}" version | sed -nE '/^Server/,$s/^ *Version: *v?([0-9]+\.[0-9]+).*/\1/p')" "$1"
+}
+
+# finish: in reverse order: containerd talks to lazd to its end.
+finish() {
+  stop_pid "$CONTAINERD_PID"
+  stop_pid "$LAZD_PID"
+  end_mount_server "$DIR/run"
+  equal 'nothing is left mounted' "$(grep -c " $DIR/" /proc/self/mountinfo || true)" 0
+  remove_tree "$DIR"
+}
 
 # start_lazd SOCKET [ARGUMENT...]: until it listens on run/SOCKET; sets LAZD_PID.
 start_lazd() {
@@ -11,7 +32,8 @@ start_lazd() {
   wait_for 120 lazd test -S "$socket" || { tail -n 5 "$DIR/lazd.log" >&2; die "lazd does not start"; }
 }
 
-# start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS: sets CONTAINERD_PID and CTR.
+# start_containerd VERSION_OF_CONFIG PATH_OF_PROGRAMS [SED_SCRIPT]: sets CONTAINERD_PID and CTR. The script changes the
+# config of deploy/.
 start_containerd() {
   local dir=$DIR/c; mkdir -p "$dir"
   cat >"$dir/config.toml" <<CONFIG
@@ -24,7 +46,7 @@ address = "$dir/containerd.sock"
 [ttrpc]
 address = "$dir/containerd.sock.ttrpc"
 CONFIG
-  sed -e "s,/run/lazarette/snapshotter.sock,$DIR/run/snapshotter.sock," -e "s,/var/lib/lazarette,$DIR/root," \
+  sed -e "s,/run/lazarette/snapshotter.sock,$DIR/run/snapshotter.sock," -e "s,/var/lib/lazarette,$DIR/root," -e "${3:-}" \
     "$REPO/deploy/containerd-v$1.toml" >>"$dir/config.toml"
   PATH=$2:$PATH "$2/containerd" --config "$dir/config.toml" >"$dir/log" 2>&1 &
   CONTAINERD_PID=$!
@@ -58,3 +80,21 @@ remote_snapshots() {
 
 # Containerd tries a lost connection again after a second or more, and refuses requests till then.
 reconnected() { wait_for 120 'containerd to connect again' "${CTR[@]}" snapshots --snapshotter lazarette ls || true; }
+
+# cri_pull IMAGE: what kubelet asks for.
+cri_pull() {
+  call "$DIR/c/containerd.sock" runtime.v1.ImageService/PullImage "$(field 1 "$(field 1 "$(hex_of "$1")")")"
+}
+
+# collect: containerd removes what nothing holds, and is done with it.
+collect() {
+  "${CTR[@]}" leases create --id collect >/dev/null && "${CTR[@]}" leases delete --sync collect >/dev/null
+}
+
+# nothing_left WHAT: neither in containerd, nor in lazd, nor on the disk.
+nothing_left() {
+  settles "$1 leaves no snapshot" "" snapshots
+  settles "$1 leaves nothing mounted" 0 lazy_mounts
+  settles "$1 leaves no directory of a snapshot" "" ls "$DIR/root/snapshots"
+  settles "$1 leaves no layer in the store" "" ls "$DIR/root/layers"
+}

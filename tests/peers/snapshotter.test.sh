@@ -14,6 +14,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/../lib/registry.sh"
 . "$here/../lib/laz.sh"
 . "$here/../lib/checks.sh"
+. "$here/../lib/grpc.sh"
 . "$here/../lib/lazd.sh"
 
 LOOK='cat /etc/debian_version && sha256sum /bin/bash && echo mine >/etc/mine && cat /etc/mine && ls /usr/bin | wc -l'
@@ -30,13 +31,6 @@ gone() {
   nothing_left "$1"
 }
 
-nothing_left() {
-  settles "$1 leaves no snapshot" "" snapshots
-  settles "$1 leaves nothing mounted" 0 lazy_mounts
-  settles "$1 leaves no directory of a snapshot" "" ls "$DIR/root/snapshots"
-  settles "$1 leaves no layer in the store" "" ls "$DIR/root/layers"
-}
-
 # unpacked IMAGE PULL...: containerd downloads and unpacks into our mounts.
 unpacked() {
   local image=$1; shift
@@ -44,21 +38,6 @@ unpacked() {
   equal 'nothing is mounted lazily' "$(lazy_mounts)" 0
   looks 'runs what containerd unpacked' "$image"
   gone 'an unpacked image' "$image"
-}
-
-# cri_pull IMAGE: what kubelet asks for, runtime.v1.ImageService/PullImage: one message with the image's
-# name, in gRPC's frame. Succeeds if the answer's status does.
-cri_pull() {
-  local size=${#1}
-  [ "$size" -lt 100 ] || die "the name $1 is too long for this"
-  # Flag and length, field 1 (the image), its field 1 (the name).
-  { printf '\0\0\0\0%b' "\\x$(printf %02x $((size + 4)))"
-    printf '\x0a%b\x0a%b%s' "\\x$(printf %02x $((size + 2)))" "\\x$(printf %02x "$size")" "$1"; } >"$SCRATCH/request"
-  curl -sS --noproxy '*' --http2-prior-knowledge --unix-socket "$DIR/c/containerd.sock" -D "$SCRATCH/headers" -o /dev/null \
-    -H 'content-type: application/grpc' -H 'te: trailers' --data-binary "@$SCRATCH/request" \
-    http://localhost/runtime.v1.ImageService/PullImage
-  tr -d '\r' <"$SCRATCH/headers"
-  tr -d '\r' <"$SCRATCH/headers" | grep -qx 'grpc-status: 0'
 }
 
 # of_kubelet: the same by way of CRI, whose images have a namespace of their own.
@@ -153,11 +132,6 @@ outlives() {
   works 'and is removed' "${CTR[@]}" containers rm outlives
 }
 
-# collect: containerd removes what nothing holds, and is done with it.
-collect() {
-  "${CTR[@]}" leases create --id collect >/dev/null && "${CTR[@]}" leases delete --sync collect >/dev/null
-}
-
 # held IMAGE: what a container needs outlives the image, and nothing outlives both.
 held() {
   local layers; layers=$(lazy_mounts)
@@ -184,25 +158,6 @@ shared() {
   CTR=("${plain[@]}")
   equal 'what another namespace removes is here' "$(lazy_mounts) $(remote_snapshots)" "$layers $layers"
   looks 'runs when another namespace has removed it' "$1"
-}
-
-# begin GENERATION CONFIG PROGRAMS: GENERATION is the beginning of containerd's version.
-begin() {
-  GENERATION=$1 DIR=$SCRATCH/$1
-  mkdir -p "$DIR"
-  at_exit end_mount_server "$DIR/run"
-  start_lazd snapshotter.sock
-  start_containerd "$2" "$3"
-  equal "it is containerd $1" "$("${CTR[@]}" version | sed -nE '/^Server/,$s/^ *Version: *v?([0-9]+\.[0-9]+).*/\1/p')" "$1"
-}
-
-# In reverse order: containerd talks to lazd to its end.
-finish() {
-  stop_pid "$CONTAINERD_PID"
-  stop_pid "$LAZD_PID"
-  end_mount_server "$DIR/run"
-  equal 'nothing is left mounted' "$(grep -c " $DIR/" /proc/self/mountinfo || true)" 0
-  remove_tree "$DIR"
 }
 
 is_root || { say "SKIPPED (needs root): snapshotter.test.sh"; echo "0 passed, 1 failed"; exit 1; }
