@@ -144,7 +144,7 @@ impl Inner {
             Err(Error::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        let brought = match remote::ask(&new.labels) {
+        let brought = match remote::ask(&new.labels, new.parent.is_some()) {
             Ask::Plain => return Ok(()),
             Ask::Unusable(why) => {
                 tracing::debug!(snapshot = target, why, "containerd brings this layer");

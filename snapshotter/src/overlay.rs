@@ -30,6 +30,7 @@ pub use self::mount::{Mount, OverlayMount, Upper};
 use crate::metastore::{
     self, Commit, Content, Create, Kind, Labels, Metastore, Record, Relabel, Usage,
 };
+use crate::remote::REF;
 use crate::{Error, Result};
 
 /// Finds the mount of a lazy layer by its blob digest.
@@ -171,7 +172,7 @@ impl Snapshots {
                 });
             }
         };
-        let lowers = below
+        let mut lowers = below
             .iter()
             .map(|record| match record.content {
                 Content::Directory(number) => Ok(self.dirs.files(number)),
@@ -182,6 +183,11 @@ impl Snapshots {
             && let Some(lower) = lowers.first()
         {
             self.dirs.adopt_root(number, lower)?;
+        }
+        if top.kind == Kind::Active && lowers.is_empty() && top.labels.contains_key(REF) {
+            // A layer to be unpacked that may turn out to lie on others when it is committed.
+            // Only an overlay is unpacked to with its whiteouts; to a directory they would be lost.
+            lowers.push(self.dirs.nothing(number)?);
         }
         let upper = Upper {
             dir: self.dirs.files(number),

@@ -50,6 +50,10 @@ struct Names {
 pub struct Wanted {
     /// The chain of diff_ids up to this layer.
     pub chain_id: Digest,
+    /// Whether it was said what it shall lie on. Containerd that unpacks layers at the same time
+    /// says so when it commits them, and it commits none that was brought: one that others are
+    /// below would be an image without these.
+    pub has_parent: bool,
     /// The image, as the user named it.
     pub reference: Reference,
     /// Its manifest, if that is known.
@@ -71,8 +75,8 @@ pub enum Ask {
     Unusable(String),
 }
 
-/// Reads what labels ask for.
-pub fn ask(labels: &Labels) -> Ask {
+/// Reads what labels of a snapshot ask for that is to be made on a parent, or on none.
+pub fn ask(labels: &Labels, has_parent: bool) -> Ask {
     let Some(target) = labels.get(REF) else {
         return Ask::Plain;
     };
@@ -83,7 +87,10 @@ pub fn ask(labels: &Labels) -> Ask {
         return Ask::Unusable("no label names the image and the layer".to_owned());
     };
     match wanted(labels, &names, target) {
-        Ok(wanted) => Ask::Layer(Box::new(wanted)),
+        Ok(wanted) => Ask::Layer(Box::new(Wanted {
+            has_parent,
+            ..wanted
+        })),
         Err(detail) => Ask::Unusable(detail),
     }
 }
@@ -101,6 +108,7 @@ fn wanted(labels: &Labels, names: &Names, target: &str) -> Result<Wanted, String
         .filter(|item| !item.is_empty());
     Ok(Wanted {
         chain_id: digest(REF, target)?,
+        has_parent: false,
         reference,
         manifest_digest: manifest
             .map(|text| digest(CRI_MANIFEST, text))
@@ -170,26 +178,28 @@ mod tests {
             (CRI.layers, &ahead),
             (CRI_MANIFEST, &m),
         ]);
-        let Ask::Layer(wanted) = ask(&cri) else {
+        let Ask::Layer(wanted) = ask(&cri, true) else {
             panic!()
         };
         assert_eq!(wanted.reference, Reference::parse(image).unwrap());
         assert_eq!((wanted.chain_id, wanted.blob_digest), (chain, layer));
+        assert!(wanted.has_parent);
         assert_eq!(wanted.manifest_digest, Some(manifest));
         assert_eq!(wanted.ahead, [layer, chain]);
         let stargz = labels(&[(REF, &c), (STARGZ.reference, image), (STARGZ.layer, &l)]);
-        let Ask::Layer(wanted) = ask(&stargz) else {
+        let Ask::Layer(wanted) = ask(&stargz, false) else {
             panic!()
         };
         assert_eq!((wanted.blob_digest, wanted.manifest_digest), (layer, None));
+        assert!(!wanted.has_parent);
     }
 
     #[test]
     fn what_cannot_be_brought_is_told_apart() {
         let digest = Digest::sha256(b"x").to_string();
         let (image, layer) = ((CRI.reference, "reg/app:1"), (CRI.layer, digest.as_str()));
-        assert_eq!(ask(&Labels::new()), Ask::Plain);
-        assert_eq!(ask(&labels(&[image, layer])), Ask::Plain);
+        assert_eq!(ask(&Labels::new(), false), Ask::Plain);
+        assert_eq!(ask(&labels(&[image, layer]), false), Ask::Plain);
         let table: [(&[(&str, &str)], &str); 5] = [
             (&[(REF, &digest)], "no label names"),
             (&[(REF, &digest), image], "no label names"),
@@ -204,7 +214,7 @@ mod tests {
             ),
         ];
         for (pairs, word) in table {
-            match ask(&labels(pairs)) {
+            match ask(&labels(pairs), false) {
                 Ask::Unusable(why) => assert!(why.contains(word), "{why}"),
                 other => panic!("{pairs:?}: {other:?}"),
             }

@@ -181,6 +181,7 @@ impl NodeLayers {
     async fn try_claim(&self, wanted: &Wanted) -> Result<()> {
         let began = Instant::now();
         let (resolved, number) = self.find(wanted).await?;
+        must_know_parent(wanted, number)?;
         let resolved_ms = began.elapsed().as_millis();
         let above = Ahead::above(&resolved, number, &wanted.ahead);
         // Before any of them is opened: restore() finds what is in the store by its record.
@@ -435,6 +436,20 @@ fn position(image: &Image, wanted: &Wanted) -> Result<usize> {
         chain = Some(id);
     }
     Err(unknown(&wanted.blob_digest, &Some(image.reference.clone())))
+}
+
+/// Refuses a layer that others are below when nobody says which: see [`Wanted::has_parent`].
+fn must_know_parent(wanted: &Wanted, number: usize) -> Result<()> {
+    if number == 0 || wanted.has_parent {
+        return Ok(());
+    }
+    Err(lazarette_fetcher::Error::Unsupported {
+        what: format!("layer {} of {}", wanted.blob_digest, wanted.reference),
+        detail: "layers that are unpacked at the same time (the capability \"rebase\") cannot be \
+                 brought lazily, but for the lowest"
+            .to_owned(),
+    }
+    .into())
 }
 
 fn unknown(digest: &Digest, image: &Option<Reference>) -> Error {

@@ -356,11 +356,13 @@ async fn privileged_what_cannot_be_brought_is_left_to_containerd() {
         // A layer under a chain that is not its own must not be served as that.
         at(&image, top.diff_id, 0),
         at(&image, base.diff_id, 1),
+        // It would be there, and lie on nothing.
+        at(&image, chain(&base, &top), 1),
     ];
     for (number, wanted) in wrong.iter().enumerate() {
         let key = format!("wrong-{number}");
         let mounts = node.prepare(&key, "", Some(wanted)).await.unwrap();
-        assert_eq!(mounts[0].r#type, "bind");
+        assert_eq!(mounts[0].r#type, "overlay");
         node.remove(&key).await;
     }
     // The base can be had, the top cannot: an image of both kinds.

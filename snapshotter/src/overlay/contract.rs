@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::Snapshots;
 use crate::metastore::filter::Filters;
 use crate::metastore::{Kind, Labels, Record, Relabel, Usage};
+use crate::remote::REF;
 use crate::{Error, Result};
 
 /// Why something was refused, as far as a caller can tell.
@@ -88,6 +89,7 @@ pub(crate) fn all(run: impl Fn(&dyn Fn(&dyn Subject))) {
     run(&mounts_are_what_containerd_mounts);
     run(&refusals_tell_why);
     run(&one_made_on_nothing_may_be_moved_when_it_is_committed);
+    run(&a_layer_on_nothing_is_unpacked_with_its_whiteouts);
     run(&labels_change_by_key_or_all_at_once);
     run(&lists_are_filtered);
     run(&thousands_are_listed_whole);
@@ -199,6 +201,25 @@ fn one_made_on_nothing_may_be_moved_when_it_is_committed(subject: &dyn Subject) 
     let fixed = |parent| subject.commit("fixed-top", "fixed", parent, &none());
     assert_eq!(fixed("other"), Err(Refusal::Invalid));
     fixed("base").unwrap();
+}
+
+/// Containerd that unpacks layers at the same time makes them on nothing; of a directory's whiteouts it
+/// keeps none, and what they hide would be seen again.
+fn a_layer_on_nothing_is_unpacked_with_its_whiteouts(subject: &dyn Subject) {
+    base(subject, "base", "");
+    let layer = labels(&[(REF, "a chain of layers")]);
+    let mounts = subject.prepare("loose", "", &layer).unwrap();
+    assert_eq!(mounts[0].fs_type, "overlay", "{mounts:?}");
+    assert_eq!(mounts, subject.mounts("loose").unwrap());
+    assert_eq!(entries(&lower(&mounts)), [] as [PathBuf; 0]);
+    let upper = writable(&mounts);
+    subject.commit("top", "loose", "base", &layer).unwrap();
+    let mounts = subject.view("look", "top", &none()).unwrap();
+    let lowers = lower(&mounts).display().to_string();
+    assert!(
+        lowers.starts_with(&format!("{}:", upper.display())),
+        "{lowers}"
+    );
 }
 
 fn labels_change_by_key_or_all_at_once(subject: &dyn Subject) {

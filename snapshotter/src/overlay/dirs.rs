@@ -4,6 +4,7 @@
 //! <root>/lock            shared while a directory waits for its record, else exclusive
 //! <root>/snapshots/<n>/fs     the files: overlay's upper, later a lower
 //! <root>/snapshots/<n>/work   overlay's own
+//! <root>/snapshots/<n>/none   empty: the lower of one that lies on nothing yet
 //! <root>/trash/<n>.<pid>.<k>  being deleted
 //! ```
 //!
@@ -91,6 +92,17 @@ impl Dirs {
     /// Overlay's work directory of snapshot `number`.
     pub(super) fn work(&self, number: u64) -> PathBuf {
         self.snapshot(number).join("work")
+    }
+
+    /// An empty directory of snapshot `number` for overlay, which wants something below. Made if absent.
+    pub(super) fn nothing(&self, number: u64) -> Result<PathBuf> {
+        let path = self.snapshot(number).join("none");
+        match make_dir(&path, FILES_MODE) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::io("create", &path, error))
+            }
+            Ok(()) | Err(_) => Ok(path),
+        }
     }
 
     /// Makes an empty directory under a number that no other process uses.

@@ -3,7 +3,7 @@
 use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference};
 use lazarette_snapshotter::remote::Wanted;
 
-use super::position;
+use super::{must_know_parent, position};
 use crate::image::{ConfigDocument, Image, ImageLayer};
 
 fn digest(text: &str) -> Digest {
@@ -42,6 +42,7 @@ fn image(names: &[&str]) -> Image {
 fn wanted(chain_id: Digest, blob: &str) -> Wanted {
     Wanted {
         chain_id,
+        has_parent: true,
         reference: Reference::parse("reg.example/app:1").unwrap(),
         manifest_digest: None,
         blob_digest: digest(blob),
@@ -64,5 +65,20 @@ fn a_layer_is_found_by_its_chain() {
             .unwrap_err()
             .to_string();
         assert!(error.contains("reg.example/app:1"), "{error}");
+    }
+}
+
+#[test]
+fn a_layer_that_others_are_below_needs_its_parent() {
+    let mut layer = wanted(digest("chain"), "a");
+    for (has_parent, number, is_brought) in [
+        (false, 0, true),
+        (true, 0, true),
+        (true, 1, true),
+        (false, 1, false),
+    ] {
+        layer.has_parent = has_parent;
+        let outcome = must_know_parent(&layer, number);
+        assert_eq!(outcome.is_ok(), is_brought, "{has_parent} {number}");
     }
 }

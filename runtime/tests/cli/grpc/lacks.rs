@@ -65,7 +65,7 @@ impl Images {
         match ask(node, "extract", Some(&self.wanted(number))).await {
             Err((Code::AlreadyExists, _)) => true,
             Ok(mounts) => {
-                assert_eq!(mounts[0].r#type, "bind", "containerd unpacks there");
+                assert_eq!(mounts[0].r#type, "overlay", "containerd unpacks there");
                 node.remove("extract").await;
                 false
             }
@@ -149,7 +149,7 @@ async fn privileged_what_the_mount_server_has_no_descriptors_for_containerd_brin
     let before: Vec<_> = pids.iter().map(|pid| open_files(*pid)).collect();
 
     // Again and again: it is said, leaks nothing, and takes nobody else's connection.
-    let Ask::Layer(again) = asks_for(&images.wanted(left).labels()) else {
+    let Ask::Layer(again) = asks_for(&images.wanted(left).labels(), false) else {
         panic!("it asks for a layer");
     };
     for _ in 0..20 {

@@ -21,6 +21,7 @@ async fn privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_dae
     let image = push(&registry, &layer, &Changes::default());
     let wanted = remote::Wanted {
         chain_id: layer.diff_id,
+        has_parent: false,
         reference: Reference::parse(&image.reference).unwrap(),
         manifest_digest: None,
         blob_digest: Digest::sha256(&layer.blob),

@@ -268,7 +268,7 @@ async fn without_fuse() {
     let layer = some_layer();
     let (node, _) = Node::open_served(&dir, &program("laz-mountd")).await;
     let mounts = ask(&node, "extract", Some(&wanted(&image, &layer))).await;
-    assert_eq!(mounts.unwrap()[0].r#type, "bind", "containerd brings it");
+    assert_eq!(mounts.unwrap()[0].r#type, "overlay", "containerd brings it");
     assert_eq!(node.list("").await.len(), 1);
     node.remove("extract").await;
     node.close().await;
