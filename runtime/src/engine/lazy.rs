@@ -28,27 +28,28 @@ mod choose;
 mod held;
 mod idle;
 mod record;
+mod restore;
 mod served;
 mod session;
 mod start;
 mod turns;
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use futures_util::{StreamExt, stream};
 use lazarette_fetcher::db::Batch;
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::LayerRequest;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
-use lazarette_snapshotter::metastore::{Content, Kind, Usage};
+use lazarette_snapshotter::metastore::Usage;
 use lazarette_snapshotter::overlay::Snapshots;
 use lazarette_snapshotter::remote::{LazyLayers, Wanted};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 use self::ahead::{Ahead, Resolved};
 use self::held::{By, Held, HeldLayers, Here};
@@ -57,7 +58,7 @@ use self::served::Served;
 pub(super) use self::session::image_of;
 use self::turns::Turns;
 use super::Engine;
-use crate::image::pull::{LAYERS_AT_ONCE, PullMode};
+use crate::image::pull::PullMode;
 use crate::image::{Image, ImageLayer};
 use crate::trace::Trace;
 use crate::{Error, Result};
@@ -71,6 +72,8 @@ pub struct NodeLayers {
     here: Here,
     /// `None` where this process mounts all layers itself.
     served: Option<Arc<Served>>,
+    /// What mounts layers that could not be mounted when this process began.
+    later: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl NodeLayers {
@@ -99,6 +102,7 @@ impl NodeLayers {
             held,
             here,
             served,
+            later: Mutex::default(),
         }))
     }
 
@@ -107,47 +111,10 @@ impl NodeLayers {
         Arc::clone(&self.engine.snapshots)
     }
 
-    /// Mounts the layers of all committed snapshots, or answers for them where they are
-    /// mounted; others are unmounted. What fails is logged, and tried again when somebody
-    /// wants to mount it. Returns how many are mounted.
-    pub async fn restore(self: &Arc<Self>) -> Result<usize> {
-        let engine = Arc::clone(&self.engine);
-        let recorded = blocking(move || {
-            let entries = engine.db.scan::<ServedLayerTable>(b"");
-            let digests = entries.map(|entry| entry.map(|(digest, _)| digest));
-            digests.collect::<lazarette_fetcher::Result<Vec<_>>>()
-        })
-        .await?;
-        let named = self.named().await?;
-        if let Some(served) = &self.served {
-            served.keep(named.clone()).await?;
-        }
-        let (named, unnamed): (Vec<_>, Vec<_>) = recorded
-            .into_iter()
-            .partition(|digest| named.contains(digest));
-        for digest in unnamed {
-            // The process ended before a snapshot was made of it.
-            self.discard(&digest).await?;
-        }
-        let mount = async |digest: Digest| match self.mount(&digest).await {
-            Ok(_) => true,
-            Err(error) => {
-                tracing::warn!(%digest, %error, "layer cannot be mounted now");
-                false
-            }
-        };
-        let mounted = stream::iter(named)
-            .map(mount)
-            .buffer_unordered(LAYERS_AT_ONCE);
-        Ok(mounted
-            .filter(|done| std::future::ready(*done))
-            .count()
-            .await)
-    }
-
     /// Leaves to the mount server what it shows. The rest is unmounted: what containers use
     /// of it is detached and fails when it is read.
     pub async fn close(&self) -> Result<()> {
+        self.end_restore().await;
         if let Some(served) = &self.served {
             // First: reads wait for the next daemon then, and do not fail with the layers.
             served.close().await;
@@ -161,21 +128,6 @@ impl NodeLayers {
             first = first.and(layer.close().await.map_err(Error::from));
         }
         first.and(self.here.close().await)
-    }
-
-    /// The layers that committed snapshots name.
-    async fn named(&self) -> Result<HashSet<Digest>> {
-        let snapshots = self.snapshots();
-        blocking(move || {
-            let records = snapshots.list()?;
-            let committed = records.iter().filter(|r| r.kind == Kind::Committed);
-            let layers = committed.filter_map(|record| match record.content {
-                Content::Layer(digest) => Some(digest),
-                Content::Directory(_) => None,
-            });
-            Ok(layers.collect())
-        })
-        .await
     }
 
     async fn try_claim(&self, wanted: &Wanted) -> Result<()> {

@@ -9,6 +9,7 @@ mod crash;
 mod crowded;
 mod early;
 mod group;
+mod hung;
 mod lacks;
 mod left;
 mod many;

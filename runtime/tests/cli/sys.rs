@@ -19,6 +19,16 @@ pub(crate) fn kill_by_id(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
+/// Has a process do nothing until [`go_on`].
+pub(crate) fn stop(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+}
+
+/// Has it go on; one that has ended does not.
+pub(crate) fn go_on(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+}
+
 /// Asks a process to end.
 pub(crate) fn terminate(pid: u32) {
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();

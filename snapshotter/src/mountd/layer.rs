@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_mountd::ranges::Span;
+use lazarette_mountd::table::Table;
 use lazarette_mountd::wire::Message;
 
 use super::{DATA, LentData, MountServer, Mounted, SMALL, Through, image, lost, outcome};
@@ -131,7 +132,7 @@ impl MountServer {
         metadata: &Path,
     ) -> Result<()> {
         self.attach(mounted, Arc::clone(&data))?;
-        if is_covered(&mounted.path)? {
+        if covers(&mounted.path)? > 0 {
             return Ok(());
         }
         self.cover(mounted, &tree()?, &data, metadata)
@@ -143,10 +144,7 @@ impl MountServer {
     /// `Mount` with `EBUSY` while something in it is open; then it stays mounted.
     pub fn unmount_layer(&self, mounted: &Mounted) -> Result<()> {
         let path = &mounted.path;
-        for _ in 0..ORPHANS_MAX {
-            if !is_covered(path)? {
-                break;
-            }
+        for _ in 0..covers(path)?.min(ORPHANS_MAX) {
             sys::unmount(path).map_err(|e| Error::mount("unmount", path, e))?;
         }
         self.unmount(mounted)?;
@@ -243,12 +241,11 @@ fn shown_below(path: &Path) -> Result<(Devices, Vec<PathBuf>)> {
     }
 }
 
-/// Whether an EROFS is seen at `path`, which somebody may have removed.
-fn is_covered(path: &Path) -> Result<bool> {
-    match sys::is_erofs(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-        is => is.map_err(|e| Error::io("inspect", path, e)),
-    }
+/// How many EROFS lie at `path`, which somebody may have removed. No file system is asked: what is
+/// below them is the server's, which may hang.
+fn covers(path: &Path) -> Result<usize> {
+    let table = Table::read().map_err(|e| Error::io("read the table of mounts for", path, e))?;
+    Ok(table.erofs_at(path))
 }
 
 /// Takes down what is mounted where no server has a layer. If there was a server that answered

@@ -10,12 +10,13 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Digest;
 use lazarette_snapshotter::mountd;
+use lazarette_snapshotter::overlay::Snapshots;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as Turn, RwLock, watch};
@@ -23,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use super::choose::{Facts, Without, choose};
 use super::held::{By, Held, HeldLayers};
+use super::restore::named;
 use super::session::{Places, Session};
 use crate::engine::Engine;
 use crate::{Error, Result, sys};
@@ -30,6 +32,8 @@ use crate::{Error, Result, sys};
 /// Attempts to reach the server when this process starts: half a second. Another daemon
 /// that is being stopped has it until then.
 const FIRST_ATTEMPTS_MAX: u32 = 5;
+/// Longest that these go on: a server that hangs is given up after half a minute each time.
+const FIRST_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Attempts before a server is started where one was: a good second, as systemd starts it
 /// again within a tenth of one.
 const WAITS_FOR_OTHERS: u32 = 6;
@@ -47,6 +51,7 @@ const RENEWALS_MAX: usize = 3;
 pub(super) struct Served {
     places: Arc<Places>,
     held: Arc<HeldLayers>,
+    snapshots: Arc<Snapshots>,
     handle: Handle,
     /// `None` before there is a server, and once it is closed.
     current: RwLock<Option<Arc<Session>>>,
@@ -93,6 +98,7 @@ impl Served {
         let served = Arc::new(Self {
             places,
             held: Arc::clone(held),
+            snapshots: Arc::clone(&engine.snapshots),
             handle,
             current: RwLock::new(session.clone()),
             renewed: watch::channel(0).0,
@@ -132,6 +138,11 @@ impl Served {
             })
         })
         .await
+    }
+
+    /// Changes whenever there is another server.
+    pub(super) fn renewals(&self) -> watch::Receiver<u64> {
+        self.renewed.subscribe()
     }
 
     /// Has the server show a layer, and holds it. Nobody else does the same for this layer
@@ -294,7 +305,8 @@ impl Served {
     }
 
     /// Answers for every layer that is held with the server through `session`, which is the
-    /// current one from then on. Fails only when that one is gone, too.
+    /// current one from then on, and ends mounts of layers that nobody has: what a server was asked
+    /// for and did too late. Fails only when that one is gone, too.
     async fn adopt(&self, session: Arc<Session>, old: Option<&Session>) -> Result<Arc<Session>> {
         let mut current = self.current.write().await;
         let all: Vec<Arc<Layer>> = {
@@ -304,14 +316,13 @@ impl Served {
                 .filter(|held| matches!(held.by, By::Server(_)));
             served.map(|held| Arc::clone(&held.layer)).collect()
         };
-        let (new, ending) = (
-            Arc::clone(&session),
-            old.map(Session::ending).unwrap_or_default(),
-        );
+        let (new, snapshots) = (Arc::clone(&session), Arc::clone(&self.snapshots));
+        let ending = old.map(Session::ending).unwrap_or_default();
         let outcomes = blocking(move || {
             let hold = |layer: Arc<Layer>| (layer.index().blob_digest, new.hold(&layer));
             let outcomes: Vec<_> = all.into_iter().map(hold).collect();
             ending.iter().for_each(|path| new.unmount(path));
+            keep_named(&new, &snapshots, outcomes.iter().map(|(digest, _)| *digest));
             outcomes
         })
         .await;
@@ -338,11 +349,26 @@ impl Served {
     }
 }
 
+/// Ends mounts of layers that are neither held nor named. Nobody mounts any meanwhile.
+fn keep_named(session: &Session, snapshots: &Snapshots, held: impl Iterator<Item = Digest>) {
+    match named(snapshots) {
+        Ok(named) => session.keep(&named.into_iter().chain(held).collect()),
+        Err(error) => {
+            tracing::warn!(
+                error = error.report(),
+                "cannot tell which layers are left over"
+            );
+        }
+    }
+}
+
 /// The first connection.
 async fn first(places: &Arc<Places>, handle: &Handle) -> Result<Arc<Session>> {
+    let began = Instant::now();
     for attempt in 0..FIRST_ATTEMPTS_MAX {
         match connect(places, true, handle).await {
             Ok(session) => return Ok(session),
+            Err(error) if began.elapsed() > FIRST_WAIT_MAX => return Err(error),
             Err(error) => {
                 tracing::debug!(error = error.report(), "no mount server yet");
                 tokio::time::sleep(pause(attempt)).await;

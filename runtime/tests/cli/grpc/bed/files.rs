@@ -137,6 +137,11 @@ impl Files {
         pieces.collect()
     }
 
+    /// Whether these are the bytes of a file.
+    pub(in super::super) fn is(&self, path: &str, bytes: &[u8]) -> bool {
+        self.content[path] == bytes
+    }
+
     /// How many there are.
     pub(in super::super) fn count(&self) -> usize {
         self.content.len()

@@ -1,0 +1,123 @@
+//! Layers of the snapshots that were there before this process.
+//!
+//! Invariant: what has a record and no snapshot is removed, before anything is served; nothing later
+//! takes a layer for left over that is being brought. A layer that could not be mounted, as no mount
+//! server answered, is mounted by the first that does: containers have it, and what they read
+//! waits for that.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use lazarette_fetcher::task::blocking;
+use lazarette_fetcher::types::Digest;
+use lazarette_snapshotter::metastore::{Content, Kind};
+use lazarette_snapshotter::overlay::Snapshots;
+use lazarette_snapshotter::remote::LazyLayers as _;
+
+use super::{NodeLayers, ServedLayerTable};
+use crate::Result;
+use crate::image::pull::LAYERS_AT_ONCE;
+
+impl NodeLayers {
+    /// Mounts the layers of all committed snapshots, or answers for them where they are
+    /// mounted; others are unmounted. What fails is logged, and tried again when somebody
+    /// wants to mount it, or there is a mount server. Returns how many are mounted.
+    pub async fn restore(self: &Arc<Self>) -> Result<usize> {
+        let engine = Arc::clone(&self.engine);
+        let recorded = blocking(move || {
+            let entries = engine.db.scan::<ServedLayerTable>(b"");
+            let digests = entries.map(|entry| entry.map(|(digest, _)| digest));
+            digests.collect::<lazarette_fetcher::Result<Vec<_>>>()
+        })
+        .await?;
+        let snapshots = self.snapshots();
+        let named = blocking(move || named(&snapshots)).await?;
+        // Before anything is tried: whoever comes after that is another one.
+        let renewed = self.served.as_ref().map(|served| served.renewals());
+        if let Some(served) = &self.served {
+            served.keep(named.clone()).await?;
+        }
+        let (named, unnamed): (Vec<_>, Vec<_>) = recorded
+            .into_iter()
+            .partition(|digest| named.contains(digest));
+        for digest in unnamed {
+            // The process ended before a snapshot was made of it.
+            self.discard(&digest).await?;
+        }
+        let tried = stream::iter(named)
+            .map(async |digest| (digest, self.try_mount(&digest).await))
+            .buffer_unordered(LAYERS_AT_ONCE);
+        let (mut mounted, mut failed) = (0, Vec::new());
+        for (digest, is_mounted) in tried.collect::<Vec<_>>().await {
+            match is_mounted {
+                true => mounted += 1,
+                false => failed.push(digest),
+            }
+        }
+        if let Some(mut renewed) = renewed.filter(|_| !failed.is_empty()) {
+            let this = Arc::downgrade(self);
+            let later = tokio::spawn(async move {
+                if renewed.changed().await.is_ok()
+                    && let Some(this) = this.upgrade()
+                {
+                    this.mount_late(failed).await;
+                }
+            });
+            *self.later.lock() = Some(later);
+        }
+        Ok(mounted)
+    }
+
+    /// Mounts nothing any more that could not be mounted when this process began.
+    pub(super) async fn end_restore(&self) {
+        let later = self.later.lock().take();
+        if let Some(later) = later {
+            later.abort();
+            // Aborted, or ended before.
+            let _ = later.await;
+        }
+    }
+
+    async fn try_mount(&self, digest: &Digest) -> bool {
+        match self.mount(digest).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(%digest, error = error.report(), "layer cannot be mounted now");
+                false
+            }
+        }
+    }
+
+    /// Mounts those of the layers that a snapshot still names.
+    async fn mount_late(&self, layers: Vec<Digest>) {
+        for digest in layers {
+            if self.is_named(&digest).await
+                && self.try_mount(&digest).await
+                // It may have been removed meanwhile.
+                && !self.is_named(&digest).await
+                && let Err(error) = self.release(&digest).await
+            {
+                tracing::warn!(%digest, %error, "layer could not be released");
+            }
+        }
+    }
+
+    /// Where that cannot be told, it is.
+    async fn is_named(&self, digest: &Digest) -> bool {
+        let (snapshots, digest) = (self.snapshots(), *digest);
+        let named = blocking(move || snapshots.is_named(&digest)).await;
+        named.unwrap_or(true)
+    }
+}
+
+/// The layers that committed snapshots name.
+pub(super) fn named(snapshots: &Snapshots) -> Result<HashSet<Digest>> {
+    let records = snapshots.list()?;
+    let committed = records.iter().filter(|r| r.kind == Kind::Committed);
+    let layers = committed.filter_map(|record| match record.content {
+        Content::Layer(digest) => Some(digest),
+        Content::Directory(_) => None,
+    });
+    Ok(layers.collect())
+}
