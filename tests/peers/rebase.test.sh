@@ -26,7 +26,8 @@ tree() {
   top=$("${snapshots[@]}" ls | awk 'NR > 1 {if (NF == 3) lower[$2]; if ($NF == "Committed") all[$1]}
     END {for (name in all) if (!(name in lower)) print name}')
   mkdir -p "$at"
-  "${snapshots[@]}" view look "$top" >/dev/null
+  # Not a view: of one nobody says to containerd that it is wanted, and it may collect it.
+  "${snapshots[@]}" prepare look "$top" >/dev/null
   command=$("${snapshots[@]}" mounts "$at" look)
   bash -ec "$command" && "$here/../lib/manifest.sh" "$at"
   umount "$at"
