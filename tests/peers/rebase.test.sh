@@ -29,14 +29,15 @@ tree() {
   # Not a view: of one nobody says to containerd that it is wanted, and it may collect it.
   "${snapshots[@]}" prepare look "$top" >/dev/null
   command=$("${snapshots[@]}" mounts "$at" look)
-  bash -ec "$command" && "$here/../lib/manifest.sh" "$at"
+  # The root directory's own times are those of the unpacking.
+  bash -ec "$command" && "$here/../lib/manifest.sh" "$at" | grep -v "$(printf '\t')\.\$"
   umount "$at"
   "${snapshots[@]}" rm look
 }
 
 # is_right WHAT TAG
 is_right() {
-  tree lazarette >"$SCRATCH/tree" 2>&1 || true
+  tree lazarette >"$SCRATCH/tree" || true
   if cmp -s "$SCRATCH/tree" "$SCRATCH/expected.$2"; then ok "$1"
   else bad "$1" "$(diff "$SCRATCH/expected.$2" "$SCRATCH/tree" | head -n 6)"; fi
 }
@@ -61,7 +62,7 @@ unpacks() {
   start_lazd snapshotter.sock
   reconnected
   is_right "$1: is that after a restart of lazd" "$1"
-  equal "$1: runs" "$("${CTR[@]}" run --rm --snapshotter lazarette "$image" "test-$1" sh -c "$SUM" 2>&1)" "$EXPECTED_SUM"
+  equal "$1: runs" "$("${CTR[@]}" run --rm --snapshotter lazarette "$image" "test-$1" sh -c "$SUM" 2>/dev/null)" "$EXPECTED_SUM"
   works "removes $1" "${CTR[@]}" images rm --sync "$image"
   nothing_left "$1"
 }
