@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::without_others_mounts;
+
 /// Names the directory to the part.
 const DIR: &str = "LAZ_CONFINED_TEST_DIR";
 
@@ -26,7 +28,8 @@ pub(crate) fn run(name: &str) -> String {
     let child = Command::new("setpriv")
         .args(["--pdeathsig", "KILL"])
         .args(["unshare", "--mount", "--pid", "--fork"])
-        .args(["--kill-child", "--mount-proc", "--"])
+        .args(["--kill-child", "--mount-proc", "--", "sh", "-c"])
+        .arg(without_others_mounts(r#"exec "$0" "$@""#))
         .arg(std::env::current_exe().unwrap())
         .args([name, "--exact", "--ignored", "--nocapture"])
         .env(DIR, dir.path())

@@ -311,14 +311,19 @@ pub(crate) fn install(program: &Path, to: &Path) {
     assert!(install.status().unwrap().success());
 }
 
-/// A wrapper that runs a command, `"$0" "$@"`, by `script` with mounts of its own. Those of other
-/// tests go first: whoever has a copy of a mount keeps what that stands on from being unmounted.
+/// A wrapper that runs a command, `"$0" "$@"`, by `script` with mounts of its own.
 pub(crate) fn with_own_mounts(script: &str) -> [String; 5] {
+    let script = without_others_mounts(script);
+    ["unshare", "-m", "sh", "-c", &script].map(str::to_owned)
+}
+
+/// `script`, for a shell with mounts of its own. Those of other tests go first: whoever has a
+/// copy of a mount keeps what that stands on from being unmounted.
+pub(crate) fn without_others_mounts(script: &str) -> String {
     let others = std::env::temp_dir();
     let forget = "awk -v dir=\"$LAZ_TEST_MOUNTS/\" 'index($5, dir) == 1 {print $5}' \
                   /proc/self/mountinfo | tac | while read -r at; do umount -l \"$at\"; done";
-    let script = format!("LAZ_TEST_MOUNTS='{}'; {forget}; {script}", others.display());
-    ["unshare", "-m", "sh", "-c", &script].map(str::to_owned)
+    format!("LAZ_TEST_MOUNTS='{}'; {forget}; {script}", others.display())
 }
 
 /// Debian's static busybox: a whole user land in one file.
