@@ -315,8 +315,9 @@ impl Store {
     }
 
     /// Evicts if the store is out of its bounds and nobody else is evicting. What fails is
-    /// logged: who calls has done what it came for.
-    pub(super) fn keep_within(&self) {
+    /// logged: who calls has done what it came for. Whoever records what came does this; a
+    /// daemon has to once when it starts, as the one before may have been killed in between.
+    pub fn keep_within(&self) {
         if self.keeper.bounds.lock().is_none() {
             return;
         }

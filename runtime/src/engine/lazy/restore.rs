@@ -3,7 +3,8 @@
 //! Invariant: what has a record and no snapshot is removed, before anything is served; nothing later
 //! takes a layer for left over that is being brought. A layer that could not be mounted, as no mount
 //! server answered, is mounted by the first that does: containers have it, and what they read
-//! waits for that.
+//! waits for that. A store that the process before left beyond its bounds is brought back within
+//! them.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -66,6 +67,9 @@ impl NodeLayers {
             });
             *self.later.lock() = Some(later);
         }
+        let store = Arc::clone(&self.engine.store);
+        // Nobody waits for it. Layers that are in use are known by now.
+        drop(tokio::task::spawn_blocking(move || store.keep_within()));
         Ok(mounted)
     }
 

@@ -2,13 +2,17 @@
 //!
 //! Promise: the next one removes them.
 
-use std::time::Duration;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
 
 use lazarette_fetcher::types::Reference;
 use lazarette_snapshotter::remote::{self, LazyLayers as _};
 
 use super::bed::{clean, program};
 use super::*;
+
+/// Less than a layer of these tests has, bytes.
+const BUDGET: u64 = 64 << 10;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_daemon() {
@@ -134,4 +138,40 @@ async fn privileged_what_was_tried_out_is_removed_by_the_next_daemon() {
     node.close().await;
     clean(dir.path());
     assert_eq!(left, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_store_that_one_daemon_leaves_too_full_is_trimmed_by_the_next() {
+    if !is_root("privileged_a_store_that_one_daemon_leaves_too_full_is_trimmed_by_the_next") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let layer = gzipped(layer("file", b"text"));
+    let image = push(&registry, &layer, &Changes::default());
+    let wanted = Wanted {
+        image: &image,
+        chain_id: layer.diff_id,
+        blob: Digest::sha256(&layer.blob),
+        all: &[],
+    };
+    let (node, _) = Node::open(dir.path()).await;
+    node.bring("", &wanted).await;
+    node.close().await;
+    let mut layers = std::fs::read_dir(dir.path().join("root/layers")).unwrap();
+    let data = layers.next().unwrap().unwrap().path().join("data");
+    let used = || std::fs::metadata(&data).unwrap().blocks() * 512;
+    assert!(used() > BUDGET, "{}", used());
+    // Nothing is fetched, so nothing is recorded that would bring it about.
+    let more = format!(
+        "[snapshotter]\nfill = false\n[store]\nbudget = \"{BUDGET}\"\nfree_floor = \"0\"\n"
+    );
+    let (node, restored) = Node::open_with(dir.path(), &more).await;
+    assert_eq!(restored, 1);
+    let since = Instant::now();
+    while used() > BUDGET {
+        assert!(since.elapsed() < Duration::from_secs(60), "{}", used());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    node.close().await;
 }
