@@ -73,7 +73,9 @@ of_kubelet() {
   CTR+=(--namespace k8s.io)
   works 'CRI pulls' cri_pull "$REGISTRY/python:esgz"
   equal 'CRI: every layer is lazy' "$(lazy_mounts) $(remote_snapshots)" '3 3'
-  is_right 'CRI: it is what it is' esgz
+  # Lazy layers do not show what eStargz has put beside the files.
+  grep -vE "$(printf '\t')\./(\.(no\.)?prefetch\.landmark|stargz\.index\.json)\$" "$SCRATCH/expected.esgz" >"$SCRATCH/expected.lazy"
+  is_right 'CRI: it is what it is' lazy
   for name in $("${CTR[@]}" images ls -q); do "${CTR[@]}" images rm --sync "$name" >/dev/null; done
   nothing_left 'an image of CRI'
   CTR=("${plain[@]}")
