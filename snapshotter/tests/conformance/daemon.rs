@@ -97,7 +97,10 @@ impl LayerData for Data {
                 }
                 Does::DiesBefore => die(),
                 Does::DiesWhile => {
-                    let soon = Duration::from_micros(rand::rng().random_range(0..1500));
+                    // Mostly inside, however fast a fill is here, and anywhere in there.
+                    let mut rng = rand::rng();
+                    let soon = rng.random_range(0..1500_u64) >> (3 * rng.random_range(0..4));
+                    let soon = Duration::from_micros(soon);
                     std::thread::spawn(move || {
                         std::thread::sleep(soon);
                         die()

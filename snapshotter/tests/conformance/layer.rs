@@ -27,7 +27,7 @@ use crate::sys;
 pub(crate) const ECHO: &str = "bin/echo";
 /// Files of two sizes by turns, for tests that need one that was never read: small files may be
 /// read in another way.
-pub(crate) const FRESH: usize = 48;
+pub(crate) const FRESH: usize = 96;
 const FRESH_BYTES: [usize; 2] = [150_001, 60_001];
 const SIZES: [usize; 10] = [
     0, 1, 100, 4095, 4096, 4097, 65_536, 70_001, 300_000, 1_500_001,

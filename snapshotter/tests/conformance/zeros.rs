@@ -77,8 +77,9 @@ fn privileged_a_daemon_may_die_at_any_point_of_a_fill(through: Through) {
 
 /// Files that lie in as much of a layer as a span has; large and small ones come by turns then.
 const SPAN_FILES: usize = 6;
-/// Most tries to have a daemon die inside a fill, which takes about as long as such a daemon lives.
-const TRIES_MAX: usize = 4;
+/// Most tries to have a daemon die inside a fill: it takes about as long as such a daemon lives, and
+/// the one before may have brought all of it.
+const TRIES_MAX: usize = 9;
 
 fn privileged_a_daemon_may_die_at_any_point_of_a_fill_of_any_form(through: Through) {
     for form in [Form::Spans, Form::Members] {
