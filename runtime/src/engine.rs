@@ -161,7 +161,7 @@ impl Engine {
         let manifest = self.resolver.manifest(reference).await?;
         span.end();
         if let Some(puller) = opens {
-            puller.look_ahead(reference, &manifest);
+            puller.look_ahead(reference, &manifest).await;
         }
         let span = trace.start("config", None);
         let image = self.resolver.image(reference, manifest).await?;

@@ -24,7 +24,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lazarette_fetcher::types::Digest;
 
-use self::dirs::Dirs;
+use self::dirs::{Dirs, Recorded};
 pub use self::execute::unmount;
 pub use self::mount::{Mount, OverlayMount, Upper};
 use crate::metastore::{
@@ -64,7 +64,8 @@ impl Snapshots {
     pub fn open(root: &Path, store: Arc<dyn Metastore>) -> Result<Self> {
         let dirs = Dirs::open(root)?;
         let this = Self { dirs, store };
-        this.sweep()?;
+        this.dirs.restore(&|| this.recorded())?;
+        this.dirs.remove_orphans(&|| this.recorded())?;
         Ok(this)
     }
 
@@ -244,7 +245,7 @@ impl Snapshots {
 
     /// Removes what removed snapshots left and could not be removed then.
     pub fn cleanup(&self) -> Result<()> {
-        self.sweep()
+        self.dirs.remove_orphans(&|| self.recorded())
     }
 
     /// Finds out whether overlay takes the directories that are written to, by making one of
@@ -356,17 +357,13 @@ impl Snapshots {
         }
     }
 
-    fn sweep(&self) -> Result<()> {
-        self.dirs.sweep(&|| {
-            Ok(self
-                .list()?
-                .iter()
-                .filter_map(|record| match record.content {
-                    Content::Directory(number) => Some((number, record.kind)),
-                    Content::Layer(_) => None,
-                })
-                .collect())
-        })
+    fn recorded(&self) -> Result<Recorded> {
+        let records = self.list()?;
+        let of = |record: &Record| match record.content {
+            Content::Directory(number) => Some((number, record.kind)),
+            Content::Layer(_) => None,
+        };
+        Ok(records.iter().filter_map(of).collect())
     }
 }
 

@@ -19,7 +19,7 @@ mod proven;
 mod request;
 mod toc;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::thread::available_parallelism;
@@ -99,9 +99,17 @@ impl LayerOpener {
     }
 
     /// Begins to read the tables of contents that a manifest promises of `layers`, which are
-    /// about to be opened. Returns at once.
-    pub fn look_ahead(&self, repository: &Repository, layers: &[Descriptor]) {
-        for layer in layers {
+    /// about to be opened, unless they are in the store. Waits for none of them.
+    pub async fn look_ahead(&self, repository: &Repository, layers: &[Descriptor]) {
+        let store = Arc::clone(&self.store);
+        let digests: Vec<Digest> = layers.iter().map(|layer| layer.digest).collect();
+        let is_missing = move |digest: &Digest| !matches!(store.open_index(digest), Ok(Some(_)));
+        let missing = move || digests.into_iter().filter(is_missing).collect();
+        let missing: HashSet<Digest> = blocking(missing).await;
+        for layer in layers
+            .iter()
+            .filter(|layer| missing.contains(&layer.digest))
+        {
             let blob = BlobRef {
                 repository: repository.clone(),
                 digest: layer.digest,
@@ -110,7 +118,7 @@ impl LayerOpener {
             // What is wrong with a promise is said when its layer is opened.
             let promise = request::toc(layer);
             if let Some(range) = promise.ok().and_then(|toc| toc::first_read(&toc, &blob)) {
-                self.ahead.begin((&self.store, &self.source), blob, range);
+                self.ahead.begin(&self.source, blob, range);
             }
         }
     }

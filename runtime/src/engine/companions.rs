@@ -29,7 +29,7 @@ const LIBRARY_DIRS: &[&str] = &[
     "/lib",
 ];
 
-/// What the engine itself waits for before it can make a container.
+/// What whoever makes the container waits for first.
 const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
 /// What the loader reads at every start.
 const CACHE: &str = "/etc/ld.so.cache";

@@ -163,10 +163,10 @@ impl Puller {
     }
 
     /// Begins to read what layers have for a table of contents, while the image's config is
-    /// still to come. Returns at once.
-    pub fn look_ahead(&self, reference: &Reference, resolved: &ResolvedManifest) {
+    /// still to come. Waits for none of it.
+    pub async fn look_ahead(&self, reference: &Reference, resolved: &ResolvedManifest) {
         let layers = &resolved.manifest.layers;
-        self.opener.look_ahead(reference.repository(), layers);
+        self.opener.look_ahead(reference.repository(), layers).await;
     }
 
     /// What it takes to open a layer of `image`.

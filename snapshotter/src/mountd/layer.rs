@@ -243,7 +243,7 @@ fn shown_below(path: &Path) -> Result<(Devices, Vec<PathBuf>)> {
 
 /// How many EROFS lie at `path`, which somebody may have removed. No file system is asked: what is
 /// below them is the server's, which may hang.
-fn covers(path: &Path) -> Result<usize> {
+pub(super) fn covers(path: &Path) -> Result<usize> {
     let table = Table::read().map_err(|e| Error::io("read the table of mounts for", path, e))?;
     Ok(table.erofs_at(path))
 }

@@ -16,8 +16,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use lazarette_fetcher::store::{LayerFile, Whole};
-use lazarette_mountd::table::Table;
 
+use super::layer::covers;
 use super::{Mounted, image};
 use crate::erofs::Devices;
 use crate::fuse::{Knob, ReadAhead, make_image};
@@ -71,9 +71,7 @@ pub fn hide_whole(mounted: &Mounted) -> Result<bool> {
 
 /// Whether who comes now sees a layer by the kernel alone.
 pub fn is_shown_whole(mounted: &Mounted) -> Result<bool> {
-    let path = mounted.path.as_path();
-    let table = Table::read().map_err(|e| Error::io("read the table of mounts for", path, e))?;
-    Ok(table.erofs_at(path) >= BOTH)
+    Ok(covers(&mounted.path)? >= BOTH)
 }
 
 fn make(tree: &Tree, whole: &Whole<'_>, path: &Path) -> Result<(OwnedFd, Option<Knob>)> {

@@ -14,7 +14,7 @@
 //!
 //! A new directory is not synced before its record is. Most file systems have it on the device
 //! by then, as they keep the order in which names are made; btrfs has not, and a power cut may
-//! take it. So a sweep makes those again that are recorded as written to: nothing that was in
+//! take it. So whoever opens them makes those again that are recorded as written to: nothing that was in
 //! there was synced either. What is committed was, before its record.
 
 use std::collections::{HashMap, HashSet};
@@ -191,7 +191,7 @@ impl Dirs {
     }
 
     /// Removes a directory that no record names. What fails is logged and left to the next
-    /// [`Dirs::sweep`]: the snapshot itself is gone already.
+    /// [`Dirs::remove_orphans`]: the snapshot itself is gone already.
     pub(super) fn discard(&self, number: u64) {
         let unique = self.trashed.fetch_add(1, Ordering::Relaxed);
         let name = format!("{number}.{}.{unique}", std::process::id());
@@ -203,30 +203,18 @@ impl Dirs {
         }
     }
 
-    /// Removes the directories that are not among `recorded()`, and the trash, and makes those
-    /// again that a power cut took. Does nothing while another process makes a snapshot: the next
-    /// open will.
-    pub(super) fn sweep(&self, recorded: &dyn Fn() -> Result<Recorded>) -> Result<()> {
-        let lock = self.open_lock()?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(()),
-            Err(TryLockError::Error(source)) => {
-                return Err(Error::io("lock", self.lock_path(), source));
-            }
-        }
+    /// Removes the directories that are not among `recorded()`, and the trash. Does nothing
+    /// while another process makes a snapshot: the next open will.
+    pub(super) fn remove_orphans(&self, recorded: &dyn Fn() -> Result<Recorded>) -> Result<()> {
+        let Some(_alone) = self.lock_alone()? else {
+            return Ok(());
+        };
         // Read under the lock: every directory whose maker is done has its record.
         let recorded = recorded()?;
         for number in self.numbers()? {
             if !recorded.contains_key(&number) {
                 tracing::info!(number, "removing a snapshot directory that nothing names");
                 self.discard(number);
-            }
-        }
-        for (number, kind) in recorded {
-            match kind {
-                Kind::Active | Kind::View => self.restore(number)?,
-                Kind::Committed => {}
             }
         }
         let trash = self.root.join("trash");
@@ -240,19 +228,57 @@ impl Dirs {
         Ok(())
     }
 
-    /// Makes what is gone of the directory of a snapshot that is recorded.
-    fn restore(&self, number: u64) -> Result<()> {
+    /// Makes the directories among `recorded()` again that a power cut took from snapshots that
+    /// are written to. Does nothing while another process makes a snapshot: the next open will.
+    pub(super) fn restore(&self, recorded: &dyn Fn() -> Result<Recorded>) -> Result<()> {
+        let Some(_alone) = self.lock_alone()? else {
+            return Ok(());
+        };
+        let mut made = Vec::new();
+        for (number, kind) in recorded()? {
+            let is_written = matches!(kind, Kind::Active | Kind::View);
+            if is_written && self.make_lost(number)? {
+                made.push(number);
+            }
+        }
+        if made.is_empty() {
+            return Ok(());
+        }
+        // Another process may have removed one of these meanwhile: its record first.
+        let recorded = recorded()?;
+        for number in made {
+            match recorded.contains_key(&number) {
+                true => tracing::warn!(
+                    path = %self.snapshot(number).display(),
+                    "directories of a snapshot were lost, and are made again, empty"
+                ),
+                false => self.discard(number),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what is gone of the directory of a snapshot; whether anything was.
+    fn make_lost(&self, number: u64) -> Result<bool> {
+        let mut was_lost = false;
         for (dir, mode) in self.parts(number) {
             match make_dir(&dir, mode) {
-                Ok(()) => tracing::warn!(
-                    path = %dir.display(),
-                    "made a directory of a snapshot again that was lost, empty"
-                ),
+                Ok(()) => was_lost = true,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(source) => return Err(Error::io("create", &dir, source)),
             }
         }
-        Ok(())
+        Ok(was_lost)
+    }
+
+    /// The lock, alone; `None` while another process makes a snapshot.
+    fn lock_alone(&self) -> Result<Option<LockFile>> {
+        let lock = self.open_lock()?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(lock)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(Error::io("lock", self.lock_path(), source)),
+        }
     }
 
     /// What a snapshot has, outermost first.

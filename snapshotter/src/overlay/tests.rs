@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use lazarette_fetcher::types::Digest;
 
+use super::dirs::Dirs;
 use super::execute::Api;
 use super::{Mount, Snapshots, unmount};
 use crate::fuse::{Backend, FuseOptions, LayerMount, LayerMounts};
@@ -166,6 +167,22 @@ fn what_a_power_cut_took_of_a_snapshot_is_there_again_and_empty() {
         assert_eq!((mode(&upper.dir), mode(&upper.work)), (0o755, 0o700));
     }
     assert!(view.join("fs").exists());
+}
+
+#[test]
+fn what_another_process_removes_meanwhile_is_not_made_again() {
+    let root = tempfile::tempdir().unwrap();
+    let dirs = Dirs::open(root.path()).unwrap();
+    let looks = std::cell::Cell::new(0);
+    let recorded = |is_removed: bool| {
+        looks.set(looks.get() + 1);
+        let is_there = looks.get() == 1 || !is_removed;
+        Ok(is_there.then_some((7, Kind::Active)).into_iter().collect())
+    };
+    dirs.restore(&|| recorded(true)).unwrap();
+    assert_eq!(numbers(root.path()), [""; 0]);
+    dirs.restore(&|| recorded(false)).unwrap();
+    assert_eq!(numbers(root.path()), ["7"]);
 }
 
 /// Between fork and exec a process that another thread starts has all files open that we have.

@@ -34,7 +34,7 @@ pub(super) async fn read_toc(
 ) -> Result<Option<TocLayer>> {
     let blob = &request.blob;
     let first = async |range| match ahead.take(&blob.digest, range).await {
-        Some(bytes) => Ok(bytes),
+        Some(outcome) => outcome,
         None => read(source, blob, range).await,
     };
     match &request.toc {

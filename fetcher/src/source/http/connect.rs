@@ -321,19 +321,20 @@ mod tests {
         assert!(more.is_err(), "more than {count}");
     }
 
+    fn connector() -> Connector {
+        let config = SourceConfig::default();
+        let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
+        let tls = Tls::new(None, Certificates::default()).unwrap();
+        Connector::new(tls, proxies, config.connect_timeout)
+    }
+
     #[tokio::test]
     async fn connections_begun_ahead_are_the_next_ones_there() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let here: Uri = format!("http://{}/a", listener.local_addr().unwrap())
             .parse()
             .unwrap();
-        let config = SourceConfig::default();
-        let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
-        let mut connector = Connector::new(
-            Tls::new(None, Certificates::default()).unwrap(),
-            proxies,
-            config.connect_timeout,
-        );
+        let mut connector = connector();
         connector.connect_ahead(&here);
         // Another port is another host.
         let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -360,13 +361,7 @@ mod tests {
         let here: Uri = format!("http://{}/a", socket.local_addr().unwrap())
             .parse()
             .unwrap();
-        let config = SourceConfig::default();
-        let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
-        let mut connector = Connector::new(
-            Tls::new(None, Certificates::default()).unwrap(),
-            proxies,
-            config.connect_timeout,
-        );
+        let mut connector = connector();
         connector.connect_ahead(&here);
         while !connector
             .ahead

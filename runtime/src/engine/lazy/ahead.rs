@@ -178,7 +178,7 @@ async fn resolve(
     };
     let manifest = engine.resolver.manifest(&named).await?;
     let puller = engine.puller(PullMode::Lazy, Trace::new(Instant::now()));
-    puller.look_ahead(&reference, &manifest);
+    puller.look_ahead(&reference, &manifest).await;
     let image = engine.resolver.image(&reference, manifest).await?;
     let own = engine.own_start(&image).await;
     engine.look_for_indexes(&image, &puller).await;

@@ -9,6 +9,7 @@ use lazarette_fetcher::types::Reference;
 use lazarette_snapshotter::remote::{self, LazyLayers as _};
 
 use super::bed::{clean, program};
+use super::scarce::wanted;
 use super::*;
 
 /// Less than a layer of these tests has, bytes.
@@ -56,12 +57,7 @@ async fn privileged_a_layer_that_cannot_be_removed_is_removed_by_the_next_daemon
     let registry = FakeRegistry::start().await;
     let layer = gzipped(layer("file", b"text"));
     let image = push(&registry, &layer, &Changes::default());
-    let wanted = Wanted {
-        image: &image,
-        chain_id: layer.diff_id,
-        blob: Digest::sha256(&layer.blob),
-        all: &[],
-    };
+    let wanted = wanted(&image, &layer);
     let stored = || {
         std::fs::read_dir(dir.path().join("root/layers"))
             .unwrap()
@@ -149,12 +145,7 @@ async fn privileged_a_store_that_one_daemon_leaves_too_full_is_trimmed_by_the_ne
     let registry = FakeRegistry::start().await;
     let layer = gzipped(layer("file", b"text"));
     let image = push(&registry, &layer, &Changes::default());
-    let wanted = Wanted {
-        image: &image,
-        chain_id: layer.diff_id,
-        blob: Digest::sha256(&layer.blob),
-        all: &[],
-    };
+    let wanted = wanted(&image, &layer);
     let (node, _) = Node::open(dir.path()).await;
     node.bring("", &wanted).await;
     node.close().await;
