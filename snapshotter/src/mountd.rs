@@ -14,6 +14,7 @@ mod image;
 mod layer;
 mod link;
 mod probe;
+mod sample;
 mod stale;
 mod start;
 mod try_erofs;
@@ -107,6 +108,7 @@ pub struct Mounted {
 /// A connection to the mount server. Dropping it unmounts nothing.
 pub struct MountServer {
     link: Arc<Link>,
+    data_alone: bool,
 }
 
 impl MountServer {
@@ -126,7 +128,20 @@ impl MountServer {
             through: listed.through,
         };
         let mounts = listed.into_iter().map(mounted).collect();
-        Ok((Self { link }, mounts))
+        let server = Self {
+            link,
+            data_alone: false,
+        };
+        Ok((server, mounts))
+    }
+
+    /// Whether small files of what is mounted from now on are read through [`DATA`], too: what
+    /// comes through it comes in one piece or fails. For kernels that do not fail short reads,
+    /// see [`Choice`].
+    #[must_use]
+    pub fn with_data_alone(mut self, data_alone: bool) -> Self {
+        self.data_alone = data_alone;
+        self
     }
 
     /// The same; where no server is there, `program` is started as one, and outlives us.

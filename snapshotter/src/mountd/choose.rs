@@ -21,6 +21,10 @@ pub struct Choice {
     pub backend: Backend,
     /// For the log.
     pub reason: String,
+    /// Whether the kernel fails a read of an EROFS that got less than it wanted. Where it does
+    /// not, it keeps zeros in place of the rest when a reader is killed: then nothing that can
+    /// come in pieces may be below one.
+    pub fails_short_reads: bool,
 }
 
 impl Choice {
@@ -41,9 +45,9 @@ impl Choice {
 /// `Environment` where the wish cannot be had.
 pub fn select(dir: &Path, wish: Backend) -> Result<Choice> {
     let tried = match wish {
-        Backend::Fuse => Ok(()),
+        Backend::Fuse => Ok(true),
         Backend::Erofs | Backend::Auto => try_erofs(dir).map_err(|error| error.to_string()),
-        Backend::Fanotify => probe(dir),
+        Backend::Fanotify => probe(dir).map(|()| true),
     };
     let chosen = choose(wish, tried);
     let choice = chosen.map_err(|detail| Error::Environment {
@@ -52,23 +56,36 @@ pub fn select(dir: &Path, wish: Backend) -> Result<Choice> {
     })?;
     let (backend, reason) = (choice.backend, &choice.reason);
     tracing::info!(?backend, reason, "layers are shown");
+    if !choice.fails_short_reads {
+        tracing::warn!(
+            "this kernel takes for zeros what a reader that is killed did not get: complete layers \
+             are not left to it, and small files are read one request each"
+        );
+    }
     Ok(choice)
 }
 
-/// Chooses, where `tried` says whether this kernel does what the wish needs: EROFS over FUSE
-/// for `Auto`.
+/// Chooses, where `tried` says whether this kernel does what the wish needs, EROFS over FUSE
+/// for `Auto`, and whether it then fails short reads.
 ///
 /// # Errors
 /// Why the wish cannot be had.
-fn choose(wish: Backend, tried: Result<(), String>) -> Result<Choice, String> {
-    let chose = |backend, reason: String| Ok(Choice { backend, reason });
+fn choose(wish: Backend, tried: Result<bool, String>) -> Result<Choice, String> {
+    let fails_short_reads = *tried.as_ref().unwrap_or(&true);
+    let chose = |backend, reason: String| {
+        Ok(Choice {
+            backend,
+            reason,
+            fails_short_reads,
+        })
+    };
     match (wish, tried) {
-        (Backend::Fuse, _) | (Backend::Erofs | Backend::Fanotify, Ok(())) => {
+        (Backend::Fuse, _) | (Backend::Erofs | Backend::Fanotify, Ok(_)) => {
             chose(wish, "it was asked for".to_owned())
         }
         (Backend::Erofs, Err(why)) => Err(format!("{TAKES}: {why}")),
         (Backend::Fanotify, Err(why)) => Err(why),
-        (Backend::Auto, Ok(())) => chose(
+        (Backend::Auto, Ok(_)) => chose(
             Backend::Erofs,
             "fanotify shows zeros once its server and the guard are both killed; it has to be \
              asked for"
@@ -85,7 +102,7 @@ mod tests {
     #[test]
     fn every_case() {
         use Backend::{Auto, Erofs, Fanotify, Fuse};
-        let (yes, no) = (Ok(()), Err("it does not"));
+        let (yes, zeros, no) = (Ok(true), Ok(false), Err("it does not"));
         let table = [
             // wish, whether it works: choice, what its reason names
             (Fuse, yes, Ok(Fuse), "asked for"),
@@ -95,6 +112,8 @@ mod tests {
             (Fanotify, yes, Ok(Fanotify), "asked for"),
             (Fanotify, no, Err(()), "it does not"),
             (Auto, yes, Ok(Erofs), "has to be asked for"),
+            (Auto, zeros, Ok(Erofs), "has to be asked for"),
+            (Erofs, zeros, Ok(Erofs), "asked for"),
             (Auto, no, Ok(Fuse), "it does not"),
         ];
         for (wish, tried, expected, word) in table {
@@ -102,6 +121,7 @@ mod tests {
             match (choose(wish, tried.map_err(str::to_owned)), expected) {
                 (Ok(choice), Ok(backend)) => {
                     assert_eq!(choice.backend, backend, "{row}");
+                    assert_eq!(choice.fails_short_reads, tried != zeros, "{row}");
                     assert!(choice.reason.contains(word), "{row}: {}", choice.reason);
                 }
                 (Err(why), Err(())) => assert!(why.contains(word), "{row}: {why}"),

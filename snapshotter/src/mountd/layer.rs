@@ -191,6 +191,7 @@ impl MountServer {
         // Open until the EROFS has opened its data through it.
         let own;
         let (devices, mut files) = match mounted.through {
+            Through::Fuse if self.data_alone => (Devices::One, vec![path.join(DATA)]),
             Through::Fuse => shown_below(path)?,
             Through::Fanotify => {
                 own = self.mark(mounted, data.as_ref())?;

@@ -38,6 +38,8 @@ pub(crate) enum Shows {
     Fuse,
     Erofs,
     ServerFuse,
+    /// The same, small files like large ones, as kernels that make up short reads have it.
+    ServerDataAlone,
     ServerFanotify,
     /// The kernel alone: the layer is complete, and every process of ours has been killed.
     Kernel,
@@ -48,6 +50,14 @@ impl Shows {
     pub(crate) fn is_erofs(self) -> bool {
         self != Self::Fuse
     }
+}
+
+/// How many files the EROFS of an image has its data in.
+fn devices(image: &Path) -> u16 {
+    /// Where the superblock has their number.
+    const AT: usize = 1024 + 86;
+    let image = fs::read(image).unwrap();
+    u16::from_le_bytes(image[AT..AT + 2].try_into().unwrap())
 }
 
 enum Mount {
@@ -98,8 +108,9 @@ impl Bed {
         bed.mount = Some(match shows {
             Shows::Fuse => bed.mount_own(Backend::Fuse),
             Shows::Erofs => bed.mount_own(Backend::Erofs),
-            Shows::ServerFuse => bed.mount_by_server(Through::Fuse),
-            Shows::ServerFanotify => bed.mount_by_server(Through::Fanotify),
+            Shows::ServerFuse => bed.mount_by_server(Through::Fuse, false),
+            Shows::ServerDataAlone => bed.mount_by_server(Through::Fuse, true),
+            Shows::ServerFanotify => bed.mount_by_server(Through::Fanotify, false),
             Shows::Kernel => bed.mount_by_kernel(),
         });
         if seen == Seen::Overlay {
@@ -124,10 +135,11 @@ impl Bed {
         Mount::Own(mounts.mount(digest, tree, data).unwrap())
     }
 
-    fn mount_by_server(&self, through: Through) -> Mount {
+    fn mount_by_server(&self, through: Through, data_alone: bool) -> Mount {
         let (socket, handle) = (self.dir.path().join("socket"), self.runtime.handle());
         let program = layer::program();
         let (server, _) = MountServer::connect_or_start(&socket, &program, handle.clone()).unwrap();
+        let server = server.with_data_alone(data_alone);
         let tree = Tree::build(self.layer.index()).unwrap();
         let shown = Shown {
             blob_digest: self.layer.index().blob_digest,
@@ -140,11 +152,17 @@ impl Bed {
             metadata: &self.dir.path().join("metadata"),
         };
         let mounted = server.mount_shown(&shown, place).unwrap();
+        let expected = if through == Through::Fuse && !data_alone {
+            2
+        } else {
+            1
+        };
+        assert_eq!(devices(&self.dir.path().join("metadata")), expected);
         Mount::Server(server, mounted)
     }
 
     fn mount_by_kernel(&self) -> Mount {
-        let Mount::Server(server, mounted) = self.mount_by_server(Through::Fuse) else {
+        let Mount::Server(server, mounted) = self.mount_by_server(Through::Fuse, false) else {
             unreachable!("it is by a server");
         };
         self.runtime.block_on(self.layer.fill_all()).unwrap();

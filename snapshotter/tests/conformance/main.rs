@@ -56,6 +56,7 @@ conforms! {
     privileged_fuse_shows_the_layer Fuse
     privileged_erofs_over_fuse_shows_the_layer Erofs
     privileged_the_mount_servers_fuse_shows_the_layer ServerFuse
+    privileged_the_mount_servers_fuse_shows_the_layer_by_one_file ServerDataAlone
     privileged_fanotify_shows_the_layer ServerFanotify
     privileged_the_kernel_alone_shows_a_complete_layer Kernel
 }

@@ -126,13 +126,14 @@ impl Served {
                 return Ok(Err(without));
             }
             let places = Places::make(&root, &state, &program)?;
-            let through = match mountd::select(places.meta(), backend) {
-                Ok(choice) => choice.through().ok_or(choice.reason),
+            let way = match mountd::select(places.meta(), backend) {
+                Ok(way) if way.through().is_none() => Err(way.reason),
+                Ok(way) => Ok(way),
                 Err(error) => Err(Error::from(error).report()),
             };
-            facts.refused = through.clone().err();
-            Ok(match (choose(&facts), through) {
-                (Ok(()), Ok(through)) => Ok(Arc::new(places.through(through, shows_whole))),
+            facts.refused = way.as_ref().err().cloned();
+            Ok(match (choose(&facts), way) {
+                (Ok(()), Ok(way)) => Ok(Arc::new(places.through(&way, shows_whole))),
                 (Ok(()), Err(why)) => Err(Without::Refused(why)),
                 (Err(without), _) => Err(without),
             })

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::types::Digest;
-use lazarette_snapshotter::mountd::{self, MountServer, Mounted, Place, Shown, Through};
+use lazarette_snapshotter::mountd::{self, Choice, MountServer, Mounted, Place, Shown, Through};
 use lazarette_snapshotter::tree::Tree;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -51,6 +51,8 @@ pub(super) struct Places {
     through: Through,
     /// Whether it gets what is complete by itself.
     shows_whole: bool,
+    /// See [`Choice`].
+    fails_short_reads: bool,
     /// The next number of a mountpoint.
     next: AtomicU64,
 }
@@ -74,15 +76,18 @@ impl Places {
             meta,
             through: Through::Fuse,
             shows_whole: false,
+            fails_short_reads: true,
             next: AtomicU64::new(0),
         })
     }
 
-    /// The same, for a way that this kernel has, and for layers that are complete.
-    pub(super) fn through(self, through: Through, shows_whole: bool) -> Self {
+    /// The same, for a way that this kernel has; with `shows_whole` the kernel gets complete layers
+    /// by itself, if it may have them.
+    pub(super) fn through(self, way: &Choice, shows_whole: bool) -> Self {
         Self {
-            through,
-            shows_whole,
+            through: way.through().unwrap_or(self.through),
+            shows_whole: shows_whole && way.fails_short_reads,
+            fails_short_reads: way.fails_short_reads,
             ..self
         }
     }
@@ -169,7 +174,7 @@ impl Session {
             tracing::info!(count = cleared, "removed mountpoints that no server has");
         }
         Ok(Self {
-            server,
+            server: server.with_data_alone(!places.fails_short_reads),
             places: Arc::clone(places),
             mounts: Mutex::new(mounts),
         })
