@@ -3,8 +3,8 @@
 //! A version number says nothing: what was built in, what the file system that holds the store
 //! can do and what this process may do count as much.
 //!
-//! Invariant: what is on the disk goes with the value; a process that is killed leaves some KiB.
-//! Mounts nothing.
+//! Invariant: what is on the disk goes with the value; what a process that is killed leaves, the
+//! next daemon removes. Mounts nothing.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
