@@ -54,29 +54,20 @@ impl LayerFile {
     pub(super) fn flush_now(&self) -> Result<()> {
         let mut recorded = self.flushing.lock();
         *self.due.lock() = None;
-        let dirty = self.dirty_bytes.swap(0, Ordering::Relaxed);
-        let flushed = self.flush_bits(&mut recorded);
-        if flushed.is_err() {
-            // As if it had come just now.
-            self.dirty_bytes.fetch_add(dirty, Ordering::Relaxed);
-        }
-        flushed
-    }
-
-    fn flush_bits(&self, recorded: &mut Recorded) -> Result<()> {
+        self.dirty_bytes.store(0, Ordering::Relaxed);
         if self.removed.load(Ordering::Acquire) {
             return Ok(());
         }
         if self.bits.snapshot() == recorded.stored.words {
-            return self.settle_names(recorded);
+            return self.settle_names(&mut recorded);
         }
-        let mut words = self.sync_present(recorded)?;
+        let mut words = self.sync_present(&recorded)?;
         let Some(lock) = self.lock_own()? else {
             return Ok(());
         };
-        if self.catch_up(recorded)? {
+        if self.catch_up(&mut recorded)? {
             // What was synced may be a hole by now, and what is no hole not synced.
-            words = self.sync_present(recorded)?;
+            words = self.sync_present(&recorded)?;
         }
         let mut merged = read_bitmap(&self.dir, self.bits.count())?;
         merged
@@ -89,7 +80,7 @@ impl LayerFile {
         self.recount();
         recorded.stored = merged;
         drop(lock);
-        self.settle_names(recorded)
+        self.settle_names(&mut recorded)
     }
 
     /// Bits of chunks whose bytes are on the device when this returns.
@@ -131,8 +122,7 @@ impl LayerFile {
         Ok(())
     }
 
-    /// Whether anything came since the last flush began, or did before one that failed. Looks
-    /// only at memory.
+    /// Whether anything came since the last flush began. Looks only at memory.
     pub fn is_dirty(&self) -> bool {
         self.dirty_bytes.load(Ordering::Relaxed) > 0
     }
