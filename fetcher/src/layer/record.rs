@@ -2,8 +2,8 @@
 //!
 //! Invariant: what was fetched is recorded [`FlushPolicy::age`](crate::store::FlushPolicy) later
 //! at the latest, whether or not anything is fetched after it: till then a crash takes it, and
-//! the store is not brought back within its bounds. One task at most waits for that. It does not
-//! keep the layer, and ends with it.
+//! the store is not brought back within its bounds. Where that fails it is tried again as late
+//! after it. One task at most waits for that. It does not keep the layer, and ends with it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -70,6 +70,7 @@ impl Shared {
                 // Who fetches from here on has another task wait.
                 shared.will_record.store(false, Ordering::Release);
                 shared.record().await;
+                shared.record_later();
             }
         });
     }

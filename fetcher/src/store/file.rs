@@ -16,6 +16,7 @@
 //! serialises; a reader takes it only after somebody evicted), then the file lock between
 //! processes, then the right to make holes, which is never waited for, then `holes`, then `due`.
 
+mod came;
 mod check;
 mod copied;
 mod digests;
@@ -41,6 +42,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
+use self::came::Came;
 use self::read::touching;
 use self::record::read_bitmap;
 use super::Store;
@@ -104,7 +106,7 @@ pub struct LayerFile {
     /// Chunks whose bytes this process wrote, or read and found right.
     sound: Bitmap,
     present_bytes: AtomicU64,
-    dirty_bytes: AtomicU64,
+    came: Came,
     failed_syncs: AtomicU64,
     removed: AtomicBool,
     flushing: Mutex<Recorded>,
@@ -179,7 +181,7 @@ impl LayerFile {
             data,
             disk: Arc::clone(&store.disk),
             present_bytes: AtomicU64::new(0),
-            dirty_bytes: AtomicU64::new(0),
+            came: Came::default(),
             failed_syncs: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             due: Mutex::new(None),

@@ -54,20 +54,26 @@ impl LayerFile {
     pub(super) fn flush_now(&self) -> Result<()> {
         let mut recorded = self.flushing.lock();
         *self.due.lock() = None;
-        self.dirty_bytes.store(0, Ordering::Relaxed);
+        let tried = self.came.begin_flush();
+        self.flush_bits(&mut recorded)?;
+        self.came.set_recorded(tried);
+        Ok(())
+    }
+
+    fn flush_bits(&self, recorded: &mut Recorded) -> Result<()> {
         if self.removed.load(Ordering::Acquire) {
             return Ok(());
         }
         if self.bits.snapshot() == recorded.stored.words {
-            return self.settle_names(&mut recorded);
+            return self.settle_names(recorded);
         }
-        let mut words = self.sync_present(&recorded)?;
+        let mut words = self.sync_present(recorded)?;
         let Some(lock) = self.lock_own()? else {
             return Ok(());
         };
-        if self.catch_up(&mut recorded)? {
+        if self.catch_up(recorded)? {
             // What was synced may be a hole by now, and what is no hole not synced.
-            words = self.sync_present(&recorded)?;
+            words = self.sync_present(recorded)?;
         }
         let mut merged = read_bitmap(&self.dir, self.bits.count())?;
         merged
@@ -80,7 +86,7 @@ impl LayerFile {
         self.recount();
         recorded.stored = merged;
         drop(lock);
-        self.settle_names(&mut recorded)
+        self.settle_names(recorded)
     }
 
     /// Bits of chunks whose bytes are on the device when this returns.
@@ -122,19 +128,20 @@ impl LayerFile {
         Ok(())
     }
 
-    /// Whether anything came since the last flush began. Looks only at memory.
+    /// Whether anything came that no flush has recorded yet, be it that one runs or failed.
+    /// Looks only at memory.
     pub fn is_dirty(&self) -> bool {
-        self.dirty_bytes.load(Ordering::Relaxed) > 0
+        self.came.unrecorded() > 0
     }
 
-    /// Whether `policy` says that [`LayerFile::flush`] is worth it at `now`. Looks only at
-    /// memory.
+    /// Whether `policy` says that [`LayerFile::flush`] is worth it at `now` for what came since
+    /// the last one began. Looks only at memory.
     pub fn is_flush_due(&self, policy: FlushPolicy, now: Instant) -> bool {
-        let dirty = self.dirty_bytes.load(Ordering::Relaxed);
-        if dirty == 0 {
+        let fresh = self.came.untried();
+        if fresh == 0 {
             return false;
         }
         let since = *self.due.lock().get_or_insert(now);
-        dirty >= policy.bytes || now.saturating_duration_since(since) >= policy.age
+        fresh >= policy.bytes || now.saturating_duration_since(since) >= policy.age
     }
 }

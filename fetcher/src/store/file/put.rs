@@ -80,7 +80,7 @@ impl LayerFile {
             let len = u64::from(chunk.len);
             if self.bits.set(id) {
                 self.present_bytes.fetch_add(len, Ordering::Relaxed);
-                self.dirty_bytes.fetch_add(len, Ordering::Relaxed);
+                self.came.add(len);
             }
         }
     }
@@ -109,8 +109,7 @@ impl LayerFile {
             // A sync that failed meanwhile may have dropped these bytes from the page
             // cache's dirty set; a bit set now would be recorded without them.
             if self.failed_syncs.load(Ordering::Acquire) == failures {
-                self.dirty_bytes
-                    .fetch_add(u64::from(chunk.len), Ordering::Relaxed);
+                self.came.add(u64::from(chunk.len));
                 return Ok(());
             }
             if self.bits.clear(id) {
