@@ -177,7 +177,7 @@ pub(crate) fn incompressible(len: usize) -> Vec<u8> {
     content::noise(1, 0xff, len)
 }
 
-/// An uncompressed tar with these files.
+/// An uncompressed tar with these files; the same whenever and by whichever process it is made.
 pub(crate) fn tar(files: &[File<'_>]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     for file in files {
@@ -187,7 +187,8 @@ pub(crate) fn tar(files: &[File<'_>]) -> Vec<u8> {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(file.mode)).unwrap();
     }
     let output = Command::new("tar")
-        .args(["--owner=0", "--group=0", "--sort=name", "-cf", "-", "-C"])
+        .args(["--owner=0", "--group=0", "--mtime=@0", "--sort=name"])
+        .args(["-cf", "-", "-C"])
         .arg(dir.path())
         .arg(".")
         .output()

@@ -60,12 +60,16 @@ pub(super) async fn ask(
 /// Brings a layer that could not be had before: that stands for a while, and is forgotten then.
 async fn bring_in_the_end(node: &Node, wanted: &Wanted<'_>) -> String {
     let began = Instant::now();
-    while node.prepare("extract", "", Some(wanted)).await != Err(Code::AlreadyExists) {
-        assert!(began.elapsed() < RECOVERED_MAX, "it stays as if lacking");
+    loop {
+        let answer = ask(node, "extract", Some(wanted)).await;
+        if matches!(answer, Err((Code::AlreadyExists, _))) {
+            return node.bring("", wanted).await;
+        }
+        let waited = began.elapsed();
+        assert!(waited < RECOVERED_MAX, "it stays as if lacking: {answer:?}");
         node.remove("extract").await;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    node.bring("", wanted).await
 }
 
 /// Makes snapshots until the room is used up that the database had set apart; how many.
