@@ -16,4 +16,4 @@ mod run;
 
 pub use places::{BLOCK_BYTES, LayerPlan, PAGE_BYTES, Place, Wanted, chunks_of};
 pub use queue::{Batch, Queue};
-pub use run::{Prefetch, PrefetchOptions, PrefetchUse, WantedPlaces};
+pub use run::{OnPresent, Prefetch, PrefetchOptions, PrefetchUse, WantedPlaces};

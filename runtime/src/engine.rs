@@ -17,6 +17,7 @@ mod run;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod warming;
 
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};

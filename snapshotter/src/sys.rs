@@ -88,6 +88,15 @@ pub(crate) fn open_path(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
+/// Opens the regular file `path` below the directory `root`, and nothing else: no symbolic link
+/// is followed.
+pub(crate) fn open_below(root: BorrowedFd<'_>, path: &Path) -> io::Result<std::fs::File> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?.into())
+}
+
 /// A mount of the file alone, in nobody's tree; whatever is opened through it is told apart
 /// from what is opened by name.
 pub(crate) fn mount_of_its_own(file: &std::fs::File) -> io::Result<OwnedFd> {

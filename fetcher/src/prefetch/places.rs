@@ -141,6 +141,23 @@ impl Place {
     }
 }
 
+/// Where these chunks are in the data file, in their order; those that follow one another are one.
+pub(super) fn ranges_of(index: &LayerIndex, ids: &[ChunkId]) -> Vec<ByteRange> {
+    let mut ranges: Vec<ByteRange> = Vec::new();
+    for id in ids {
+        let chunk = usize::try_from(*id)
+            .ok()
+            .and_then(|at| index.chunks.get(at));
+        let range = chunk.and_then(|chunk| ByteRange::at(chunk.data_offset, chunk.len.into()));
+        let Some(range) = range else { continue };
+        match ranges.last_mut() {
+            Some(last) if range.start() == last.end() => *last = last.cover(&range),
+            Some(_) | None => ranges.push(range),
+        }
+    }
+    ranges
+}
+
 /// Chunks that have a byte in `range`, with their lengths.
 fn covering(index: &LayerIndex, range: ByteRange) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
     let chunks = &index.chunks;

@@ -15,10 +15,12 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::places::{Place, chunks_of, with_whole_members};
+use super::places::{Place, chunks_of, ranges_of, with_whole_members};
 use super::queue::{Batch, Queue};
 use crate::Result;
+use crate::index::ChunkId;
 use crate::layer::{Layer, Priority};
+use crate::types::ByteRange;
 
 /// Bounds of one prefetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,10 @@ pub struct PrefetchUse {
     pub last: Option<Instant>,
 }
 
+/// Is told the number of a layer and what of its data file is present by now: what was named and
+/// was there already, and whatever comes.
+pub type OnPresent = Box<dyn Fn(usize, Vec<ByteRange>) + Send + Sync>;
+
 /// A prefetch under way. Dropping it ends it.
 #[derive(Debug)]
 pub struct Prefetch {
@@ -72,7 +78,10 @@ pub struct Prefetch {
 impl Prefetch {
     /// Starts to fetch the places that `wanted` comes up with, if it does. Layers may be
     /// opened meanwhile. Must run inside a tokio runtime.
-    pub fn start(wanted: impl Future<Output = Option<WantedPlaces>> + Send + 'static) -> Self {
+    pub fn start(
+        wanted: impl Future<Output = Option<WantedPlaces>> + Send + 'static,
+        on_present: Option<OnPresent>,
+    ) -> Self {
         // Holds at most one message for each layer of an image.
         let (opened, inbox) = mpsc::unbounded_channel();
         let used = Arc::new(Mutex::new(PrefetchUse::default()));
@@ -86,6 +95,7 @@ impl Prefetch {
                 options,
                 inbox,
                 used: its_use,
+                on_present,
                 queue: Queue::default(),
                 layers: BTreeMap::new(),
             };
@@ -125,6 +135,7 @@ struct Driver {
     used: Arc<Mutex<PrefetchUse>>,
     queue: Queue,
     layers: BTreeMap<usize, Arc<Layer>>,
+    on_present: Option<OnPresent>,
 }
 
 impl Driver {
@@ -165,11 +176,22 @@ impl Driver {
         let plan = chunks_of(layer.index(), places);
         self.used.lock().unknown += plan.unknown;
         let wanted = with_whole_members(layer.index(), plan.wanted).into_iter();
-        let absent = wanted.filter(|wanted| !layer.file().is_present(wanted.id));
-        let absent: Vec<_> = absent.collect();
+        let (present, absent): (Vec<_>, Vec<_>) =
+            wanted.partition(|wanted| layer.file().is_present(wanted.id));
         layer.expect(absent.iter().map(|wanted| wanted.id).collect());
         self.queue.add(number, absent);
         self.layers.insert(number, layer);
+        let present: Vec<_> = present.iter().map(|wanted| wanted.id).collect();
+        self.tell_present(number, &present);
+    }
+
+    fn tell_present(&self, number: usize, ids: &[ChunkId]) {
+        let (Some(tell), Some(layer)) = (&self.on_present, self.layers.get(&number)) else {
+            return;
+        };
+        if !ids.is_empty() {
+            tell(number, ranges_of(layer.index(), ids));
+        }
     }
 
     fn note(&mut self, batch: &Batch, outcome: Result<()>) {
@@ -179,6 +201,8 @@ impl Driver {
                 used.chunks += batch.ids.len() as u64;
                 used.bytes += batch.bytes;
                 used.last = Some(Instant::now());
+                drop(used);
+                self.tell_present(batch.layer, &batch.ids);
             }
             Err(error) => {
                 used.failed += 1;

@@ -30,9 +30,11 @@ use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::data::LayerData;
 use lazarette_snapshotter::fuse::ReadAhead;
+use lazarette_snapshotter::tree::Tree;
 use tokio::task::JoinHandle;
 
 use self::early::Early;
+use super::warming::Warming;
 use super::{Engine, RunRequest, now_s};
 use crate::image::Image;
 use crate::image::pull::{Landmarks, PullMode};
@@ -45,6 +47,9 @@ use crate::profile::{
 use crate::spec;
 use crate::trace::{LayerShare, Trace};
 use crate::{Error, Result};
+
+/// Starts with a profile of which one is not warmed.
+const UNWARMED_ONE_IN: u32 = 8;
 
 /// Recording and prefetching of one start; nothing of both with `--no-profile`.
 pub(super) struct Session {
@@ -60,6 +65,8 @@ struct Active {
     /// What this command is known to read, by layer, if anything is known; evicted last
     /// from now on.
     reads: Option<Places>,
+    /// Brings that into the page cache.
+    warming: Option<Warming>,
     ready: Option<ReadyBy>,
     saving: Option<JoinHandle<()>>,
 }
@@ -94,8 +101,13 @@ impl Session {
             Some((profile, false)) => Some(places_of(profile)),
             Some((_, true)) | None => None,
         };
+        let may_warm = reads.is_some() && request.mode == PullMode::Lazy;
+        let warming = (may_warm && is_warmed()).then(Warming::begin);
+        let on_present = warming.as_ref().map(Warming::on_present);
         let prefetch = match request.mode {
-            PullMode::Lazy => Early::begin(engine, (image, new), known.as_ref(), &command),
+            PullMode::Lazy => {
+                Early::begin(engine, (image, new), known.as_ref(), &command, on_present)
+            }
             // Everything is fetched before anything could be fetched early.
             PullMode::Full => None,
         };
@@ -106,6 +118,7 @@ impl Session {
                 recorder: Recorder::new(),
                 prefetch,
                 reads,
+                warming,
                 ready: None,
                 saving: None,
             }),
@@ -154,6 +167,28 @@ impl Session {
         active.recorder.tap(position, Arc::clone(layer))
     }
 
+    /// Layer `number` is mounted at `path`: what the start is known to read of it is read
+    /// as soon as it is present.
+    pub(super) fn mounted(&self, number: usize, path: &Path, tree: &Arc<Tree>) {
+        let Some(active) = &self.active else { return };
+        let reads = active.reads.as_ref().and_then(|reads| reads.get(&number));
+        if let (Some(warming), Some(reads)) = (&active.warming, reads) {
+            let wanted = reads.iter().flat_map(|(_, place)| place.ranges()).collect();
+            warming.mounted(number, path, tree, wanted);
+        }
+    }
+
+    /// Reads nothing more ahead of the container, of which nobody reads any more.
+    pub(super) async fn stop_warming(&mut self) {
+        let warming = self
+            .active
+            .as_mut()
+            .and_then(|active| active.warming.take());
+        if let Some(warming) = warming {
+            warming.stop().await;
+        }
+    }
+
     /// How far the kernel is to read ahead in a layer until the container is ready. What is
     /// recorded here, or was, is fetched again by every later start: no page too many. Who
     /// knows nothing and waits for each miss is better off with more, but where a miss brings
@@ -196,6 +231,7 @@ impl Session {
             }
             by = watch::until_ready(&recorder, pid, output, &limits) => by,
         };
+        drop(active.warming.take());
         active.ready = Some(by);
         active.recorder.close();
         on_ready();
@@ -281,6 +317,12 @@ fn share(number: usize, layer: &Arc<Layer>, reads: Option<&[ChunkId]>, trace: &T
         (Share::Full, Why::Covered) => layer.fetch_rest(false),
         (Share::Full | Share::Lazy, _) => {}
     }
+}
+
+/// Whether this start is warmed, if anything is known of it. What the container then reads by itself
+/// nobody sees, so now and then one is not: a profile has to forget what is read no more.
+fn is_warmed() -> bool {
+    !rand::random_ratio(1, UNWARMED_ONE_IN)
 }
 
 /// What the profile names, by layer.

@@ -106,6 +106,7 @@ impl Engine {
         let failed = outcome.is_err();
         let misses = stage.misses();
         let (ended, task) = outcome.map_or_else(|e| (Err(e), None), |(e, t)| (Ok(e), Some(t)));
+        session.stop_warming().await;
         // What the container leaves to do, side by side: each mostly waits.
         let deleted = async {
             match task {
@@ -208,8 +209,9 @@ impl Engine {
             if let Some(companions) = companions {
                 companions.opened(number, &layer, &tree);
             }
-            let mount = mount_tree(mounter.clone(), &layer, tree, data).await?;
+            let mount = mount_tree(mounter.clone(), &layer, Arc::clone(&tree), data).await?;
             mount.read_ahead(session.read_ahead(&layer));
+            session.mounted(number, mount.path(), &tree);
             span.end();
             Ok::<_, Error>((layer, mount))
         };

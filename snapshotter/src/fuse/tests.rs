@@ -10,10 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lazarette_fetcher::index::{FileKind, Timestamp};
+use lazarette_fetcher::types::ByteRange;
 
 use super::{Backend, FuseOptions, LayerMount, LayerMounts, ReadAhead};
 use crate::sys;
 use crate::test_util::{FakeData, LayerBuilder, must_be_root, on_each_backend};
+use crate::warm::Warmer;
 
 on_each_backend! {
     privileged_shows_exact_attributes
@@ -25,6 +27,7 @@ on_each_backend! {
     privileged_a_failed_fill_is_an_error_once_and_not_remembered
     privileged_reading_ahead_waits_for_nothing
     privileged_the_kernel_reads_as_far_ahead_as_it_is_told
+    privileged_what_was_warmed_is_read_without_asking
     privileged_one_mount_per_layer_until_the_last_user_goes
     privileged_unmounts_under_open_files_and_waiting_reads
     privileged_other_users_see_what_the_modes_allow
@@ -344,6 +347,43 @@ fn privileged_the_kernel_reads_as_far_ahead_as_it_is_told(backend: Backend) {
         assert_eq!(read(), bytes, "{name}");
         before += bytes;
     }
+    drop(mount);
+    fixture.assert_clean();
+}
+
+fn privileged_what_was_warmed_is_read_without_asking(backend: Backend) {
+    let fixture = Fixture::new(backend);
+    let mut layer = LayerBuilder::new("warmed");
+    let (large, small) = (pattern(700_000), pattern(8192));
+    layer.file("lib/large", &large);
+    layer.file("small", &small);
+    layer.file("cold", &small);
+    let data = layer.data();
+    let mount = fixture.mount(&layer, &data);
+    mount.read_ahead(ReadAhead::Narrow);
+    let part = ByteRange::at(layer.range("lib/large").start() + 65_536, 400_000).unwrap();
+    let wanted = vec![part, layer.range("small")];
+    data.make_present(ByteRange::at(0, data.len()).unwrap());
+    let mut warmer = Warmer::new(mount.path(), &layer.tree(), wanted).unwrap();
+    warmer.warm(ByteRange::at(0, data.len()).unwrap());
+    warmer.rest();
+    // The kernel has asked for all of it, page by page, and for nothing else.
+    let pages = 400_000_u64.next_multiple_of(4096) + 8192;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let asked = || mount.stats().read_bytes;
+    while asked() < pages && Instant::now() < deadline {
+        thread::yield_now();
+    }
+    assert_eq!(asked(), pages);
+    let reads = mount.stats().reads;
+    let mut bytes = vec![0; 400_000];
+    let file = File::open(mount.path().join("lib/large")).unwrap();
+    file.read_exact_at(&mut bytes, 65_536).unwrap();
+    assert!(bytes == large[65_536..465_536]);
+    assert!(fs::read(mount.path().join("small")).unwrap() == small);
+    assert_eq!(mount.stats().reads, reads);
+    assert!(fs::read(mount.path().join("cold")).unwrap() == small);
+    assert!(mount.stats().reads > reads);
     drop(mount);
     fixture.assert_clean();
 }

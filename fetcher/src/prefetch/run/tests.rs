@@ -84,7 +84,7 @@ fn has(layer: &Layer, wanted: &[u32]) -> bool {
 }
 
 fn start(places: BTreeMap<usize, Vec<(u32, Place)>>, options: PrefetchOptions) -> Prefetch {
-    Prefetch::start(std::future::ready(Some((places, options))))
+    Prefetch::start(std::future::ready(Some((places, options))), None)
 }
 
 /// Waits for the task's own end, then for what it did.
@@ -172,10 +172,10 @@ async fn it_ends_when_it_is_told_to() {
     assert_eq!(prefetch.finish().await, PrefetchUse::default());
     let empty = start(BTreeMap::new(), PrefetchOptions::default());
     assert_eq!(done(empty).await, PrefetchUse::default());
-    let never = Prefetch::start(std::future::pending());
+    let never = Prefetch::start(std::future::pending(), None);
     assert_eq!(never.finish().await, PrefetchUse::default());
     assert_eq!(
-        done(Prefetch::start(std::future::ready(None))).await,
+        done(Prefetch::start(std::future::ready(None), None)).await,
         PrefetchUse::default()
     );
 }
@@ -185,11 +185,32 @@ async fn what_is_wanted_may_be_known_after_layers_are_open() {
     let fixture = Fixture::new();
     let layer = fixture.layer(1, 4, true);
     let (tell, told) = tokio::sync::oneshot::channel();
-    let prefetch = Prefetch::start(async { told.await.ok() });
+    let prefetch = Prefetch::start(async { told.await.ok() }, None);
     prefetch.opened(0, &layer);
     assert!(has(&layer, &[]));
     let wanted = BTreeMap::from([(0, vec![block(0, 2)])]);
     assert!(tell.send((wanted, PrefetchOptions::default())).is_ok());
     assert_eq!(done(prefetch).await.chunks, 1);
     assert!(has(&layer, &[2]));
+}
+
+#[tokio::test]
+async fn what_was_there_and_what_comes_is_told_once() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer(1, 6, true);
+    layer
+        .fill_chunks(&[1, 2], Priority::OnDemand)
+        .await
+        .unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tells = Arc::clone(&told);
+    let on_present: OnPresent = Box::new(move |number, ranges| tells.lock().push((number, ranges)));
+    let wanted = [1, 2, 4].map(|n| block(n, n)).to_vec();
+    let wanted = Some((BTreeMap::from([(3, wanted)]), PrefetchOptions::default()));
+    let prefetch = Prefetch::start(std::future::ready(wanted), Some(on_present));
+    prefetch.opened(3, &layer);
+    assert_eq!(done(prefetch).await.chunks, 1);
+    let blocks = |from: u64, to: u64| ByteRange::new(from * BLOCK_BYTES, to * BLOCK_BYTES).unwrap();
+    let expected = vec![(3, vec![blocks(1, 3)]), (3, vec![blocks(4, 5)])];
+    assert_eq!(*told.lock(), expected);
 }

@@ -39,7 +39,7 @@ impl Engine {
     /// node that knows no profile of it asks the registry.
     pub(in crate::engine) fn fetch_early(self: &Arc<Self>, image: &Image) -> Prefetch {
         let (engine, image) = (Arc::clone(self), image.clone());
-        Prefetch::start(async move {
+        let wanted = async move {
             let known = match engine.known(image.manifest.digest).await {
                 Some(known) => known,
                 None => engine.ask_for_profiles(&image).await?,
@@ -47,7 +47,8 @@ impl Engine {
             let profile = likely(&known, own_command(&image).as_ref())?;
             tracing::info!(image = %image.reference, blocks = profile.blocks.len(), "fetching what starts read");
             Some((places_of(profile), PrefetchOptions::default()))
-        })
+        };
+        Prefetch::start(wanted, None)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use lazarette_fetcher::layer::Layer;
-use lazarette_fetcher::prefetch::{Prefetch, PrefetchOptions, WantedPlaces};
+use lazarette_fetcher::prefetch::{OnPresent, Prefetch, PrefetchOptions, WantedPlaces};
 
 use crate::engine::Engine;
 use crate::image::Image;
@@ -30,21 +30,23 @@ impl Early {
         (image, new): (&Image, bool),
         known: Option<&ImageProfiles>,
         command: &Command,
+        on_present: Option<OnPresent>,
     ) -> Option<Self> {
         let by = Arc::new(OnceLock::new());
         let began = Instant::now();
         let prefetch = match known {
             Some(known) => {
                 let wanted = wanted(known, command, &by)?;
-                Prefetch::start(std::future::ready(Some(wanted)))
+                Prefetch::start(std::future::ready(Some(wanted)), on_present)
             }
             None if new => {
                 let (engine, image) = (Arc::clone(engine), image.clone());
                 let (command, by) = (command.clone(), Arc::clone(&by));
-                Prefetch::start(async move {
+                let wanted = async move {
                     let known = engine.ask_for_profiles(&image).await?;
                     wanted(&known, &command, &by)
-                })
+                };
+                Prefetch::start(wanted, on_present)
             }
             None => return None,
         };

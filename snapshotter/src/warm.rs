@@ -1,0 +1,277 @@
+//! Bringing what will be read of a mounted layer into the page cache, before it is.
+//!
+//! A read that finds nothing there costs its reader a round trip to whoever serves the layer, for
+//! every window of read-ahead, also where the bytes are on the disk by then. What a start is
+//! known to read is read for it here, in larger pieces, by a thread that nobody waits for.
+//!
+//! Invariant: changes nothing that anybody sees. Asks the layer for no byte that was not wanted,
+//! pages aside, and has at most one file of it open. The plan is pure; what the kernel refuses is
+//! logged and passed over.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use lazarette_fetcher::types::ByteRange;
+
+use crate::tree::{Ino, Kind, ROOT_INO, Tree};
+use crate::{Error, Result, sys};
+
+/// Bytes that the kernel is told to read at a time: of more it would leave out the rest.
+const PIECE: u64 = 128 << 10;
+
+/// Wanted bytes of a data file that lie in one file of the layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    /// Of the data file.
+    range: ByteRange,
+    /// Position in [`Plan::files`].
+    file: usize,
+    /// Where the file begins in the data file.
+    file_start: u64,
+}
+
+/// Where the wanted bytes of a layer's data file are in its files.
+#[derive(Debug, Default)]
+struct Plan {
+    /// Paths without a leading slash.
+    files: Vec<PathBuf>,
+    /// Ascending and disjoint.
+    parts: Vec<Part>,
+}
+
+impl Plan {
+    fn new(tree: &Tree, wanted: Vec<ByteRange>) -> Self {
+        let wanted = merged(wanted);
+        let mut plan = Self::default();
+        let mut known: HashSet<Ino> = HashSet::new();
+        let mut above = vec![(ROOT_INO, PathBuf::new())];
+        while let Some((dir, path)) = above.pop() {
+            let Some(dir) = tree.get(dir) else { continue };
+            for entry in dir.entries(0) {
+                let path = || path.join(std::ffi::OsStr::from_bytes(entry.name));
+                match entry.inode.kind() {
+                    Kind::Directory { .. } => above.push((entry.inode.ino(), path())),
+                    // By its first name.
+                    Kind::Regular { size, data_offset } if known.insert(entry.inode.ino()) => {
+                        plan.add(&wanted, (data_offset, size), path);
+                    }
+                    Kind::Regular { .. }
+                    | Kind::Symlink { .. }
+                    | Kind::CharDevice { .. }
+                    | Kind::BlockDevice { .. }
+                    | Kind::Fifo => {}
+                }
+            }
+        }
+        plan.parts.sort_unstable_by_key(|part| part.range.start());
+        plan
+    }
+
+    /// Adds what is wanted of the file that has these bytes of the data file.
+    fn add(&mut self, wanted: &[ByteRange], (start, size): (u64, u64), path: impl Fn() -> PathBuf) {
+        let Some(bytes) = ByteRange::at(start, size) else {
+            return;
+        };
+        let before = self.parts.len();
+        let file = self.files.len();
+        self.parts.extend(within(wanted, bytes).map(|range| Part {
+            range,
+            file,
+            file_start: start,
+        }));
+        if self.parts.len() > before {
+            self.files.push(path());
+        }
+    }
+
+    /// What is wanted of `range`, by file: position, and where in the file.
+    fn of(&self, range: ByteRange) -> impl Iterator<Item = (usize, ByteRange)> + '_ {
+        let from = self
+            .parts
+            .partition_point(|part| part.range.end() <= range.start());
+        let parts = self.parts.iter().skip(from);
+        parts
+            .take_while(move |part| part.range.start() < range.end())
+            .filter_map(move |part| {
+                let both = common(part.range, range)?;
+                let at = both.start().checked_sub(part.file_start)?;
+                Some((part.file, ByteRange::at(at, both.len())?))
+            })
+    }
+}
+
+/// The same bytes in ranges that are ascending and do not touch.
+fn merged(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
+    ranges.retain(|range| !range.is_empty());
+    ranges.sort_unstable_by_key(ByteRange::start);
+    let mut all: Vec<ByteRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match all.last_mut() {
+            Some(last) if range.start() <= last.end() => *last = last.cover(&range),
+            Some(_) | None => all.push(range),
+        }
+    }
+    all
+}
+
+/// The parts of `bytes` that `wanted`, ascending and disjoint, covers.
+fn within(wanted: &[ByteRange], bytes: ByteRange) -> impl Iterator<Item = ByteRange> + '_ {
+    let from = wanted.partition_point(|range| range.end() <= bytes.start());
+    let rest = wanted.iter().skip(from);
+    rest.take_while(move |range| range.start() < bytes.end())
+        .filter_map(move |range| common(*range, bytes))
+}
+
+fn common(a: ByteRange, b: ByteRange) -> Option<ByteRange> {
+    let range = ByteRange::new(a.start().max(b.start()), a.end().min(b.end()))?;
+    (!range.is_empty()).then_some(range)
+}
+
+/// What warms one mounted layer.
+#[derive(Debug)]
+pub struct Warmer {
+    root: OwnedFd,
+    plan: Plan,
+    /// The file that was wanted last.
+    open: Option<(usize, File)>,
+}
+
+impl Warmer {
+    /// For the layer of `tree` that is mounted at `path`, of whose data file these ranges are
+    /// wanted.
+    ///
+    /// # Errors
+    /// `Io` where there is no directory at `path`.
+    pub fn new(path: &Path, tree: &Tree, wanted: Vec<ByteRange>) -> Result<Self> {
+        Ok(Self {
+            root: sys::open_path(path).map_err(|source| Error::io("open", path, source))?,
+            plan: Plan::new(tree, wanted),
+            open: None,
+        })
+    }
+
+    /// Has the kernel read what is wanted of `range`, a part of the data file that is present.
+    /// Blocks for milliseconds.
+    pub fn warm(&mut self, range: ByteRange) {
+        let wanted: Vec<_> = self.plan.of(range).collect();
+        for (file, bytes) in wanted {
+            if let Err(error) = self.read(file, bytes) {
+                let path = self.plan.files.get(file);
+                tracing::debug!(?path, %error, "file is not read ahead of its readers");
+            }
+        }
+    }
+
+    /// Closes the file it has open.
+    pub fn rest(&mut self) {
+        self.open = None;
+    }
+
+    fn read(&mut self, number: usize, bytes: ByteRange) -> io::Result<()> {
+        let file = match self.open.take() {
+            Some((open, file)) if open == number => file,
+            Some(_) | None => {
+                let path = self.plan.files.get(number).ok_or(io::ErrorKind::NotFound)?;
+                sys::open_below(self.root.as_fd(), path)?
+            }
+        };
+        let mut at = bytes.start();
+        while at < bytes.end() {
+            let len = PIECE.min(bytes.end() - at);
+            sys::read_early(&file, at, len)?;
+            at += len;
+        }
+        self.open = Some((number, file));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::test_util::LayerBuilder;
+
+    const PAGE: u64 = 4096;
+
+    /// A layer with a file of each of these sizes, in directories of one another.
+    fn layer(sizes: &[usize]) -> (LayerBuilder, Vec<String>) {
+        let mut layer = LayerBuilder::new("warm");
+        let mut names = Vec::new();
+        let mut dir = String::new();
+        for (number, size) in sizes.iter().enumerate() {
+            let name = format!("{dir}f{number}");
+            layer.file(&name, &vec![1; *size]);
+            layer.link(&format!("{dir}also{number}"), &name);
+            names.push(name);
+            if number % 3 == 2 {
+                dir = format!("{dir}d{number}/");
+            }
+        }
+        layer.symlink("link", "f0");
+        (layer, names)
+    }
+
+    fn pages(ranges: &[(u64, u64)]) -> Vec<ByteRange> {
+        let range = |(from, len): &(u64, u64)| ByteRange::at(from * PAGE, len * PAGE).unwrap();
+        ranges.iter().map(range).collect()
+    }
+
+    /// Bytes of all of them, by number.
+    fn bytes<'a>(ranges: impl IntoIterator<Item = &'a ByteRange>) -> BTreeSet<u64> {
+        ranges
+            .into_iter()
+            .flat_map(|range| range.start()..range.end())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_wanted_of_a_range_is_found_in_its_files_and_nothing_else(
+            sizes in proptest::collection::vec(0_usize..20_000, 0..9),
+            wanted in proptest::collection::vec((0_u64..40, 0_u64..6), 0..8),
+            asked in (0_u64..40, 0_u64..40),
+        ) {
+            let (layer, names) = layer(&sizes);
+            let wanted = pages(&wanted);
+            let asked = pages(&[asked])[0];
+            let plan = Plan::new(&layer.tree(), wanted.clone());
+            let mut found = BTreeSet::new();
+            for (file, range) in plan.of(asked) {
+                let path = plan.files[file].to_str().unwrap();
+                // The same file, by whichever of its names came first.
+                let name = path.replace("also", "f");
+                prop_assert!(names.contains(&name), "{}", path);
+                let whole = layer.range(&name);
+                prop_assert!(range.end() <= whole.len());
+                let here = ByteRange::at(whole.start() + range.start(), range.len()).unwrap();
+                prop_assert!(bytes([&here]).is_disjoint(&found), "twice");
+                found.extend(bytes([&here]));
+            }
+            let in_files: Vec<_> = names.iter().map(|name| layer.range(name)).collect();
+            let (wanted, asked, there) = (bytes(&wanted), bytes([&asked]), bytes(&in_files));
+            let expected = &(&wanted & &asked) & &there;
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_any_more_is_passed_over() {
+        let (layer, names) = layer(&[5000, 5000]);
+        let dir = tempfile::tempdir().unwrap();
+        let all = names.iter().map(|name| layer.range(name)).collect();
+        let mut warmer = Warmer::new(dir.path(), &layer.tree(), all).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("f0")).unwrap();
+        let range = layer.range("f0");
+        assert!(warmer.read(0, ByteRange::at(0, 100).unwrap()).is_err());
+        warmer.warm(range);
+        assert!(Warmer::new(&dir.path().join("gone"), &layer.tree(), Vec::new()).is_err());
+    }
+}
