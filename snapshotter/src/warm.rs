@@ -5,7 +5,7 @@
 //! known to read is read for it here, in larger pieces, by a thread that nobody waits for.
 //!
 //! Invariant: changes nothing that anybody sees. Asks the layer for no byte that was not wanted,
-//! pages aside, and has at most one file of it open. The plan is pure; what the kernel refuses is
+//! pages aside, and has nothing of it open between two calls. The plan is pure; what the kernel refuses is
 //! logged and passed over.
 
 use std::collections::HashSet;
@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 
 use lazarette_fetcher::types::ByteRange;
 
+use crate::sys;
 use crate::tree::{Ino, Kind, ROOT_INO, Tree};
-use crate::{Error, Result, sys};
 
 /// Bytes that the kernel is told to read at a time: of more it would leave out the rest.
 const PIECE: u64 = 128 << 10;
@@ -32,6 +32,16 @@ struct Part {
     file: usize,
     /// Where the file begins in the data file.
     file_start: u64,
+}
+
+/// What is to be read.
+struct Wanted {
+    /// Where it begins in the data file.
+    data_start: u64,
+    /// Position in [`Plan::files`].
+    file: usize,
+    /// Of that file.
+    bytes: ByteRange,
 }
 
 /// Where the wanted bytes of a layer's data file are in its files.
@@ -88,8 +98,8 @@ impl Plan {
         }
     }
 
-    /// What is wanted of `range`, by file: position, and where in the file.
-    fn of(&self, range: ByteRange) -> impl Iterator<Item = (usize, ByteRange)> + '_ {
+    /// What is wanted of `range`.
+    fn of(&self, range: ByteRange) -> impl Iterator<Item = Wanted> + '_ {
         let from = self
             .parts
             .partition_point(|part| part.range.end() <= range.start());
@@ -99,7 +109,11 @@ impl Plan {
             .filter_map(move |part| {
                 let both = common(part.range, range)?;
                 let at = both.start().checked_sub(part.file_start)?;
-                Some((part.file, ByteRange::at(at, both.len())?))
+                Some(Wanted {
+                    data_start: both.start(),
+                    file: part.file,
+                    bytes: ByteRange::at(at, both.len())?,
+                })
             })
     }
 }
@@ -134,60 +148,76 @@ fn common(a: ByteRange, b: ByteRange) -> Option<ByteRange> {
 /// What warms one mounted layer.
 #[derive(Debug)]
 pub struct Warmer {
-    root: OwnedFd,
+    mount: PathBuf,
     plan: Plan,
-    /// The file that was wanted last.
-    open: Option<(usize, File)>,
 }
 
 impl Warmer {
-    /// For the layer of `tree` that is mounted at `path`, of whose data file these ranges are
+    /// For the layer of `tree` that is mounted at `mount`, of whose data file these ranges are
     /// wanted.
-    ///
-    /// # Errors
-    /// `Io` where there is no directory at `path`.
-    pub fn new(path: &Path, tree: &Tree, wanted: Vec<ByteRange>) -> Result<Self> {
-        Ok(Self {
-            root: sys::open_path(path).map_err(|source| Error::io("open", path, source))?,
+    pub fn new(mount: &Path, tree: &Tree, wanted: Vec<ByteRange>) -> Self {
+        Self {
+            mount: mount.to_path_buf(),
             plan: Plan::new(tree, wanted),
-            open: None,
-        })
+        }
     }
 
-    /// Has the kernel read what is wanted of `range`, a part of the data file that is present.
-    /// Blocks for milliseconds.
-    pub fn warm(&mut self, range: ByteRange) {
-        let wanted: Vec<_> = self.plan.of(range).collect();
-        for (file, bytes) in wanted {
-            if let Err(error) = self.read(file, bytes) {
-                let path = self.plan.files.get(file);
-                tracing::debug!(?path, %error, "file is not read ahead of its readers");
+    /// Has the kernel read what is wanted of these parts of the data file, which are present, for
+    /// as long as it `goes_on`. Blocks for milliseconds.
+    ///
+    /// The last part first: who serves the layer may have a read-ahead of its own, which would
+    /// take them for a sequence and go on to what nobody wants.
+    pub fn warm(&self, present: &[ByteRange], goes_on: impl Fn() -> bool) {
+        let mut wanted: Vec<Wanted> = present
+            .iter()
+            .flat_map(|range| self.plan.of(*range))
+            .collect();
+        wanted.sort_unstable_by_key(|part| std::cmp::Reverse(part.data_start));
+        let mut open = None;
+        for Wanted { file, bytes, .. } in wanted {
+            if !goes_on() {
+                return;
+            }
+            match self.read(open.take(), file, bytes) {
+                Ok(read) => open = Some(read),
+                Err(error) => {
+                    let path = self.plan.files.get(file);
+                    tracing::debug!(?path, %error, "file is not read ahead of its readers");
+                }
             }
         }
     }
 
-    /// Closes the file it has open.
-    pub fn rest(&mut self) {
-        self.open = None;
-    }
-
-    fn read(&mut self, number: usize, bytes: ByteRange) -> io::Result<()> {
-        let file = match self.open.take() {
-            Some((open, file)) if open == number => file,
-            Some(_) | None => {
-                let path = self.plan.files.get(number).ok_or(io::ErrorKind::NotFound)?;
-                sys::open_below(self.root.as_fd(), path)?
-            }
+    /// Reads of the file with this number, which may be the one that was read of last.
+    fn read(&self, last: Option<Opened>, file: usize, bytes: ByteRange) -> io::Result<Opened> {
+        let opened = match last {
+            Some(opened) if opened.number == file => opened,
+            Some(Opened { root, .. }) => self.open(root, file)?,
+            None => self.open(sys::open_path(&self.mount)?, file)?,
         };
         let mut at = bytes.start();
         while at < bytes.end() {
             let len = PIECE.min(bytes.end() - at);
-            sys::read_early(&file, at, len)?;
+            sys::read_early(&opened.file, at, len)?;
             at += len;
         }
-        self.open = Some((number, file));
-        Ok(())
+        Ok(opened)
     }
+
+    fn open(&self, root: OwnedFd, number: usize) -> io::Result<Opened> {
+        let path = self.plan.files.get(number);
+        let path = path.ok_or(io::ErrorKind::NotFound)?;
+        let file = sys::open_below(root.as_fd(), path)?;
+        Ok(Opened { root, number, file })
+    }
+}
+
+/// A file of a layer.
+struct Opened {
+    root: OwnedFd,
+    /// Position in [`Plan::files`].
+    number: usize,
+    file: File,
 }
 
 #[cfg(test)]
@@ -244,13 +274,14 @@ mod tests {
             let asked = pages(&[asked])[0];
             let plan = Plan::new(&layer.tree(), wanted.clone());
             let mut found = BTreeSet::new();
-            for (file, range) in plan.of(asked) {
+            for Wanted { file, bytes: range, data_start } in plan.of(asked) {
                 let path = plan.files[file].to_str().unwrap();
                 // The same file, by whichever of its names came first.
                 let name = path.replace("also", "f");
                 prop_assert!(names.contains(&name), "{}", path);
                 let whole = layer.range(&name);
                 prop_assert!(range.end() <= whole.len());
+                prop_assert_eq!(data_start, whole.start() + range.start());
                 let here = ByteRange::at(whole.start() + range.start(), range.len()).unwrap();
                 prop_assert!(bytes([&here]).is_disjoint(&found), "twice");
                 found.extend(bytes([&here]));
@@ -266,12 +297,17 @@ mod tests {
     fn what_is_no_file_any_more_is_passed_over() {
         let (layer, names) = layer(&[5000, 5000]);
         let dir = tempfile::tempdir().unwrap();
-        let all = names.iter().map(|name| layer.range(name)).collect();
-        let mut warmer = Warmer::new(dir.path(), &layer.tree(), all).unwrap();
+        let all: Vec<_> = names.iter().map(|name| layer.range(name)).collect();
+        let warmer = Warmer::new(dir.path(), &layer.tree(), all.clone());
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("f0")).unwrap();
-        let range = layer.range("f0");
-        assert!(warmer.read(0, ByteRange::at(0, 100).unwrap()).is_err());
-        warmer.warm(range);
-        assert!(Warmer::new(&dir.path().join("gone"), &layer.tree(), Vec::new()).is_err());
+        std::fs::create_dir(dir.path().join("f1")).unwrap();
+        assert!(
+            warmer
+                .read(None, 0, ByteRange::at(0, 100).unwrap())
+                .is_err()
+        );
+        warmer.warm(&all, || true);
+        let gone = Warmer::new(&dir.path().join("gone"), &layer.tree(), all.clone());
+        gone.warm(&all, || true);
     }
 }

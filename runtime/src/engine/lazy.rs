@@ -145,7 +145,8 @@ impl NodeLayers {
         let opened_ms = began.elapsed().as_millis();
         // Somebody may have released the same layer meanwhile.
         self.record(&resolved, &[number]).await?;
-        self.hold(layer).await?;
+        let path = self.hold(Arc::clone(&layer)).await?;
+        resolved.mounted(number, &layer, &path);
         let held_ms = began.elapsed().as_millis();
         tracing::debug!(digest = %wanted.blob_digest, resolved_ms, opened_ms, held_ms, "layer is brought");
         self.ahead.forget(&wanted.blob_digest);

@@ -65,14 +65,14 @@ struct Active {
     /// What this command is known to read, by layer, if anything is known; evicted last
     /// from now on.
     reads: Option<Places>,
-    /// Brings that into the page cache.
+    /// Brings what it reads into the page cache.
     warming: Option<Warming>,
     ready: Option<ReadyBy>,
     saving: Option<JoinHandle<()>>,
 }
 
 /// Places by layer, each with its rank.
-type Places = BTreeMap<usize, Vec<(u32, Place)>>;
+pub(super) type Places = BTreeMap<usize, Vec<(u32, Place)>>;
 
 /// What a session has to tell.
 #[derive(Debug, Default)]
@@ -101,13 +101,10 @@ impl Session {
             Some((profile, false)) => Some(places_of(profile)),
             Some((_, true)) | None => None,
         };
-        let may_warm = reads.is_some() && request.mode == PullMode::Lazy;
-        let warming = (may_warm && is_warmed()).then(Warming::begin);
-        let on_present = warming.as_ref().map(Warming::on_present);
+        let warming = (request.mode == PullMode::Lazy && is_warmed()).then(Warming::begin);
+        let news = warming.as_ref().map(Warming::news);
         let prefetch = match request.mode {
-            PullMode::Lazy => {
-                Early::begin(engine, (image, new), known.as_ref(), &command, on_present)
-            }
+            PullMode::Lazy => Early::begin(engine, (image, new), known.as_ref(), &command, news),
             // Everything is fetched before anything could be fetched early.
             PullMode::Full => None,
         };
@@ -170,11 +167,9 @@ impl Session {
     /// Layer `number` is mounted at `path`: what the start is known to read of it is read
     /// as soon as it is present.
     pub(super) fn mounted(&self, number: usize, path: &Path, tree: &Arc<Tree>) {
-        let Some(active) = &self.active else { return };
-        let reads = active.reads.as_ref().and_then(|reads| reads.get(&number));
-        if let (Some(warming), Some(reads)) = (&active.warming, reads) {
-            let wanted = reads.iter().flat_map(|(_, place)| place.ranges()).collect();
-            warming.mounted(number, path, tree, wanted);
+        if let Some(warming) = self.active.as_ref().and_then(|a| a.warming.as_ref()) {
+            let tree = Arc::clone(tree);
+            warming.news().mounted(number, path, || Some(tree));
         }
     }
 

@@ -9,6 +9,7 @@
 //! layers of an image that cannot be had do not wait for the network one after the other.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,12 @@ use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::prefetch::Prefetch;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::remote::Wanted;
+use lazarette_snapshotter::tree::Tree;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::super::Engine;
+use super::super::warming::Warming;
 use super::start::FirstStart;
 use crate::image::Image;
 use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
@@ -39,6 +42,8 @@ pub(super) struct Resolved {
     puller: Puller,
     /// What its starts read; goes on until this is dropped.
     early: Prefetch,
+    /// Brings that into the page cache, as long.
+    warming: Warming,
     start: FirstStart,
 }
 
@@ -147,6 +152,16 @@ impl Resolved {
             .opened(its.map(|(number, _)| number).collect(), layer);
     }
 
+    /// A layer of the image is mounted at `path`.
+    pub(super) fn mounted(&self, number: usize, layer: &Arc<Layer>, path: &Path) {
+        let layer = Arc::downgrade(layer);
+        let tree = move || {
+            let built = Tree::build(layer.upgrade()?.index());
+            built.map(Arc::new).ok()
+        };
+        self.warming.news().mounted(number, path, tree);
+    }
+
     /// Layers below `number` that nobody has said to be readable.
     pub(super) fn below(&self, number: usize) -> Vec<Digest> {
         let layers = self.image.layers.iter().enumerate().take(number);
@@ -182,9 +197,11 @@ async fn resolve(
     let image = engine.resolver.image(&reference, manifest).await?;
     let own = engine.own_start(&image).await;
     engine.look_for_indexes(&image, &puller).await;
+    let warming = Warming::begin();
     Ok(Arc::new(Resolved {
         start: FirstStart::new(image.layers.len(), own),
-        early: engine.fetch_early(&image),
+        early: engine.fetch_early(&image, warming.news()),
+        warming,
         image,
         puller,
     }))

@@ -10,6 +10,7 @@ use lazarette_fetcher::prefetch::{Prefetch, PrefetchOptions};
 
 use super::places_of;
 use crate::engine::Engine;
+use crate::engine::warming::WarmingNews;
 use crate::image::Image;
 use crate::profile::{Command, CommandProfile, ImageProfiles};
 use crate::spec::{self, ContainerOptions, Named};
@@ -37,8 +38,14 @@ impl Engine {
 
     /// Begins to fetch what starts of `image` read, of those layers that it is told of. A
     /// node that knows no profile of it asks the registry.
-    pub(in crate::engine) fn fetch_early(self: &Arc<Self>, image: &Image) -> Prefetch {
+    /// `news` is told what that is, and what of it is present.
+    pub(in crate::engine) fn fetch_early(
+        self: &Arc<Self>,
+        image: &Image,
+        news: &WarmingNews,
+    ) -> Prefetch {
         let (engine, image) = (Arc::clone(self), image.clone());
+        let (news, on_present) = (news.clone(), news.on_present());
         let wanted = async move {
             let known = match engine.known(image.manifest.digest).await {
                 Some(known) => known,
@@ -46,9 +53,11 @@ impl Engine {
             };
             let profile = likely(&known, own_command(&image).as_ref())?;
             tracing::info!(image = %image.reference, blocks = profile.blocks.len(), "fetching what starts read");
-            Some((places_of(profile), PrefetchOptions::default()))
+            let places = places_of(profile);
+            news.wanted(&places);
+            Some((places, PrefetchOptions::default()))
         };
-        Prefetch::start(wanted, None)
+        Prefetch::start(wanted, Some(on_present))
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use lazarette_fetcher::layer::Layer;
-use lazarette_fetcher::prefetch::{OnPresent, Prefetch, PrefetchOptions, WantedPlaces};
+use lazarette_fetcher::prefetch::{Prefetch, PrefetchOptions, WantedPlaces};
 
 use crate::engine::Engine;
+use crate::engine::warming::WarmingNews;
 use crate::image::Image;
 use crate::profile::{Command, ImageProfiles, ProfileUse};
 use crate::trace::Trace;
@@ -30,21 +31,22 @@ impl Early {
         (image, new): (&Image, bool),
         known: Option<&ImageProfiles>,
         command: &Command,
-        on_present: Option<OnPresent>,
+        news: Option<&WarmingNews>,
     ) -> Option<Self> {
         let by = Arc::new(OnceLock::new());
         let began = Instant::now();
+        let on_present = news.map(WarmingNews::on_present);
         let prefetch = match known {
             Some(known) => {
-                let wanted = wanted(known, command, &by)?;
+                let wanted = wanted(known, command, &by, news)?;
                 Prefetch::start(std::future::ready(Some(wanted)), on_present)
             }
             None if new => {
                 let (engine, image) = (Arc::clone(engine), image.clone());
-                let (command, by) = (command.clone(), Arc::clone(&by));
+                let (command, by, news) = (command.clone(), Arc::clone(&by), news.cloned());
                 let wanted = async move {
                     let known = engine.ask_for_profiles(&image).await?;
-                    wanted(&known, &command, &by)
+                    wanted(&known, &command, &by, news.as_ref())
                 };
                 Prefetch::start(wanted, on_present)
             }
@@ -82,11 +84,13 @@ impl Early {
     }
 }
 
-/// What to fetch for this command; `by` becomes the profile that says so.
+/// What to fetch for this command; `by` becomes the profile that says so. Unless it is another
+/// command's, which may be wrong and would be taken for what this one read, what it says is read.
 fn wanted(
     known: &ImageProfiles,
     command: &Command,
     by: &OnceLock<ProfileUse>,
+    news: Option<&WarmingNews>,
 ) -> Option<WantedPlaces> {
     let (profile, guess) = known.choose(command)?;
     let places = super::places_of(profile);
@@ -101,5 +105,8 @@ fn wanted(
         failed: 0,
     };
     by.set(used).ok()?;
+    if let Some(news) = news.filter(|_| !guess) {
+        news.wanted(&places);
+    }
     Some((places, PrefetchOptions::default()))
 }
