@@ -13,6 +13,7 @@ use ::elf::abi::{
 use ::elf::dynamic::{Dyn, DynamicTable};
 use ::elf::endian::AnyEndian;
 use ::elf::file::{Class, ELF64_EHDR_TAILSIZE, FileHeader, parse_ident};
+use ::elf::parse::ParseAt;
 use ::elf::segment::{ProgramHeader, SegmentTable};
 
 use crate::types::ByteRange;
@@ -65,7 +66,9 @@ impl Program {
         let header = FileHeader::parse_tail(identity, tail).ok()?;
         let start = usize::try_from(header.e_phoff).ok()?;
         let count = usize::from(header.e_phnum).min(SEGMENTS_MAX);
-        let len = count.checked_mul(usize::from(header.e_phentsize))?;
+        // Entries of another length than theirs are nobody's.
+        let entry = ProgramHeader::validate_entsize(class, header.e_phentsize.into()).ok()?;
+        let len = count.checked_mul(entry)?;
         let table = head.get(start..start.checked_add(len)?)?;
         let segments = SegmentTable::new(endian, class, table).iter().collect();
         Some(Self {
@@ -214,6 +217,10 @@ mod tests {
         ] {
             assert!(Program::parse(head).is_none());
         }
+        let mut longer = own_head();
+        // The length of an entry.
+        longer[55] = 1;
+        assert!(Program::parse(&longer).is_none());
     }
 
     proptest! {
