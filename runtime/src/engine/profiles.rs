@@ -10,6 +10,7 @@
 
 mod claimed;
 mod early;
+mod files;
 mod registry;
 mod shape;
 
@@ -36,9 +37,9 @@ use tokio::task::JoinHandle;
 use self::early::Early;
 use super::warming::Warming;
 use super::{Engine, RunRequest, now_s};
+use crate::Result;
 use crate::image::Image;
 use crate::image::pull::{Landmarks, PullMode};
-use crate::profile::document::DOCUMENT_BYTES_MAX;
 use crate::profile::ready::{ReadyLimits, Seen, decide};
 use crate::profile::{
     Command, CommandProfile, ImageProfiles, ProfileTable, ProfileUse, ReadyBy, Recorded, Recorder,
@@ -46,7 +47,6 @@ use crate::profile::{
 };
 use crate::spec;
 use crate::trace::{LayerShare, Trace};
-use crate::{Error, Result};
 
 /// Starts with a profile of which one is not warmed.
 const UNWARMED_ONE_IN: u32 = 8;
@@ -108,6 +108,8 @@ impl Session {
             // Everything is fetched before anything could be fetched early.
             PullMode::Full => None,
         };
+        // Nobody will say what is read where nothing is fetched early.
+        let warming = warming.filter(|_| prefetch.is_some());
         Self {
             active: Some(Active {
                 command,
@@ -226,7 +228,9 @@ impl Session {
             }
             by = watch::until_ready(&recorder, pid, output, &limits) => by,
         };
-        drop(active.warming.take());
+        if let Some(warming) = &active.warming {
+            warming.end();
+        }
         active.ready = Some(by);
         active.recorder.close();
         on_ready();
@@ -344,47 +348,6 @@ impl Engine {
             let host = "this node; `laz run` records one".to_owned();
             lazarette_fetcher::Error::NotFound { what, host }.into()
         })
-    }
-
-    /// Writes the profiles of a pulled image to `file`; what was written.
-    pub async fn export_profiles(
-        &self,
-        reference: &Reference,
-        file: &Path,
-    ) -> Result<ImageProfiles> {
-        let profiles = self.profiles(reference).await?;
-        let mut text = serde_json::to_vec(&profiles).unwrap_or_default();
-        text.push(b'\n');
-        let (path, io) = (file.to_path_buf(), |e| {
-            Error::io("write the profile to", file, e)
-        });
-        blocking(move || std::fs::write(path, text))
-            .await
-            .map_err(io)?;
-        Ok(profiles)
-    }
-
-    /// Adds the profiles in `file`, which must be of this very image. Commands that have a
-    /// profile here learn from it as from one more start.
-    pub async fn import_profiles(
-        &self,
-        reference: &Reference,
-        file: &Path,
-    ) -> Result<ImageProfiles> {
-        let text = read_bounded(file).await?;
-        let what = format!("profile {}", file.display());
-        let theirs = ImageProfiles::parse(&what, &text)?;
-        let image = self.image(reference).await?;
-        if !is_of(&theirs, &image) {
-            return Err(Error::Refused {
-                what: format!("{what} is of another image, {}", theirs.manifest),
-                todo: format!(
-                    "{reference} is {}; import it for the image it was exported from",
-                    image.manifest.digest
-                ),
-            });
-        }
-        self.learn_from(&image, theirs).await
     }
 
     /// The image `reference` names, asking its registry only if it is not here.
@@ -512,17 +475,4 @@ fn is_of(profiles: &ImageProfiles, image: &Image) -> bool {
 fn layers_of(image: &Image) -> Vec<Digest> {
     let layers = image.layers.iter();
     layers.map(|layer| layer.descriptor.digest).collect()
-}
-
-/// The file's bytes, up to one more than a profile may have.
-async fn read_bounded(file: &Path) -> Result<Vec<u8>> {
-    let (path, io) = (file.to_path_buf(), |e| Error::io("read", file, e));
-    let read = move || {
-        use std::io::Read as _;
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path)?;
-        file.take(DOCUMENT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    blocking(read).await.map_err(io)
 }
