@@ -88,8 +88,8 @@ pub(crate) fn open_path(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Opens the regular file `path` below the directory `root`, and nothing else: no symbolic link
-/// is followed.
+/// Opens `path` below the directory `root` to be read, and nothing that is elsewhere: neither
+/// symbolic links nor mounts lead anywhere.
 pub(crate) fn open_below(root: BorrowedFd<'_>, path: &Path) -> io::Result<std::fs::File> {
     use rustix::fs::{Mode, OFlags, ResolveFlags};
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

@@ -182,11 +182,6 @@ impl FakeData {
         }
     }
 
-    /// Its length in bytes.
-    pub(crate) fn len(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
     /// Lets fills wait from now on.
     pub(crate) fn hold(&self) {
         self.held.send_replace(true);

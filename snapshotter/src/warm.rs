@@ -5,23 +5,28 @@
 //! known to read is read for it here, in larger pieces, by a thread that nobody waits for.
 //!
 //! Invariant: changes nothing that anybody sees. Asks the layer for no byte that was not wanted,
-//! pages aside, and has nothing of it open between two calls. The plan is pure; what the kernel refuses is
-//! logged and passed over.
+//! pages aside, and has nothing of it open between two calls. The plan is pure, and as large as what is
+//! wanted, whatever the layer; what the kernel refuses is logged and passed over.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use lazarette_fetcher::types::ByteRange;
 
 use crate::sys;
-use crate::tree::{Ino, Kind, ROOT_INO, Tree};
+use crate::tree::{Ino, InodeRef, Kind, Tree};
 
 /// Bytes that the kernel is told to read at a time: of more it would leave out the rest.
 const PIECE: u64 = 128 << 10;
+
+/// Bytes of paths that are kept for one layer: 100,000 usual ones. Of a layer with more, some
+/// files are left to their readers.
+const NAMES_BYTES_MAX: usize = 8 << 20;
 
 /// Wanted bytes of a data file that lie in one file of the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,25 +54,35 @@ struct Wanted {
 struct Plan {
     /// Paths without a leading slash.
     files: Vec<PathBuf>,
-    /// Ascending and disjoint.
+    /// Bytes of all of them.
+    names_bytes: usize,
+    /// Ascending and disjoint, as the files of an index are.
     parts: Vec<Part>,
 }
 
 impl Plan {
     fn new(tree: &Tree, wanted: Vec<ByteRange>) -> Self {
-        let wanted = merged(wanted);
+        let wanted = ByteRange::joined(wanted);
         let mut plan = Self::default();
-        let mut known: HashSet<Ino> = HashSet::new();
-        let mut above = vec![(ROOT_INO, PathBuf::new())];
-        while let Some((dir, path)) = above.pop() {
-            let Some(dir) = tree.get(dir) else { continue };
+        let mut linked: HashSet<Ino> = HashSet::new();
+        // Directories that are still to be gone through: how long the path above them is, and
+        // their names. That path is what `path` begins with by the time they are.
+        let mut dirs: Vec<(InodeRef<'_>, usize, &[u8])> = vec![(tree.root(), 0, b"")];
+        let mut path: Vec<u8> = Vec::new();
+        while let Some((dir, above, name)) = dirs.pop() {
+            path.truncate(above);
+            path.extend_from_slice(name);
+            if !path.is_empty() {
+                path.push(b'/');
+            }
             for entry in dir.entries(0) {
-                let path = || path.join(std::ffi::OsStr::from_bytes(entry.name));
                 match entry.inode.kind() {
-                    Kind::Directory { .. } => above.push((entry.inode.ino(), path())),
+                    Kind::Directory { .. } => dirs.push((entry.inode, path.len(), entry.name)),
                     // By its first name.
-                    Kind::Regular { size, data_offset } if known.insert(entry.inode.ino()) => {
-                        plan.add(&wanted, (data_offset, size), path);
+                    Kind::Regular { size, data_offset }
+                        if entry.inode.nlink() == 1 || linked.insert(entry.inode.ino()) =>
+                    {
+                        plan.add(&wanted, (data_offset, size), [&path, entry.name]);
                     }
                     Kind::Regular { .. }
                     | Kind::Symlink { .. }
@@ -81,20 +96,29 @@ impl Plan {
         plan
     }
 
-    /// Adds what is wanted of the file that has these bytes of the data file.
-    fn add(&mut self, wanted: &[ByteRange], (start, size): (u64, u64), path: impl Fn() -> PathBuf) {
-        let Some(bytes) = ByteRange::at(start, size) else {
+    /// Adds what is wanted of the file that has these bytes of the data file, and is called this
+    /// in this directory.
+    fn add(
+        &mut self,
+        wanted: &[ByteRange],
+        (file_start, size): (u64, u64),
+        [dir, name]: [&[u8]; 2],
+    ) {
+        let names_bytes = self.names_bytes + dir.len() + name.len();
+        let bytes = ByteRange::at(file_start, size);
+        let Some(bytes) = bytes.filter(|_| names_bytes <= NAMES_BYTES_MAX) else {
             return;
         };
-        let before = self.parts.len();
-        let file = self.files.len();
+        let (before, file) = (self.parts.len(), self.files.len());
         self.parts.extend(within(wanted, bytes).map(|range| Part {
             range,
             file,
-            file_start: start,
+            file_start,
         }));
         if self.parts.len() > before {
-            self.files.push(path());
+            self.names_bytes = names_bytes;
+            let path = [dir, name].concat();
+            self.files.push(OsString::from_vec(path).into());
         }
     }
 
@@ -107,7 +131,7 @@ impl Plan {
         parts
             .take_while(move |part| part.range.start() < range.end())
             .filter_map(move |part| {
-                let both = common(part.range, range)?;
+                let both = part.range.common(&range)?;
                 let at = both.start().checked_sub(part.file_start)?;
                 Some(Wanted {
                     data_start: both.start(),
@@ -118,31 +142,12 @@ impl Plan {
     }
 }
 
-/// The same bytes in ranges that are ascending and do not touch.
-fn merged(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
-    ranges.retain(|range| !range.is_empty());
-    ranges.sort_unstable_by_key(ByteRange::start);
-    let mut all: Vec<ByteRange> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match all.last_mut() {
-            Some(last) if range.start() <= last.end() => *last = last.cover(&range),
-            Some(_) | None => all.push(range),
-        }
-    }
-    all
-}
-
 /// The parts of `bytes` that `wanted`, ascending and disjoint, covers.
 fn within(wanted: &[ByteRange], bytes: ByteRange) -> impl Iterator<Item = ByteRange> + '_ {
     let from = wanted.partition_point(|range| range.end() <= bytes.start());
     let rest = wanted.iter().skip(from);
     rest.take_while(move |range| range.start() < bytes.end())
-        .filter_map(move |range| common(*range, bytes))
-}
-
-fn common(a: ByteRange, b: ByteRange) -> Option<ByteRange> {
-    let range = ByteRange::new(a.start().max(b.start()), a.end().min(b.end()))?;
-    (!range.is_empty()).then_some(range)
+        .filter_map(move |range| range.common(&bytes))
 }
 
 /// What warms one mounted layer.
@@ -291,6 +296,25 @@ mod tests {
             let expected = &(&wanted & &asked) & &there;
             prop_assert_eq!(found, expected);
         }
+    }
+
+    #[test]
+    fn paths_take_no_more_memory_than_they_may() {
+        let mut layer = LayerBuilder::new("deep");
+        let dir = "d".repeat(250);
+        let deep = vec![dir.as_str(); 900].join("/");
+        for number in 0..100 {
+            layer.file(&format!("{deep}/{number}"), b"x");
+        }
+        layer.file("short", b"x");
+        let tree = layer.tree();
+        let all = vec![ByteRange::at(0, tree.data_len()).unwrap()];
+        let plan = Plan::new(&tree, all);
+        let lens = plan.files.iter().map(|path| path.as_os_str().len());
+        assert!(lens.sum::<usize>() <= NAMES_BYTES_MAX);
+        assert_eq!(plan.files.len(), plan.parts.len());
+        assert!((2..100).contains(&plan.files.len()));
+        assert!(plan.files.contains(&PathBuf::from("short")));
     }
 
     #[test]

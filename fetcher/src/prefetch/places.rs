@@ -13,6 +13,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::index::{ChunkId, LayerIndex};
+use crate::plan;
 use crate::types::ByteRange;
 
 /// Bytes of a data file that one place is about.
@@ -145,9 +146,7 @@ impl Place {
 pub(super) fn ranges_of(index: &LayerIndex, ids: &[ChunkId]) -> Vec<ByteRange> {
     let mut ranges: Vec<ByteRange> = Vec::new();
     for id in ids {
-        let chunk = usize::try_from(*id)
-            .ok()
-            .and_then(|at| index.chunks.get(at));
+        let chunk = plan::chunk(index, *id).ok();
         let range = chunk.and_then(|chunk| ByteRange::at(chunk.data_offset, chunk.len.into()));
         let Some(range) = range else { continue };
         match ranges.last_mut() {

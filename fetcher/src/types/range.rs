@@ -57,6 +57,26 @@ impl ByteRange {
             end: self.end.max(other.end),
         }
     }
+
+    /// What lies in both, if there is any.
+    pub fn common(&self, other: &Self) -> Option<Self> {
+        let range = Self::new(self.start.max(other.start), self.end.min(other.end))?;
+        (!range.is_empty()).then_some(range)
+    }
+
+    /// The same bytes in ranges that ascend and do not touch.
+    pub fn joined(mut ranges: Vec<Self>) -> Vec<Self> {
+        ranges.retain(|range| !range.is_empty());
+        ranges.sort_unstable();
+        let mut all: Vec<Self> = Vec::new();
+        for range in ranges {
+            match all.last_mut() {
+                Some(last) if range.start <= last.end => *last = last.cover(&range),
+                Some(_) | None => all.push(range),
+            }
+        }
+        all
+    }
 }
 
 impl fmt::Display for ByteRange {

@@ -99,7 +99,7 @@ impl Warming {
         &self.news
     }
 
-    /// Ends it, and waits for that: as long as the kernel takes to be told one range.
+    /// Ends it, and waits for that: for milliseconds. No layer is open here after it.
     pub(super) async fn stop(mut self) {
         self.end();
         if let Err(error) = (&mut self.task).await
@@ -109,7 +109,8 @@ impl Warming {
         }
     }
 
-    fn end(&self) {
+    /// Has it end soon.
+    pub(super) fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
         self.news.say(News::Over);
     }

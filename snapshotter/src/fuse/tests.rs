@@ -363,9 +363,10 @@ fn privileged_what_was_warmed_is_read_without_asking(backend: Backend) {
     mount.read_ahead(ReadAhead::Narrow);
     let part = ByteRange::at(layer.range("lib/large").start() + 65_536, 400_000).unwrap();
     let wanted = vec![part, layer.range("small")];
-    data.make_present(ByteRange::at(0, data.len()).unwrap());
+    let all = ByteRange::at(0, layer.tree().data_len()).unwrap();
+    data.make_present(all);
     let warmer = Warmer::new(mount.path(), &layer.tree(), wanted);
-    warmer.warm(&[ByteRange::at(0, data.len()).unwrap()], || true);
+    warmer.warm(&[all], || true);
     // The kernel has asked for all of it, page by page, and for nothing else.
     let pages = 400_000_u64.next_multiple_of(4096) + 8192;
     let deadline = Instant::now() + Duration::from_secs(60);

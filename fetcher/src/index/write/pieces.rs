@@ -100,19 +100,7 @@ fn merged(ranges: &[ByteRange], size: u64) -> Vec<ByteRange> {
         let inside = ByteRange::new(start, end.unwrap_or(size).min(size))?;
         (!inside.is_empty() && !range.is_empty()).then_some(inside)
     };
-    let mut sorted: Vec<ByteRange> = ranges.iter().filter_map(aligned).collect();
-    sorted.sort_unstable();
-    let mut out: Vec<ByteRange> = Vec::new();
-    for range in sorted {
-        match out.last_mut() {
-            Some(last) if range.start() <= last.end() => {
-                let end = last.end().max(range.end());
-                *last = ByteRange::new(last.start(), end).unwrap_or(*last);
-            }
-            _ => out.push(range),
-        }
-    }
-    out
+    ByteRange::joined(ranges.iter().filter_map(aligned).collect())
 }
 
 #[cfg(test)]
