@@ -47,6 +47,11 @@ else
   say "SKIPPED (needs root): tests/e2e.sh and tests/peers: run sudo make test"
 fi
 
+# What the Rust tests that failed printed is far up by now: once more, where it is looked for.
+if [ "$failed" != 0 ]; then
+  say; say "what failed, again:"
+  sed -n '/^failures:$/,/^test result/p' "$SCRATCH"/*.log | cut -c1-2000 >&2
+fi
 skipped=$(cat "$SCRATCH"/*.log | grep -c '^SKIPPED' || true)
 say
 [ "$skipped" = 0 ] || { say "$skipped tests were SKIPPED:"; cat "$SCRATCH"/*.log | grep '^SKIPPED' >&2; }
