@@ -12,9 +12,11 @@ pub mod layers;
 mod memory;
 pub mod parsers;
 mod registry;
+mod synced;
 
 pub use self::faulty::{FaultySource, ReadFault};
 pub use self::memory::MemorySource;
 pub use self::registry::{
     Asked, Endpoint, FakeRegistry, FakeRegistryBuilder, Fault, Paging, Requests,
 };
+pub use self::synced::{Sync, SyncedBy};

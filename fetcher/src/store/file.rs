@@ -12,8 +12,9 @@
 //! places, and flushes merge their bits under a lock of the data file. Any of them may
 //! evict chunks meanwhile; how no reader notices is told in `evict`.
 //!
-//! Lock order: `flushing` (held across the syscalls of a flush or an eviction, which it
-//! serialises; a reader takes it only after somebody evicted), then the file lock between
+//! Lock order: `flushing` (held for a whole flush, which may take as long as the device does; no
+//! reader takes it), then `recorded` (held across the syscalls of an eviction and those that end
+//! a flush; a reader takes it only after somebody evicted), then the file lock between
 //! processes, then the right to make holes, which is never waited for, then `holes`, then `due`.
 
 mod came;
@@ -109,7 +110,9 @@ pub struct LayerFile {
     came: Came,
     failed_syncs: AtomicU64,
     removed: AtomicBool,
-    flushing: Mutex<Recorded>,
+    /// Whose turn it is to flush.
+    flushing: Mutex<()>,
+    recorded: Mutex<Recorded>,
     due: Mutex<Option<Instant>>,
     /// The store's number of evictions that `bits` has heard of.
     evictions: Arc<Evictions>,
@@ -191,7 +194,8 @@ impl LayerFile {
             touched: Bitmap::empty(extents + 1),
             copied_bytes: AtomicU64::new(0),
             store: store.me.clone(),
-            flushing: Mutex::new(Recorded {
+            flushing: Mutex::default(),
+            recorded: Mutex::new(Recorded {
                 stored: stored.clone(),
                 named: false,
             }),

@@ -1,71 +1,30 @@
 //! What a store must be like whatever happened to it.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use lazarette_fetcher::Result;
 use lazarette_fetcher::index::ChunkId;
-use lazarette_fetcher::store::disk::{Disk, RealDisk, Stretch};
 use lazarette_fetcher::store::{LayerFile, Store};
 use lazarette_fetcher::test_util::layers::chunk_bytes;
+use lazarette_fetcher::test_util::{Sync, SyncedBy};
 use lazarette_fetcher::types::Digest;
 
 use crate::layers::{CHUNKS, LARGE, PAST, STREAMED, TAKERS, index, one_member, streamed};
 use crate::scenarios::{Acked, fill_and_flush, ingest};
 use crate::table;
 
-/// The real disk, which nobody unplugs while a state is only looked at: syncs of
-/// thousands of states would take minutes and show nothing.
-pub(crate) struct Unsynced;
-
-impl Disk for Unsynced {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.create_dir(path)
-    }
-    fn create(&self, path: &Path) -> io::Result<File> {
-        RealDisk.create(path)
-    }
-    fn create_nameless(&self, dir: &Path) -> io::Result<File> {
-        RealDisk.create_nameless(dir)
-    }
-    fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        RealDisk.write_at(file, offset, bytes)
-    }
-    fn share(&self, from: &File, to: &File, stretch: Stretch) -> io::Result<()> {
-        RealDisk.share(from, to, stretch)
-    }
-    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
-        RealDisk.set_len(file, len)
-    }
-    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        RealDisk.punch(file, offset, len)
-    }
-    fn sync_data(&self, _: &File) -> io::Result<()> {
-        Ok(())
-    }
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename(from, to)
-    }
-    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
-        RealDisk.exchange(a, b)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove_file(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove_dir(path)
-    }
+/// Opens a store whose disk nobody unplugs while it is only looked at: syncs of thousands of
+/// states would take minutes and show nothing.
+pub(crate) fn open_unsynced(root: &Path) -> Result<Arc<Store>> {
+    Store::open_on(root, Arc::new(SyncedBy(|_: Sync<'_>| Ok(()))))
 }
 
 /// Returns how many chunks others could take of what is there.
 pub(crate) fn check(root: &Path, acked: &Acked, when: &str) -> u64 {
     let has_table = table::is_in(root);
-    let store = Store::open_on(root, Arc::new(Unsynced)).unwrap_or_else(|e| panic!("{when}: {e}"));
+    let store = open_unsynced(root).unwrap_or_else(|e| panic!("{when}: {e}"));
     for leftovers in ["ingest", "trash"] {
         let left = std::fs::read_dir(root.join(leftovers)).unwrap().count();
         assert_eq!(left, 0, "{when}: {leftovers}");

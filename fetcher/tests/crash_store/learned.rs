@@ -24,7 +24,7 @@ use lazarette_fetcher::types::{Descriptor, MediaType, Reference};
 use lazarette_fetcher::{Error, Result};
 use tokio::runtime::Runtime;
 
-use crate::check::Unsynced;
+use crate::check::open_unsynced;
 
 /// What starts read: a piece in the middle of each of two members.
 const HOT: [ChunkId; 2] = [2, 6];
@@ -187,7 +187,7 @@ fn a_crash_at_any_operation_of_a_start_that_learns_leaves_nothing_wrong() {
         for seed in 0..SEEDS {
             let after = scratch();
             disk.materialise(after.path(), seed).unwrap();
-            let store = Store::open_on(after.path(), Arc::new(Unsynced)).unwrap();
+            let store = open_unsynced(after.path()).unwrap();
             let when = format!("crash at {at}, seed {seed}");
             runtime.block_on(check(store, &acked, &when));
         }
@@ -212,7 +212,7 @@ fn a_failure_at_any_operation_of_a_start_that_learns_loses_nothing() {
             acked.is_shaped = false;
             let after = scratch();
             disk.materialise(after.path(), 1).unwrap();
-            let store = Store::open_on(after.path(), Arc::new(Unsynced)).unwrap();
+            let store = open_unsynced(after.path()).unwrap();
             runtime.block_on(check(store, &acked, &format!("{when}, then a crash")));
             // The next process, on the same disk, which has room again.
             disk.relieve();

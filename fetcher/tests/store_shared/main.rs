@@ -8,6 +8,7 @@
 
 mod damage;
 mod evict;
+mod flush;
 mod handles;
 mod lent;
 mod processes;

@@ -82,7 +82,7 @@ impl LayerFile {
     /// Writes a bitmap file again that is gone, or does not check out; `true` if so. What only
     /// this process knows is recorded by its next flush.
     fn restore_bitmap(&self) -> Result<bool> {
-        let mut recorded = self.flushing.lock();
+        let mut recorded = self.recorded.lock();
         let Some(_lock) = self.lock_own()? else {
             return Ok(false);
         };

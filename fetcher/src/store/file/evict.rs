@@ -73,7 +73,7 @@ impl LayerFile {
 
     /// Makes chunks absent, whether or not they can be fetched again.
     pub(super) fn drop_chunks(&self, ids: &[ChunkId], bytes: Bytes) -> Result<Evicted> {
-        let mut recorded = self.flushing.lock();
+        let mut recorded = self.recorded.lock();
         if ids.is_empty() || self.is_removed() {
             return Ok(Evicted::default());
         }
@@ -137,7 +137,7 @@ impl LayerFile {
 
     /// Learns what other processes evicted from this layer.
     pub(super) fn refresh(&self) -> Result<()> {
-        let mut recorded = self.flushing.lock();
+        let mut recorded = self.recorded.lock();
         let now = self.evictions.now()?;
         if now == self.seen.load(Ordering::Acquire) {
             return Ok(());

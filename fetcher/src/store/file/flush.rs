@@ -12,6 +12,9 @@ use super::record::read_bitmap;
 use super::{DATA, LayerFile, Recorded};
 use crate::{Error, Result};
 
+/// How often data is synced while others may evict, before it is synced while they may not.
+const SYNCS_MAX: u32 = 3;
+
 /// When unrecorded chunks are worth a sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlushPolicy {
@@ -52,64 +55,100 @@ impl LayerFile {
 
     /// [`LayerFile::flush`] and nothing else.
     pub(super) fn flush_now(&self) -> Result<()> {
-        let mut recorded = self.flushing.lock();
+        let _turn = self.flushing.lock();
         *self.due.lock() = None;
         let tried = self.came.begin_flush();
-        self.flush_bits(&mut recorded)?;
+        self.flush_bits()?;
         self.came.set_recorded(tried);
         Ok(())
     }
 
-    fn flush_bits(&self, recorded: &mut Recorded) -> Result<()> {
-        if self.removed.load(Ordering::Acquire) {
-            return Ok(());
+    /// Readers who have to learn of an eviction wait for `recorded`, so data is synced without
+    /// it, and once more where somebody evicted from this layer meanwhile; at last with it.
+    fn flush_bits(&self) -> Result<()> {
+        for _ in 0..SYNCS_MAX {
+            let Some(generation) = self.unrecorded_since()? else {
+                return Ok(());
+            };
+            let words = self.synced()?;
+            let mut recorded = self.recorded.lock();
+            let Some(_lock) = self.lock_own()? else {
+                return Ok(());
+            };
+            self.catch_up(&mut recorded)?;
+            if recorded.stored.generation == generation {
+                return self.record_present(&mut recorded, &words);
+            }
+            // What was synced may be a hole by now, and what is no hole not synced.
         }
-        if self.bits.snapshot() == recorded.stored.words {
-            return self.settle_names(recorded);
-        }
-        let mut words = self.sync_present(recorded)?;
-        let Some(lock) = self.lock_own()? else {
+        let mut recorded = self.recorded.lock();
+        let Some(_lock) = self.lock_own()? else {
             return Ok(());
         };
-        if self.catch_up(recorded)? {
-            // What was synced may be a hole by now, and what is no hole not synced.
-            words = self.sync_present(recorded)?;
+        self.catch_up(&mut recorded)?;
+        let words = self.bits.snapshot();
+        self.sync_all().inspect_err(|_| self.go_back(&recorded))?;
+        self.record_present(&mut recorded, &words)
+    }
+
+    /// The generation of what is recorded; `None` where nothing else is present.
+    fn unrecorded_since(&self) -> Result<Option<u32>> {
+        let mut recorded = self.recorded.lock();
+        if self.is_removed() {
+            return Ok(None);
         }
+        if self.bits.snapshot() == recorded.stored.words {
+            return self.settle_names(&mut recorded).map(|()| None);
+        }
+        Ok(Some(recorded.stored.generation))
+    }
+
+    /// Bits of chunks whose bytes are on the device when this returns.
+    fn synced(&self) -> Result<Vec<u64>> {
+        let words = self.bits.snapshot();
+        let synced = self.sync_all();
+        synced.inspect_err(|_| self.go_back(&self.recorded.lock()))?;
+        Ok(words)
+    }
+
+    /// Returns once the data is on the device, and first what the digests of its chunks are.
+    fn sync_all(&self) -> Result<()> {
+        let learned = self.learned.as_ref();
+        let synced = learned.map_or(Ok(()), |learned| learned.sync(&*self.disk));
+        // Without these, what is recorded could not be told from what the disk lost.
+        let synced = synced.and_then(|()| self.details.sync(&*self.disk));
+        let synced = synced.and_then(|()| self.disk.sync_data(&self.data));
+        synced.map_err(|error| Error::io("sync", self.dir.join(DATA), error))
+    }
+
+    /// After a failed sync: what is not recorded may be lost.
+    fn go_back(&self, recorded: &Recorded) {
+        self.failed_syncs.fetch_add(1, Ordering::AcqRel);
+        self.bits.retain(&recorded.stored.words);
+        self.recount();
+    }
+
+    /// Records chunks whose bytes are on the device. The caller holds the layer's lock, and has
+    /// caught up.
+    fn record_present(&self, recorded: &mut Recorded, words: &[u64]) -> Result<()> {
         let mut merged = read_bitmap(&self.dir, self.bits.count())?;
         merged
             .words
             .iter_mut()
-            .zip(&words)
+            .zip(words)
             .for_each(|(a, b)| *a |= b);
         self.record(&merged)?;
         self.bits.merge(&merged.words);
         self.recount();
         recorded.stored = merged;
-        drop(lock);
         self.settle_names(recorded)
-    }
-
-    /// Bits of chunks whose bytes are on the device when this returns.
-    fn sync_present(&self, recorded: &Recorded) -> Result<Vec<u64>> {
-        let words = self.bits.snapshot();
-        let learned = self.learned.as_ref();
-        let synced = learned.map_or(Ok(()), |learned| learned.sync(&*self.disk));
-        // Without these, what is recorded could not be told from what the disk lost.
-        let synced = synced.and_then(|()| self.details.sync(&*self.disk));
-        if let Err(error) = synced.and_then(|()| self.disk.sync_data(&self.data)) {
-            self.failed_syncs.fetch_add(1, Ordering::AcqRel);
-            self.bits.retain(&recorded.stored.words);
-            self.recount();
-            return Err(Error::io("sync", self.dir.join(DATA), error));
-        }
-        Ok(words)
     }
 
     /// Returns once the layer's name and what its bitmap held when it was opened are on
     /// the device: the part of [`LayerFile::flush`] that needs no new chunk. Cheap when
     /// done before. Blocks on the device.
     pub fn settle(&self) -> Result<()> {
-        self.settle_names(&mut self.flushing.lock())
+        self.settle_names(&mut self.recorded.lock())
     }
 
     fn settle_names(&self, recorded: &mut Recorded) -> Result<()> {

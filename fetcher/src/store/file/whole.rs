@@ -84,7 +84,7 @@ impl LayerFile {
         &self,
         make: impl FnOnce(Whole<'_>) -> Result<T, E>,
     ) -> Result<Option<T>, E> {
-        let mut recorded = self.flushing.lock();
+        let mut recorded = self.recorded.lock();
         if self.is_removed() {
             return Ok(None);
         }
