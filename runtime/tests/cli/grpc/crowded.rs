@@ -25,7 +25,7 @@ use crate::support::is_root;
 /// Longer than anything here takes: what fails by it is a failure.
 const PATIENT: &str = "2m";
 /// Longest wait for what has to happen, on a machine that does much else.
-const WAIT_MAX: Duration = Duration::from_secs(120);
+const WAIT_MAX: Duration = Duration::from_secs(300);
 /// When `lazd` records what it fetched, and some more.
 const RECORDED_WITHIN: Duration = Duration::from_secs(8);
 /// Through FUSE, where mounted layers are evicted from.
