@@ -92,18 +92,17 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
 fn rounds(image: Image, roots: &[Root], rounds: u32, report: &mut Report) -> Result<()> {
     for round in 1..=rounds {
         for step in &STEPS {
-            for root in turn(roots, round) {
-                let what = || format!("{} of {} in {}", step.name, image.name(), root.name);
-                let value = act::measure(step, image, root).with_context(what)?;
-                report.samples.push(Sample {
-                    image,
-                    system: root.name.clone(),
-                    step: step.name,
-                    state: step.state,
-                    round,
-                    value,
-                });
-            }
+            let roots = turn(roots, round);
+            let values = act::measure(step, image, &roots)?;
+            let samples = roots.iter().zip(values).map(|(root, value)| Sample {
+                image,
+                system: root.name.clone(),
+                step: step.name,
+                state: step.state,
+                round,
+                value,
+            });
+            report.samples.extend(samples);
         }
         eprintln!("{}: round {round} of {rounds} done", image.name());
     }

@@ -23,54 +23,61 @@ use crate::sys;
 const PIECE: usize = 1 << 20;
 /// Bytes of a random read.
 const PAGE: usize = 4096;
-/// How often what is warm is done for a sample, which is their median.
-const WARM_TIMES: u32 = 5;
+/// How often what is warm is done in each root for a sample, which is their median.
+const WARM_TIMES: u32 = 15;
 /// Most random reads of a sample.
 const READS_MAX: usize = 5000;
 
-/// Makes the state of `step` in `root`, does it, and returns what it took in its unit.
-pub(super) fn measure(step: &Step, image: Image, root: &Root) -> Result<f64> {
-    prepare(step, image, root)?;
-    let times = match step.state {
-        State::Warm => WARM_TIMES,
-        State::NamesDropped | State::MountCold | State::Disk => 1,
+/// Makes the state of `step`, does it in every root, and returns what it took in each, in its unit.
+pub(super) fn measure(step: &Step, image: Image, roots: &[&Root]) -> Result<Vec<f64>> {
+    let act = |root: &Root| {
+        let what = || format!("{} of {} in {}", step.name, image.name(), root.name);
+        act(step.act, image, root).with_context(what)
     };
-    let taken: Vec<f64> = (0..times)
-        .map(|_| act(step.act, image, root))
-        .collect::<Result<_>>()?;
-    let seconds = spread(taken.into_iter()).median;
-    Ok(match step.unit {
-        Unit::Milliseconds => seconds * 1e3,
-        Unit::Microseconds => seconds * 1e6,
-    })
+    let seconds: Vec<f64> = match step.state {
+        State::Warm => warm(roots, act)?,
+        State::NamesDropped | State::MountCold | State::Disk => {
+            let measure = |root: &&Root| prepare(step, root, act).and_then(|()| act(root));
+            roots.iter().map(measure).collect::<Result<_>>()?
+        }
+    };
+    let unit = match step.unit {
+        Unit::Milliseconds => 1e3,
+        Unit::Microseconds => 1e6,
+    };
+    Ok(seconds.into_iter().map(|seconds| seconds * unit).collect())
 }
 
-fn prepare(step: &Step, image: Image, root: &Root) -> Result<()> {
-    match step.state {
-        State::Disk => {
-            crate::process::run(&mut Command::new("sync"))?;
-            drop_caches("3")
-        }
-        State::Warm => read_anew(step, image, root),
-        State::NamesDropped => {
-            read_anew(step, image, root)?;
-            drop_caches("2")
-        }
-        State::MountCold => {
-            read_anew(step, image, root)?;
-            if root.is_copy {
-                forget(step.act, root)?;
-            }
-            drop_caches("2")
+/// Medians of what it took where the same was done before. The roots take turns: how fast the
+/// machine is changes from one moment to the next by more than they differ.
+fn warm(roots: &[&Root], act: impl Fn(&Root) -> Result<f64>) -> Result<Vec<f64>> {
+    drop_caches("3")?;
+    for root in roots {
+        act(root)?;
+    }
+    let mut taken = vec![Vec::new(); roots.len()];
+    for _ in 0..WARM_TIMES {
+        for (root, taken) in roots.iter().zip(&mut taken) {
+            taken.push(act(root)?);
         }
     }
+    let medians = taken.into_iter().map(|of| spread(of.into_iter()).median);
+    Ok(medians.collect())
 }
 
-/// Has the kernel hold what `step` needs because of that step alone: which pages hold it, and how large
-/// they are, is of what read it first.
-fn read_anew(step: &Step, image: Image, root: &Root) -> Result<()> {
+fn prepare(step: &Step, root: &Root, act: impl Fn(&Root) -> Result<f64>) -> Result<()> {
+    if step.state == State::Disk {
+        crate::process::run(&mut Command::new("sync"))?;
+        return drop_caches("3");
+    }
+    // The kernel is to hold what the step needs because of that step alone: which pages hold
+    // it, and how large they are, is of what read it first.
     drop_caches("3")?;
-    act(step.act, image, root).map(drop)
+    act(root)?;
+    if step.state == State::MountCold && root.is_copy {
+        forget(step.act, root)?;
+    }
+    drop_caches("2")
 }
 
 /// Has the kernel forget the contents that `act` reads: an expensive thing to ask, as each file has
