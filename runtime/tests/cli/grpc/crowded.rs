@@ -46,6 +46,9 @@ const BUDGET_ASKED: u64 = 20 << 20;
 const TIMES_ASKED: usize = 6;
 /// What lies beside them, of a layer, and how many there are.
 const BESIDE_BYTES: usize = 5 << 20;
+/// After each of them. A disk that is written to all the time has none for others, and is slowed
+/// down for it where it is rented.
+const BESIDE_PAUSE: Duration = Duration::from_millis(50);
 const BESIDE: u8 = 3;
 /// Nodes with layers of which nothing is there, and how often `lazd` is killed on each at most.
 const BATCHES: u32 = 3;
@@ -189,6 +192,7 @@ impl Crowding {
                 if stopped.load(Ordering::Relaxed) {
                     return file;
                 }
+                std::thread::sleep(BESIDE_PAUSE);
             }
         };
         let thread = Some(std::thread::spawn(crowd));
