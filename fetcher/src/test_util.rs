@@ -19,4 +19,4 @@ pub use self::memory::MemorySource;
 pub use self::registry::{
     Asked, Endpoint, FakeRegistry, FakeRegistryBuilder, Fault, Paging, Requests,
 };
-pub use self::synced::{Sync, SyncedBy};
+pub use self::synced::{Synced, SyncedBy};

@@ -1,4 +1,4 @@
-//! Does one step in one root, and times it.
+//! Does one step in every root, and times it.
 //!
 //! Invariant: what makes a state comes before the clock starts, and the same is read in every
 //! root: same files in the same order, same places in the same shuffle.
@@ -65,6 +65,7 @@ fn warm(roots: &[&Root], act: impl Fn(&Root) -> Result<f64>) -> Result<Vec<f64>>
     Ok(medians.collect())
 }
 
+/// Makes the state of a step that is done once.
 fn prepare(step: &Step, root: &Root, act: impl Fn(&Root) -> Result<f64>) -> Result<()> {
     if step.state == State::Disk {
         crate::process::run(&mut Command::new("sync"))?;

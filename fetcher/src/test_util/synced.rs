@@ -10,7 +10,7 @@ use crate::store::disk::{Disk, RealDisk, Stretch};
 
 /// What is to be on the device.
 #[derive(Debug, Clone, Copy)]
-pub enum Sync<'a> {
+pub enum Synced<'a> {
     /// Bytes and length of a file.
     Data(&'a File),
     /// Names in a directory.
@@ -22,7 +22,7 @@ pub struct SyncedBy<F>(pub F);
 
 impl<F> Disk for SyncedBy<F>
 where
-    F: Fn(Sync<'_>) -> io::Result<()> + Send + std::marker::Sync + 'static,
+    F: Fn(Synced<'_>) -> io::Result<()> + Send + Sync + 'static,
 {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         RealDisk.create_dir(path)
@@ -46,10 +46,10 @@ where
         RealDisk.punch(file, offset, len)
     }
     fn sync_data(&self, file: &File) -> io::Result<()> {
-        self.0(Sync::Data(file))
+        self.0(Synced::Data(file))
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.0(Sync::Names(path))
+        self.0(Synced::Names(path))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         RealDisk.rename(from, to)

@@ -8,7 +8,7 @@ use lazarette_fetcher::Result;
 use lazarette_fetcher::index::ChunkId;
 use lazarette_fetcher::store::{LayerFile, Store};
 use lazarette_fetcher::test_util::layers::chunk_bytes;
-use lazarette_fetcher::test_util::{Sync, SyncedBy};
+use lazarette_fetcher::test_util::{Synced, SyncedBy};
 use lazarette_fetcher::types::Digest;
 
 use crate::layers::{CHUNKS, LARGE, PAST, STREAMED, TAKERS, index, one_member, streamed};
@@ -18,7 +18,7 @@ use crate::table;
 /// Opens a store whose disk nobody unplugs while it is only looked at: syncs of thousands of
 /// states would take minutes and show nothing.
 pub(crate) fn open_unsynced(root: &Path) -> Result<Arc<Store>> {
-    Store::open_on(root, Arc::new(SyncedBy(|_: Sync<'_>| Ok(()))))
+    Store::open_on(root, Arc::new(SyncedBy(|_: Synced<'_>| Ok(()))))
 }
 
 /// Returns how many chunks others could take of what is there.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use lazarette_fetcher::store::disk::{Disk, RealDisk};
 use lazarette_fetcher::store::{LayerFile, Store};
 use lazarette_fetcher::test_util::layers::put_chunk;
-use lazarette_fetcher::test_util::{Sync, SyncedBy};
+use lazarette_fetcher::test_util::{Synced, SyncedBy};
 use parking_lot::Mutex;
 
 use crate::support::{found, index, read};
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The real disk, where `before` is done before the data of the layer "shared" in `root` is
 /// synced, with how often it has been.
-fn disk(root: &Path, before: impl Fn(u32) + Send + std::marker::Sync + 'static) -> Arc<impl Disk> {
+fn disk(root: &Path, before: impl Fn(u32) + Send + Sync + 'static) -> Arc<impl Disk> {
     let digest = index("shared").blob_digest;
     let data = root.join("layers").join(digest.file_name()).join("data");
     let (times, inode) = (AtomicU32::new(0), |meta: std::fs::Metadata| meta.ino());
@@ -30,14 +30,14 @@ fn disk(root: &Path, before: impl Fn(u32) + Send + std::marker::Sync + 'static) 
         let named = std::fs::metadata(&data).map(inode);
         Ok(named.ok() == Some(inode(file.metadata()?)))
     };
-    Arc::new(SyncedBy(move |sync: Sync<'_>| match sync {
-        Sync::Data(file) => {
+    Arc::new(SyncedBy(move |sync: Synced<'_>| match sync {
+        Synced::Data(file) => {
             if is_data(file)? {
                 before(times.fetch_add(1, Ordering::Relaxed));
             }
             RealDisk.sync_data(file)
         }
-        Sync::Names(path) => RealDisk.sync_dir(path),
+        Synced::Names(path) => RealDisk.sync_dir(path),
     }))
 }
 
@@ -57,7 +57,7 @@ fn neither_readers_nor_evictions_wait_for_a_device_that_is_slow() {
     let slow = disk(dir.path(), move |times| {
         if times == 1 {
             synced.send(()).unwrap();
-            go_on.lock().recv_timeout(PATIENCE).unwrap();
+            go_on.lock().recv_timeout(2 * PATIENCE).unwrap();
         }
     });
     let store = Store::open_on(dir.path(), slow).unwrap();
@@ -73,14 +73,17 @@ fn neither_readers_nor_evictions_wait_for_a_device_that_is_slow() {
         let (done, seen) = sync_channel(1);
         threads.spawn({
             let mine = Arc::clone(&mine);
-            move || done.send([5, 6, 7].map(|id| read(&mine, id)))
+            move || {
+                let seen = [5, 6, 7].map(|id| read(&mine, id));
+                done.send((seen, mine.evict(&[6]).unwrap().chunks))
+            }
         });
         let seen = seen.recv_timeout(PATIENCE);
         goes_on.send(()).unwrap();
-        assert_eq!(seen, Ok([false, true, true]));
+        assert_eq!(seen, Ok(([false, true, true], 1)));
         flush.join().unwrap().unwrap();
     });
-    assert_eq!(found(dir.path(), "shared"), [6, 7].into());
+    assert_eq!(found(dir.path(), "shared"), [7].into());
 }
 
 #[test]

@@ -70,25 +70,22 @@ impl LayerFile {
             let Some(generation) = self.unrecorded_since()? else {
                 return Ok(());
             };
-            let words = self.synced()?;
-            let mut recorded = self.recorded.lock();
-            let Some(_lock) = self.lock_own()? else {
+            let words = self.bits.snapshot();
+            let synced = self.sync_all();
+            synced.inspect_err(|_| self.go_back(&self.recorded.lock()))?;
+            // Else what was synced may be a hole by now, and what is no hole not synced.
+            let is_same = |recorded: &Recorded| recorded.stored.generation == generation;
+            if self.record_if(|recorded| Ok(is_same(recorded).then_some(words)))? {
                 return Ok(());
-            };
-            self.catch_up(&mut recorded)?;
-            if recorded.stored.generation == generation {
-                return self.record_present(&mut recorded, &words);
             }
-            // What was synced may be a hole by now, and what is no hole not synced.
         }
-        let mut recorded = self.recorded.lock();
-        let Some(_lock) = self.lock_own()? else {
-            return Ok(());
+        let sync = |recorded: &Recorded| {
+            let words = self.bits.snapshot();
+            let synced = self.sync_all();
+            synced.inspect_err(|_| self.go_back(recorded))?;
+            Ok(Some(words))
         };
-        self.catch_up(&mut recorded)?;
-        let words = self.bits.snapshot();
-        self.sync_all().inspect_err(|_| self.go_back(&recorded))?;
-        self.record_present(&mut recorded, &words)
+        self.record_if(sync).map(drop)
     }
 
     /// The generation of what is recorded; `None` where nothing else is present.
@@ -103,14 +100,6 @@ impl LayerFile {
         Ok(Some(recorded.stored.generation))
     }
 
-    /// Bits of chunks whose bytes are on the device when this returns.
-    fn synced(&self) -> Result<Vec<u64>> {
-        let words = self.bits.snapshot();
-        let synced = self.sync_all();
-        synced.inspect_err(|_| self.go_back(&self.recorded.lock()))?;
-        Ok(words)
-    }
-
     /// Returns once the data is on the device, and first what the digests of its chunks are.
     fn sync_all(&self) -> Result<()> {
         let learned = self.learned.as_ref();
@@ -118,30 +107,41 @@ impl LayerFile {
         // Without these, what is recorded could not be told from what the disk lost.
         let synced = synced.and_then(|()| self.details.sync(&*self.disk));
         let synced = synced.and_then(|()| self.disk.sync_data(&self.data));
-        synced.map_err(|error| Error::io("sync", self.dir.join(DATA), error))
+        synced.map_err(|error| {
+            self.failed_syncs.fetch_add(1, Ordering::AcqRel);
+            Error::io("sync", self.dir.join(DATA), error)
+        })
     }
 
     /// After a failed sync: what is not recorded may be lost.
     fn go_back(&self, recorded: &Recorded) {
-        self.failed_syncs.fetch_add(1, Ordering::AcqRel);
         self.bits.retain(&recorded.stored.words);
         self.recount();
     }
 
-    /// Records chunks whose bytes are on the device. The caller holds the layer's lock, and has
-    /// caught up.
-    fn record_present(&self, recorded: &mut Recorded, words: &[u64]) -> Result<()> {
+    /// Records the chunks that `words` says have their bytes on the device, if it names any;
+    /// `false` if not. Nobody evicts from this layer from before it is asked.
+    fn record_if(&self, words: impl FnOnce(&Recorded) -> Result<Option<Vec<u64>>>) -> Result<bool> {
+        let mut recorded = self.recorded.lock();
+        let Some(lock) = self.lock_own()? else {
+            return Ok(true);
+        };
+        self.catch_up(&mut recorded)?;
+        let Some(words) = words(&recorded)? else {
+            return Ok(false);
+        };
         let mut merged = read_bitmap(&self.dir, self.bits.count())?;
         merged
             .words
             .iter_mut()
-            .zip(words)
+            .zip(&words)
             .for_each(|(a, b)| *a |= b);
         self.record(&merged)?;
         self.bits.merge(&merged.words);
         self.recount();
         recorded.stored = merged;
-        self.settle_names(recorded)
+        drop(lock);
+        self.settle_names(&mut recorded).map(|()| true)
     }
 
     /// Returns once the layer's name and what its bitmap held when it was opened are on

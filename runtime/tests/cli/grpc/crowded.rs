@@ -46,10 +46,10 @@ const BUDGET_ASKED: u64 = 20 << 20;
 const TIMES_ASKED: usize = 6;
 /// What lies beside them, of a layer, and how many there are.
 const BESIDE_BYTES: usize = 5 << 20;
+const BESIDE: u8 = 3;
 /// After each of them. A disk that is written to all the time has none for others, and is slowed
 /// down for it where it is rented.
 const BESIDE_PAUSE: Duration = Duration::from_millis(50);
-const BESIDE: u8 = 3;
 /// Nodes with layers of which nothing is there, and how often `lazd` is killed on each at most.
 const BATCHES: u32 = 3;
 const KILLS_MAX: u32 = 15;
