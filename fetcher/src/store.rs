@@ -74,7 +74,7 @@ pub use copy::Copied;
 pub use details::PartialIndex;
 pub use evict::{Bounds, Evicted, Hides, Space, Trim};
 pub use file::{
-    FlushPolicy, LayerCheck, LayerFile, LayerUsage, Lent, PIN_TIME, Shaped, Vouched, Whole,
+    FlushPolicy, Kept, LayerCheck, LayerFile, LayerUsage, Lent, PIN_TIME, Shaped, Vouched, Whole,
 };
 pub use ingest::LayerIngest;
 pub use taken::Taken;

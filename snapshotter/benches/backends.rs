@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use lazarette_fetcher::index::{FileEntry, FileKind, LayerFormat, LayerIndex, Timestamp};
-use lazarette_fetcher::store::{Lent, Vouched};
+use lazarette_fetcher::store::{Kept, Lent, Vouched};
 use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_snapshotter::data::{Filling, LayerData};
 use lazarette_snapshotter::mountd::{LentData, MountServer, Place, Shown, Through};
@@ -100,6 +100,10 @@ impl LayerData for Copied {
 
     fn fill(&self, range: ByteRange) -> Filling<'_> {
         Box::pin(async move { self.copy(range).map_err(failed(&self.dir)) })
+    }
+
+    fn keep(&self) -> Fetched<Kept> {
+        Ok(Kept::default())
     }
 }
 

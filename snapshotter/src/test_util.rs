@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lazarette_fetcher::db::{Db, Table as _};
 use lazarette_fetcher::index::{FileEntry, FileKind, LayerFormat, LayerIndex, Timestamp};
+use lazarette_fetcher::store::Kept;
 use lazarette_fetcher::types::{ByteRange, Digest};
 use lazarette_fetcher::{Error, Result};
 use parking_lot::{Condvar, Mutex};
@@ -252,5 +253,9 @@ impl LayerData for FakeData {
             self.make_present(range);
             Ok(())
         })
+    }
+
+    fn keep(&self) -> Result<Kept> {
+        Ok(Kept::default())
     }
 }

@@ -59,7 +59,7 @@ use crate::{Error, Result};
 
 pub use check::LayerCheck;
 pub use flush::FlushPolicy;
-pub use lent::{Lent, Vouched};
+pub use lent::{Kept, Lent, Vouched};
 pub(super) use lock::{LayerLock, lock_layer, try_lock_layer};
 pub use pinned::PIN_TIME;
 pub(super) use record::write_new;

@@ -57,15 +57,18 @@ const EVICTION_BYTE: i64 = i64::MAX - 1;
 pub(super) enum Holes {
     /// To make holes, and have nobody forbid it meanwhile.
     Make,
+    /// That nobody makes holes. Any number may ask for that.
+    Forbid,
     /// Nothing any more.
     Done,
 }
 
-/// Takes or gives back the lock of who makes holes, which belongs to the open file; `false`
-/// if somebody forbids holes, or makes some.
+/// Takes or gives back the lock of who makes holes or forbids them, which belongs to the open
+/// file; `false` if somebody's stands against it.
 pub(super) fn lock_holes(data: &File, holes: Holes) -> io::Result<bool> {
     let kind = match holes {
         Holes::Make => libc::F_WRLCK,
+        Holes::Forbid => libc::F_RDLCK,
         Holes::Done => libc::F_UNLCK,
     };
     match fcntl(data, FcntlArg::F_OFD_SETLK(&eviction_byte(kind))) {

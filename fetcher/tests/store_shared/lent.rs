@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lazarette_fetcher::store::{Lent, Store, Vouched};
+use lazarette_fetcher::Error;
+use lazarette_fetcher::store::{LayerFile, Lent, Store, Vouched};
 use lazarette_fetcher::test_util::layers::{CHUNK_LEN, chunk_bytes, put_chunk};
 use lazarette_fetcher::types::ByteRange;
 
@@ -50,6 +51,37 @@ fn what_is_present_is_vouched_for_with_what_is_around_it() {
     let after = file.vouch(range(5)).unwrap().unwrap();
     assert_eq!(after.range.start(), range(4).end());
     assert_eq!(after.evictions, number(&evictions));
+}
+
+#[test]
+fn nobody_evicts_from_a_layer_that_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, other) = (
+        Store::open(dir.path()).unwrap(),
+        Store::open(dir.path()).unwrap(),
+    );
+    let file = store.create_layer(index("layer")).unwrap();
+    put_chunk(&file, 5).unwrap();
+    file.flush().unwrap();
+    let digest = index("layer").blob_digest;
+    let elsewhere = other.open_layer(&digest).unwrap().unwrap();
+    let (kept, again) = (file.keep().unwrap(), elsewhere.keep().unwrap());
+    let refused = |file: &LayerFile| match file.evict(&[5]) {
+        Err(Error::Unsupported { .. }) => true,
+        Err(error) => panic!("{error}"),
+        Ok(_) => false,
+    };
+    assert!(refused(&file) && refused(&elsewhere));
+    // What comes meanwhile is as good as ever.
+    put_chunk(&file, 6).unwrap();
+    drop(kept);
+    assert!(refused(&file) && refused(&elsewhere), "the other has it");
+    assert!(file.vouch(range(5).cover(&range(6))).unwrap().is_some());
+    drop(again);
+    assert_eq!(elsewhere.evict(&[5]).unwrap().chunks, 1);
+    assert_eq!(file.vouch(range(5)).unwrap(), None);
+    store.remove_layer(&digest).unwrap();
+    drop(file.keep().unwrap());
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::prefetch::{BLOCK_BYTES, PAGE_BYTES, Place};
+use lazarette_fetcher::store::Kept;
 use lazarette_fetcher::types::ByteRange;
 use lazarette_snapshotter::data::{Filling, LayerData};
 use parking_lot::Mutex;
@@ -203,6 +204,10 @@ impl LayerData for Tap {
             let _waiting = Waiting::new(&self.recorder.waiting);
             self.inner.fill(range).await
         })
+    }
+
+    fn keep(&self) -> lazarette_fetcher::Result<Kept> {
+        self.inner.keep()
     }
 }
 

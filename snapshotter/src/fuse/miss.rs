@@ -13,16 +13,12 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::errno;
-use crate::data::LayerData;
+use crate::data::{LayerData, failed, fill_and};
 
 /// Reads of one mount that may wait at a time; further ones fail with `EIO`. The kernel
 /// sends one per blocked thread and some read-ahead, so only a runaway program gets here;
 /// without a bound it could fill our memory.
 const WAITING_MAX: usize = 16_384;
-
-/// Fills of one read before it fails. Bytes may be evicted between a fill and the read
-/// after it; three times in a row means the budget cannot hold a single read.
-const FILLS_MAX: usize = 3;
 
 /// What a read is answered with.
 #[derive(Debug, Clone, Copy)]
@@ -77,10 +73,11 @@ impl Misses {
         let what = Arc::clone(&self.what);
         self.handle.spawn(async move {
             let _seat = seat;
+            let filled = fill_and(&data, range, move |data| read(data, range));
             let outcome = tokio::select! {
                 biased;
                 _ = closed.wait_for(|closed| *closed) => Err(Errno::EIO),
-                outcome = fill_and_read(data, range) => outcome.map_err(|error| {
+                outcome = filled => outcome.map_err(|error| {
                     tracing::warn!(layer = &*what, %range, %error, "read failed");
                     errno::of(&error)
                 }),
@@ -96,41 +93,12 @@ impl Misses {
     }
 }
 
-async fn fill_and_read(
-    data: Arc<dyn LayerData>,
-    range: ByteRange,
-) -> lazarette_fetcher::Result<Vec<u8>> {
-    for _ in 0..FILLS_MAX {
-        data.fill(range).await?;
-        let data = Arc::clone(&data);
-        let read = tokio::task::spawn_blocking(move || read(&*data, range));
-        match read.await {
-            Ok(Ok(Some(bytes))) => return Ok(bytes),
-            Ok(Ok(None)) => {}
-            Ok(Err(error)) => return Err(error),
-            Err(stopped) => return Err(failed(range, &stopped.to_string())),
-        }
-    }
-    Err(failed(
-        range,
-        "they vanished again after each fetch; give the store a larger budget",
-    ))
-}
-
 fn read(data: &dyn LayerData, range: ByteRange) -> lazarette_fetcher::Result<Option<Vec<u8>>> {
     let len =
         usize::try_from(range.len()).map_err(|_| failed(range, "the read is too long to hold"))?;
     let mut bytes = vec![0; len];
     let present = data.try_read(range.start(), &mut bytes)?;
     Ok(present.then_some(bytes))
-}
-
-fn failed(range: ByteRange, detail: &str) -> lazarette_fetcher::Error {
-    lazarette_fetcher::Error::Unavailable {
-        what: format!("bytes {range} of a layer"),
-        host: "the local store".to_owned(),
-        detail: detail.to_owned(),
-    }
 }
 
 /// A place among those who wait, given back on drop.

@@ -12,11 +12,8 @@ use lazarette_mountd::wire::Message;
 
 use super::LentData;
 use super::link::Link;
+use crate::data::{blocking, fill_and};
 use crate::fuse::errno_of;
-
-/// Fills of one want before it fails. Bytes may be evicted between a fill and the look after
-/// it; three times in a row means the budget cannot hold a single read.
-const FILLS_MAX: usize = 3;
 
 const EIO: u32 = 5;
 
@@ -54,26 +51,11 @@ async fn vouch(data: Arc<dyn LentData>, span: Span) -> Result<Option<(Span, u64)
     let Some(range) = ByteRange::new(span.start(), span.end()) else {
         return Ok(None);
     };
-    let mut vouched = look(Arc::clone(&data), range).await?;
-    for _ in 0..FILLS_MAX {
-        if vouched.is_some() {
-            break;
-        }
-        data.fill(range).await?;
-        vouched = look(Arc::clone(&data), range).await?;
-    }
-    Ok(vouched.and_then(|vouched| {
-        let span = Span::new(vouched.range.start(), vouched.range.end());
-        Some((span?, vouched.evictions))
-    }))
-}
-
-async fn look(data: Arc<dyn LentData>, range: ByteRange) -> Result<Option<Vouched>> {
-    let looked = tokio::task::spawn_blocking(move || data.vouch(range));
-    match looked.await {
-        Ok(vouched) => vouched,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime goes away, and we with it.
-        Err(_) => Ok(None),
-    }
+    let look = move |data: &(dyn LentData + 'static)| data.vouch(range);
+    let there = blocking(Arc::clone(&data), range, look).await?;
+    let Vouched { range, evictions } = match there {
+        Some(vouched) => vouched,
+        None => fill_and(&data, range, look).await?,
+    };
+    Ok(Span::new(range.start(), range.end()).map(|span| (span, evictions)))
 }

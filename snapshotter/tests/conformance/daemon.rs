@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use lazarette_fetcher::layer::Layer;
-use lazarette_fetcher::store::{Lent, Vouched};
+use lazarette_fetcher::store::{Kept, Lent, Vouched};
 use lazarette_fetcher::types::ByteRange;
 use lazarette_fetcher::{Error, Result};
 use lazarette_snapshotter::data::{Filling, LayerData};
@@ -123,6 +123,10 @@ impl LayerData for Data {
             let _ = writeln!(std::io::stdout(), "{FILLED}");
             filled
         })
+    }
+
+    fn keep(&self) -> Result<Kept> {
+        self.layer.keep()
     }
 }
 

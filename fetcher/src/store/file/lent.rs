@@ -37,6 +37,24 @@ pub struct Vouched {
     pub evictions: u64,
 }
 
+/// A layer from which nobody evicts, in this process or another, until this is dropped. It goes
+/// with the process, however that ends. The default is for data that nobody evicts from anyway.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Open for the lock alone.
+    data: Option<File>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Closing is not enough while a process that another thread starts has it open, too.
+        let _ = self
+            .data
+            .as_ref()
+            .map(|data| sys::lock_holes(data, Holes::Done));
+    }
+}
+
 /// The right to make holes in a data file. Given back on drop.
 pub(super) struct MayMakeHoles<'a>(&'a File);
 
@@ -55,6 +73,19 @@ impl LayerFile {
             data: data.map_err(|e| Error::io("open", self.dir.join(DATA), e))?,
             evictions: self.evictions.lend()?,
         })
+    }
+
+    /// Has everybody leave what is present, and what comes, until the result is dropped. Waits for
+    /// an eviction that is under way, and for the device.
+    pub fn keep(&self) -> Result<Kept> {
+        let err = |e| Error::io("lock", self.dir.join(DATA), e);
+        let Some(_lock) = self.lock_own()? else {
+            return Ok(Kept::default());
+        };
+        let data = sys::reopen(&self.data).map_err(err)?;
+        // Who makes holes holds the layer's lock, so nobody stands against it.
+        sys::lock_holes(&data, Holes::Forbid).map_err(err)?;
+        Ok(Kept { data: Some(data) })
     }
 
     /// Has the data file end with a block, as a kernel that reads it itself reads nothing less.

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use lazarette_fetcher::prefetch::{PAGE_BYTES, Place};
+use lazarette_fetcher::store::Kept;
 use lazarette_fetcher::test_util::layers::layer_of;
 use lazarette_snapshotter::data::{Filling, LayerData};
 use lazarette_snapshotter::fuse::{FuseOptions, LayerMount, LayerMounts, ReadAhead};
@@ -34,6 +35,10 @@ impl LayerData for All {
 
     fn fill(&self, _: ByteRange) -> Filling<'_> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn keep(&self) -> lazarette_fetcher::Result<Kept> {
+        Ok(Kept::default())
     }
 }
 

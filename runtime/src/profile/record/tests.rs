@@ -20,6 +20,10 @@ impl LayerData for Data {
     fn fill(&self, _: ByteRange) -> Filling<'_> {
         Box::pin(std::future::pending())
     }
+
+    fn keep(&self) -> lazarette_fetcher::Result<Kept> {
+        Ok(Kept::default())
+    }
 }
 
 fn tap(recorder: &Arc<Recorder>, number: u32, data_len: u64) -> Arc<dyn LayerData> {
