@@ -22,7 +22,7 @@ const FILLS_MAX: usize = 3;
 /// A layer's data file, parts of which may be absent.
 ///
 /// All calls may come from any thread, any number at once. Bytes may vanish again between
-/// a `fill` and the next `try_read`; the reader then fills again, see [`fill_and`].
+/// a `fill` and the next `try_read`; the reader then fills again.
 pub trait LayerData: Send + Sync + 'static {
     /// Reads `buf.len()` bytes at `offset` if all are present. `false`, with `buf`
     /// unspecified, if any is absent. Local disk only, never the network.
