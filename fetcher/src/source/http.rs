@@ -40,6 +40,8 @@ const H2_STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// An idle connection is kept this long; most servers close theirs between 60 and 120 s.
 const IDLE_MAX: Duration = Duration::from_secs(50);
+/// Least time without a sign of the peer before it is asked for one.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
 /// Hosts with a semaphore of their own before the table is swept.
 const HOSTS_MAX: usize = 256;
 const USER_AGENT: &str = concat!("lazarette/", env!("CARGO_PKG_VERSION"));
@@ -85,7 +87,10 @@ impl Transport {
     ) -> Result<Self> {
         let proxies = Arc::new(Proxies::new(&config.proxy)?);
         let tls = tls::Tls::new(config.ca_file.as_deref(), reach.certificates.clone())?;
-        let connector = Connector::new(tls, proxies.clone(), config.connect_timeout)
+        // Two of these are less than what a request waits: by the time it is tried again, a
+        // connection that is dead is known to be, and another is made.
+        let silence = (config.stall_timeout / 3).max(SILENCE_MIN);
+        let connector = Connector::new(tls, proxies.clone(), config.connect_timeout, 2 * silence)
             .with_dial_timeout(reach.dial_timeout);
         let concurrency = config.concurrency.clamp(1, Semaphore::MAX_PERMITS);
         let client = Client::builder(TokioExecutor::new())
@@ -97,6 +102,8 @@ impl Transport {
             .http2_initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
             .http2_initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
             .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .http2_keep_alive_interval(silence)
+            .http2_keep_alive_timeout(silence)
             .build(connector.clone());
         Ok(Self {
             client,
@@ -148,7 +155,7 @@ impl Transport {
             body,
             stall: self.stall,
             counters: self.counters.clone(),
-            _permit: permit,
+            permit: Some(permit),
         })
     }
 
@@ -187,10 +194,15 @@ pub(crate) struct Answer {
     body: Incoming,
     stall: Duration,
     counters: Arc<Counters>,
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Answer {
+    /// Frees the host's slot; for an answer of which only a few words are of use.
+    pub(crate) fn give_up_slot(&mut self) {
+        self.permit = None;
+    }
+
     /// The next bytes, never empty; `None` at the end of the body.
     pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Fault> {
         loop {

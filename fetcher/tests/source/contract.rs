@@ -10,6 +10,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -21,6 +22,7 @@ use lazarette_fetcher::test_util::contract::{self, ARTIFACT_TYPE, Fixture, TAG};
 use lazarette_fetcher::test_util::{FakeRegistry, FakeRegistryBuilder, FaultySource, MemorySource};
 use lazarette_fetcher::types::{Digest, MediaType, Repository};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Notify;
 
 const PATH: &str = "team/app";
 
@@ -89,7 +91,7 @@ async fn registry_over_tls_and_http2_keeps_the_contract() {
     // Loopback is spoken to in the clear, so TLS needs a name of elsewhere, and a tunnel
     // to here.
     let proxy = ProxySettings {
-        https: Some(tunnel_to(registry.url_host()).await),
+        https: Some(tunnel_to(registry.url_host(), Arc::default()).await),
         ..ProxySettings::default()
     };
     let fixture = Fixture {
@@ -121,13 +123,43 @@ async fn registry_over_tls_and_http2_keeps_the_contract() {
     assert!(error.contains("set ca_file"), "{error}");
 }
 
-/// A proxy that tunnels whatever is asked for to `target`.
-async fn tunnel_to(target: String) -> String {
+#[tokio::test]
+async fn a_connection_that_fell_silent_is_left_for_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, ca_file) = private_ca(dir.path());
+    let registry = FakeRegistry::builder().tls(server).start().await.unwrap();
+    let silence = Arc::new(Notify::new());
+    let tunnel = tunnel_to(registry.url_host(), Arc::clone(&silence)).await;
+    let fixture = Fixture {
+        repository: Fixture::new("registry.example", PATH).repository,
+        ..load(&registry)
+    };
+    let config = SourceConfig {
+        ca_file: Some(ca_file),
+        stall_timeout: Duration::from_secs(1),
+        proxy: ProxySettings {
+            https: Some(tunnel),
+            ..ProxySettings::default()
+        },
+        ..SourceConfig::default()
+    };
+    let source = RegistrySource::new(config).unwrap();
+    source.resolve(&fixture.tagged(TAG)).await.unwrap();
+    // As where a router on the way forgets what it had: nobody is told.
+    silence.notify_waiters();
+    source.resolve(&fixture.tagged(TAG)).await.unwrap();
+    assert!(source.stats().retries > 0);
+    assert_eq!(registry.requests().http2, registry.requests().manifests);
+}
+
+/// A proxy that tunnels whatever is asked for to `target`, until `silence`: what is open then
+/// stays so, and nothing comes any more.
+async fn tunnel_to(target: String, silence: Arc<Notify>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
-            let target = target.clone();
+            let (target, silence) = (target.clone(), Arc::clone(&silence));
             tokio::spawn(async move {
                 let mut head = Vec::new();
                 while !head.ends_with(b"\r\n\r\n") {
@@ -139,8 +171,11 @@ async fn tunnel_to(target: String) -> String {
                     .await
                     .unwrap();
                 let mut server = tokio::net::TcpStream::connect(target).await.unwrap();
-                // Ends with either side; errors are the sides' affair.
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                tokio::select! {
+                    // Ends with either side; errors are the sides' affair.
+                    _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                    () = silence.notified() => std::future::pending().await,
+                }
             });
         }
     });

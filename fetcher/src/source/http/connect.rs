@@ -69,12 +69,20 @@ struct Ahead {
 }
 
 impl Connector {
-    /// A connector; connects to nothing yet.
-    pub(crate) fn new(tls: Tls, proxies: Arc<Proxies>, timeout: Duration) -> Self {
+    /// A connector; connects to nothing yet. A connection on which the peer's kernel confirms
+    /// nothing for `silence` is given up.
+    pub(crate) fn new(
+        tls: Tls,
+        proxies: Arc<Proxies>,
+        timeout: Duration,
+        silence: Duration,
+    ) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(KEEPALIVE));
+        // A peer that is gone without a word, as behind a router that forgot the connection.
+        tcp.set_tcp_user_timeout(Some(silence));
         Self {
             tcp,
             tls,
@@ -325,7 +333,12 @@ mod tests {
         let config = SourceConfig::default();
         let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
         let tls = Tls::new(None, Certificates::default()).unwrap();
-        Connector::new(tls, proxies, config.connect_timeout)
+        Connector::new(
+            tls,
+            proxies,
+            config.connect_timeout,
+            Duration::from_secs(10),
+        )
     }
 
     #[tokio::test]
@@ -407,6 +420,7 @@ mod tests {
         let mut connector = Connector::new(
             Tls::new(None, Certificates::default()).unwrap(),
             proxies,
+            hour,
             hour,
         )
         .with_dial_timeout(Some(Duration::from_millis(200)));
