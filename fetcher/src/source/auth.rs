@@ -40,6 +40,8 @@ const TOKENS_MAX: usize = 1024;
 const CREDENTIALS_TRIED_MAX: u32 = 5;
 /// Credentials are looked up again after this long: helpers hand out ones that expire.
 const CREDENTIALS_FRESH: Duration = Duration::from_secs(300);
+/// And after this long where they could not be read.
+const TROUBLE_FRESH: Duration = Duration::from_secs(5);
 
 /// Whom a request speaks to, and about what.
 #[derive(Debug, Clone)]
@@ -71,7 +73,14 @@ impl Access {
     fn scopes(&self) -> Vec<String> {
         let scope = |repository: &str, actions| format!("repository:{repository}:{actions}");
         match &self.action {
-            Action::Pull => vec![scope(&self.repository, "pull")],
+            Action::Pull => {
+                // Such a host has the repository below its own name for it.
+                let below = |prefix| format!("{prefix}/{}", self.repository);
+                let there = self.endpoint.prefix().map(below);
+                let own = scope(&self.repository, "pull");
+                let there = there.map(|repository| scope(&repository, "pull"));
+                std::iter::once(own).chain(there).collect()
+            }
             Action::Push { from } => {
                 let from = from.as_ref().map(|from| scope(from, "pull"));
                 let own = scope(&self.repository, "pull,push");
@@ -81,8 +90,8 @@ impl Access {
     }
 
     fn key(&self) -> TokenKey {
-        let (origin, repository) = (self.endpoint.origin(), self.repository.clone());
-        (origin, repository, self.action.clone())
+        let api = self.endpoint.origin() + &self.endpoint.api("");
+        (api, self.repository.clone(), self.action.clone())
     }
 }
 
@@ -127,8 +136,9 @@ impl Auth {
                 let found = self.found(access).await;
                 match &found.credential {
                     Credential::Basic { user, password } => Ok(Some(basic(user, password)?)),
+                    // Another repository may have wanted them, and this one may be for everybody.
                     Credential::Anonymous | Credential::Identity(_) | Credential::Registry(_) => {
-                        Err(denied(subject, &found, None).into())
+                        Ok(None)
                     }
                 }
             }
@@ -280,7 +290,13 @@ impl Auth {
     }
 
     async fn configured(&self, host: &str) -> Arc<Found> {
-        let fresh = |(at, _): &(Instant, Arc<Found>)| at.elapsed() < CREDENTIALS_FRESH;
+        let fresh = |(at, found): &(Instant, Arc<Found>)| {
+            let max = match found.trouble {
+                None => CREDENTIALS_FRESH,
+                Some(_) => TROUBLE_FRESH,
+            };
+            at.elapsed() < max
+        };
         let lookup = || async {
             let found = self.credentials.find(host).await;
             Ok::<_, std::convert::Infallible>((Instant::now(), Arc::new(found)))

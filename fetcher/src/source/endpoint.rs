@@ -70,6 +70,12 @@ impl Endpoint {
         format!("{}{tail}", self.root)
     }
 
+    /// What the host has before the names of repositories: a project that stands in for another
+    /// registry, `hub` of `/v2/hub`.
+    pub(crate) fn prefix(&self) -> Option<&str> {
+        self.root.strip_prefix(ROOT)?.strip_prefix('/')
+    }
+
     /// Whether it is spoken to without TLS.
     pub(crate) fn is_plain(&self) -> bool {
         self.scheme == Scheme::HTTP

@@ -122,6 +122,8 @@ pub struct FakeRegistryBuilder {
     auth: Auth,
     redirect: bool,
     no_referrers: bool,
+    forbids: bool,
+    private: Option<String>,
     token_life_s: Option<u64>,
     tls: Option<Arc<rustls::ServerConfig>>,
 }
@@ -164,6 +166,20 @@ impl FakeRegistryBuilder {
     #[must_use]
     pub fn basic(mut self, user: &str, password: &str) -> Self {
         self.auth = Auth::Basic(user.to_owned(), password.to_owned());
+        self
+    }
+
+    /// Answers credentials that are not the right ones with 403, and says no more.
+    #[must_use]
+    pub fn forbidding(mut self) -> Self {
+        self.forbids = true;
+        self
+    }
+
+    /// Wants what it wants for this repository alone.
+    #[must_use]
+    pub fn private(mut self, repository: &str) -> Self {
+        self.private = Some(repository.to_owned());
         self
     }
 

@@ -161,6 +161,8 @@ async fn the_config_is_asked_where_the_pulls_is_refused() {
     for (row, builder) in [
         FakeRegistry::builder().basic("u", "p"),
         FakeRegistry::builder().bearer_for("u", "p"),
+        // As ECR does with a token that has expired.
+        FakeRegistry::builder().basic("u", "p").forbidding(),
     ]
     .into_iter()
     .enumerate()
@@ -206,4 +208,18 @@ async fn a_registrys_own_token_is_sent_as_it_is() {
         tokens,
         "none was asked for"
     );
+}
+
+#[tokio::test]
+async fn what_one_repository_wants_another_need_not() {
+    let builder = FakeRegistry::builder().basic("u", "p").private("a/b");
+    let case = case(builder, SourceConfig::default()).await;
+    case.refusal().await;
+    let public = BlobRef {
+        repository: repository(&case.registry, "for/all"),
+        ..case.blob.clone()
+    };
+    let body = case.source.read_all(&public).await.unwrap();
+    assert_eq!(collect(body).await.unwrap(), b"bytes");
+    case.refusal().await;
 }

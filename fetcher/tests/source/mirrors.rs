@@ -535,6 +535,21 @@ async fn a_mirror_has_its_own_authority_and_certificates() {
 }
 
 #[tokio::test]
+async fn a_token_is_good_for_the_project_that_stands_in() {
+    let case = Case::new(FakeRegistry::builder()).await;
+    let mirror = case.mirror(FakeRegistry::builder().bearer()).await;
+    let address = mirror.url_host();
+    case.hosts(&format!(
+        "[host.\"http://{address}/v2/hub\"]\noverride_path = true\n"
+    ));
+    let source = case.source();
+    let read = case.ten(source.as_ref()).await.unwrap();
+    assert_eq!(read, case.expected_ten());
+    assert_eq!(case.upstream.requests().blobs, 0);
+    assert_eq!(mirror.requests().tokens, 1);
+}
+
+#[tokio::test]
 async fn a_connection_begun_ahead_goes_to_the_first_host() {
     let case = Case::new(FakeRegistry::builder()).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

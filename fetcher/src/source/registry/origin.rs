@@ -1,8 +1,8 @@
 //! One question to a registry: with authorization, and through redirects.
 //!
 //! Invariant: `Authorization` and a site's own headers are only on requests that
-//! [`Endpoint::owns`] covers; a 401 leads to at most two more tries: with a
-//! new token, and with another credential if there is one.
+//! [`Endpoint::owns`] covers; a 401, or a 403 to credentials, leads to at most two more tries:
+//! with a new token, and with another credential if there is one.
 //!
 //! [`Endpoint::owns`]: crate::source::endpoint::Endpoint::owns
 
@@ -143,29 +143,42 @@ impl Asker<'_> {
         let auth = &self.core.auth;
         let mut used = auth.header(self.access, self.subject).await?;
         let mut answer = self.send(&uri, question, used.as_ref()).await?;
-        if answer.status != StatusCode::UNAUTHORIZED {
+        if !is_refused(&answer, used.as_ref()) {
             return Ok(answer);
         }
         auth.refused(self.access, used.as_ref(), &answer.headers)
             .await?;
-        let words = answer::registry_words(&mut answer).await;
-        drop(answer);
+        // What is asked next may need it.
+        answer.give_up_slot();
         for try_other in [false, true] {
             if try_other && !auth.disown(self.access, used.as_ref()).await {
                 break;
             }
             let renewed = auth.header(self.access, self.subject).await?;
             if renewed != used {
-                let answer = self.send(&uri, question, renewed.as_ref()).await?;
-                if answer.status != StatusCode::UNAUTHORIZED {
+                answer = self.send(&uri, question, renewed.as_ref()).await?;
+                if !is_refused(&answer, renewed.as_ref()) {
                     return Ok(answer);
                 }
+                answer.give_up_slot();
             }
             used = renewed;
         }
-        Err(auth
-            .denied(self.access, self.subject, words.as_deref())
-            .await
-            .into())
+        if answer.status == StatusCode::FORBIDDEN {
+            return Ok(answer);
+        }
+        let words = answer::registry_words(&mut answer).await;
+        let denied = auth.denied(self.access, self.subject, words.as_deref());
+        Err(denied.await.into())
+    }
+}
+
+/// Whether other credentials may be answered otherwise. Some registries say 403 to ones that
+/// have expired (ECR does) or that may not read this, where others could.
+fn is_refused(answer: &Answer, used: Option<&HeaderValue>) -> bool {
+    match answer.status {
+        StatusCode::UNAUTHORIZED => true,
+        StatusCode::FORBIDDEN => used.is_some(),
+        _ => false,
     }
 }

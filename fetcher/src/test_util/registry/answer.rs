@@ -57,7 +57,11 @@ pub(super) async fn handle(
         shared.state.lock().requests.credentials_at_cdn += 1;
     }
     if !cdn && !authorized(&shared, &request) {
-        return Ok(challenge(&shared));
+        let has_some = request.headers().contains_key(header::AUTHORIZATION);
+        return Ok(match shared.setup.forbids && has_some {
+            true => complaint(403, "DENIED", "your token has expired"),
+            false => challenge(&shared),
+        });
     }
     let fault = shared.fault(endpoint);
     Ok(match endpoint {
@@ -78,6 +82,13 @@ fn authorized(shared: &Shared, request: &Request<Incoming>) -> bool {
         .headers()
         .get(header::AUTHORIZATION)
         .and_then(|v| v.to_str().ok());
+    let is_of = |private: &String| {
+        let path = request.uri().path().strip_prefix("/v2/");
+        path.is_some_and(|path| path.starts_with(private))
+    };
+    if !shared.setup.private.as_ref().is_none_or(is_of) {
+        return true;
+    }
     match &shared.setup.auth {
         Auth::Open => true,
         Auth::Basic(user, password) => given == Some(basic(user, password).as_str()),

@@ -18,14 +18,19 @@ const BODY_BYTES_MAX: usize = 64 << 20;
 
 /// Whether a token that was asked for with these scopes is good for the request.
 pub(super) fn may(request: &Request<Incoming>, scopes: &str) -> bool {
+    let path = request.uri().path();
     if [Method::GET, Method::HEAD].contains(request.method()) {
-        return true;
+        let kinds = ["blobs", "manifests", "referrers"];
+        let mut named = kinds.iter().filter_map(|kind| split(path, kind));
+        return named.all(|(repository, _)| {
+            let wanted = format!("repository:{repository}:pull");
+            scopes.split(' ').any(|scope| scope.starts_with(&wanted))
+        });
     }
     let has = |repository: &str, actions: &str| {
         let scope = format!("repository:{repository}:{actions}");
         scopes.split(' ').any(|own| own == scope)
     };
-    let path = request.uri().path();
     let own = split(path, "blobs/uploads").or_else(|| split(path, "manifests"));
     own.is_some_and(|(repository, _)| has(repository, "pull,push"))
         && query(request)
