@@ -37,6 +37,13 @@ fn judge(
     let told = words
         .as_ref()
         .map_or(String::new(), |words| format!(": {words}"));
+    let unexpected = || {
+        let detail = format!(
+            "{host} gave the unexpected answer {code}{told}; check that it is an OCI registry"
+        );
+        let what = what.clone();
+        Fault::from(Error::Unsupported { what, detail })
+    };
     match code {
         401 | 403 => Error::Denied {
             what,
@@ -59,17 +66,12 @@ fn judge(
             detail: format!("the server answered 429{told}"),
             kind: Trouble::Limited { retry_after },
         }),
-        408 | 425 | 500 | 502 | 503 | 504 => Fault::Transient(Transient {
+        501 | 505 => unexpected(),
+        408 | 425 | 500..=599 => Fault::Transient(Transient {
             detail: format!("the server answered {code}{told}"),
             kind: Trouble::Broken { retry_after },
         }),
-        _ => Error::Unsupported {
-            what,
-            detail: format!(
-                "{host} gave the unexpected answer {code}{told}; check that it is an OCI registry"
-            ),
-        }
-        .into(),
+        _ => unexpected(),
     }
 }
 
@@ -163,6 +165,10 @@ mod tests {
                 "blob sha256:1 is not supported: reg.io gave the unexpected answer 418: DENIED no",
             ),
             (
+                501,
+                "blob sha256:1 is not supported: reg.io gave the unexpected answer 501: DENIED no",
+            ),
+            (
                 200,
                 "blob sha256:1 is not supported: reg.io gave the unexpected answer 200",
             ),
@@ -177,7 +183,8 @@ mod tests {
             }
         }
         let wait = Some(Duration::from_secs(3));
-        for code in [408, 425, 429, 500, 502, 503, 504] {
+        // What stands in front of a registry has numbers of its own: 522 is Cloudflare's.
+        for code in [408, 425, 429, 500, 502, 503, 504, 507, 522] {
             let status = StatusCode::from_u16(code).unwrap();
             let fault = judge(&subject(), status, wait, None);
             let Fault::Transient(transient) = fault else {

@@ -8,7 +8,8 @@
 //! Several parts of a blob are asked for in one request: a registry's work for a request
 //! is mostly the same however little it is for. Many servers can do that and some cannot;
 //! they answer with everything, or with the first part. A host that does is asked for one
-//! part at a time from then on, and the body goes on as if nothing had happened.
+//! part at a time from then on, as is one that refuses, and the body goes on as if nothing had
+//! happened.
 
 mod facts;
 
@@ -338,6 +339,9 @@ impl Opening<'_> {
                     confusing: false,
                 }));
             }
+            if self.refuses_several(&route, answer.status) {
+                return Ok(None);
+            }
             let fault = answer::fault(self.subject, &mut answer).await;
             if !is_stale(&route, answer.status) {
                 return Err(fault);
@@ -392,10 +396,24 @@ impl Opening<'_> {
             self.core.counters.add(Count::Redirects, 1);
             return Ok((Route::Elsewhere(target), None));
         }
-        if !matches!(answer.status.as_u16(), 200 | 206) {
+        let is_of_use = matches!(answer.status.as_u16(), 200 | 206)
+            || self.refuses_several(&Route::Origin, answer.status);
+        if !is_of_use {
             return Err(answer::fault(self.subject, &mut answer).await);
         }
         Ok((Route::Origin, Some(answer)))
+    }
+
+    /// Whether an answer may be to the number of parts alone: some servers know ranges of one
+    /// part only, and call others wrong (zot says 416).
+    fn refuses_several(&self, route: &Route, status: StatusCode) -> bool {
+        self.parts.len() > 1
+            && match status.as_u16() {
+                416 | 501 => true,
+                // Elsewhere it is the address that is too old.
+                400 => *route == Route::Origin,
+                _ => false,
+            }
     }
 
     async fn ask(&self, route: &Route) -> Result<Answer, Fault> {
