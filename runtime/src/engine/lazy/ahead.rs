@@ -10,8 +10,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
@@ -22,6 +22,7 @@ use lazarette_snapshotter::remote::Wanted;
 use lazarette_snapshotter::tree::Tree;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::super::Engine;
 use super::super::warming::Warming;
@@ -51,7 +52,8 @@ pub(super) struct Resolved {
 type Work<T> = Shared<BoxFuture<'static, Result<Arc<T>, Arc<str>>>>;
 
 struct Entry<T> {
-    since: Instant,
+    /// When there was a result.
+    done: Arc<OnceLock<Instant>>,
     work: Work<T>,
 }
 
@@ -192,7 +194,7 @@ async fn resolve(
         None => reference.clone(),
     };
     let manifest = engine.resolver.manifest(&named).await?;
-    let puller = engine.puller(PullMode::Lazy, Trace::new(Instant::now()));
+    let puller = engine.puller(PullMode::Lazy, Trace::new(std::time::Instant::now()));
     puller.look_ahead(&reference, &manifest).await;
     let image = engine.resolver.image(&reference, manifest).await?;
     let own = engine.own_start(&image).await;
@@ -244,18 +246,19 @@ where
     all.retain(|_, entry| is_fresh(entry, keep));
     let entry = all.entry(key).or_insert_with(|| {
         let work = spawn(begin());
-        drop_later(keep, entries, work.clone());
-        Entry {
-            since: Instant::now(),
-            work,
-        }
+        let done = Arc::default();
+        drop_later(keep, entries, (work.clone(), Arc::clone(&done)));
+        Entry { done, work }
     });
     entry.work.clone()
 }
 
-/// Drops the result of `work` when it has stood long enough.
-fn drop_later<K, T>(keep: Keep, entries: &Entries<K, T>, work: Work<T>)
-where
+/// Drops the result of `work` when it has stood long enough, and says in `done` since when.
+fn drop_later<K, T>(
+    keep: Keep,
+    entries: &Entries<K, T>,
+    (work, done): (Work<T>, Arc<OnceLock<Instant>>),
+) where
     K: std::hash::Hash + Eq + Send + 'static,
     T: Send + Sync + 'static,
 {
@@ -266,7 +269,8 @@ where
             Ok(_) => keep.done,
             Err(_) => keep.failed,
         };
-        tokio::time::sleep(wait).await;
+        let since = *done.get_or_init(Instant::now);
+        tokio::time::sleep_until(since + wait).await;
         if let Some(entries) = entries.upgrade() {
             entries.lock().retain(|_, entry| is_fresh(entry, keep));
         }
@@ -274,11 +278,11 @@ where
 }
 
 fn is_fresh<T>(entry: &Entry<T>, keep: Keep) -> bool {
-    let age = entry.since.elapsed();
-    match entry.work.peek() {
-        None => true,
-        Some(Ok(_)) => age < keep.done,
-        Some(Err(_)) => age < keep.failed,
+    let age = entry.done.get().map(Instant::elapsed);
+    match (entry.work.peek(), age) {
+        (None, _) | (_, None) => true,
+        (Some(Ok(_)), Some(age)) => age < keep.done,
+        (Some(Err(_)), Some(age)) => age < keep.failed,
     }
 }
 
@@ -335,6 +339,30 @@ mod tests {
         let failed = join_for(SHORT, &entries, 2, || async { Err(missing(2)) });
         failed.await.unwrap_err();
         until_empty(&entries).await;
+    }
+
+    #[tokio::test]
+    async fn what_failed_after_a_while_stands_from_then_on() {
+        let entries = Entries::<u8, u8>::default();
+        let (fail, failing) = tokio::sync::oneshot::channel::<()>();
+        let silent = async move {
+            failing.await.unwrap();
+            Err(missing(1))
+        };
+        let work = join(&entries, 1, || silent);
+        let done = Arc::clone(&entries.lock()[&1].done);
+        assert!(done.get().is_none());
+        let began_to_fail = Instant::now();
+        fail.send(()).unwrap();
+        work.await.unwrap_err();
+        let told = async {
+            while done.get().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let bound = Duration::from_secs(60);
+        tokio::time::timeout(bound, told).await.unwrap();
+        assert!(*done.get().unwrap() >= began_to_fail);
     }
 
     #[tokio::test]

@@ -43,8 +43,11 @@ impl NodeLayers {
             .into_iter()
             .partition(|digest| named.contains(digest));
         for digest in unnamed {
-            // The process ended before a snapshot was made of it.
-            self.discard(&digest).await?;
+            // The process ended before a snapshot was made of it. Nobody is to wait for what
+            // nobody has; the next start tries again.
+            if let Err(error) = self.discard(&digest).await {
+                tracing::warn!(%digest, %error, "cannot remove a layer that nobody has");
+            }
         }
         let tried = stream::iter(named)
             .map(async |digest| (digest, self.try_mount(&digest).await))
