@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::stats::{Count, Counters};
 use crate::{Error, Result};
 
-/// Failures in a row before giving up: with the waits below about 6 s on average.
+/// Failures in a row before giving up, but for what lasts: with the waits below about 6 s on
+/// average.
 const FAILURES_MAX: u32 = 8;
 /// Failures in a row when nobody even answers the connection: a wrong address should not
 /// cost a user more than a second.
@@ -103,16 +104,30 @@ pub(crate) enum Patience {
     /// As long as there is a chance: there is nobody else to ask.
     #[default]
     Full,
+    /// Until the deadline: the host is known to have been there, and who waits may be a
+    /// container, to which a registry's restart is to be a pause.
+    Lasting,
     /// A body that breaks is resumed once; else somebody else is asked.
     Brief,
 }
 
 impl Patience {
+    /// Failures of this kind in a row before there is no chance. Pure.
+    fn failures_max(self, kind: Trouble) -> u32 {
+        match (self, kind) {
+            (Self::Lasting, Trouble::Connect | Trouble::Silent | Trouble::Broken { .. }) => {
+                u32::MAX
+            }
+            (_, Trouble::Connect) => CONNECT_FAILURES_MAX,
+            (_, Trouble::Silent | Trouble::Broken { .. } | Trouble::Limited { .. }) => FAILURES_MAX,
+        }
+    }
+
     /// Whether so many failures in a row, of which the last is of this kind, are enough
     /// whatever time is left. Pure.
     fn ends(self, failures: u32, kind: Trouble) -> bool {
         match (self, kind) {
-            (Self::Full, _) => false,
+            (Self::Full | Self::Lasting, _) => false,
             (Self::Brief, Trouble::Broken { retry_after: None }) => failures > 1,
             (
                 Self::Brief,
@@ -145,19 +160,17 @@ impl Jitter {
 /// `fraction` is in `0..1`: full jitter, so that a crowd of clients does not come back in
 /// step. A server's `Retry-After` is a lower bound, never ignored.
 pub(crate) fn next_wait(
+    patience: Patience,
     failures: u32,
     kind: Trouble,
     remaining: Duration,
     fraction: f64,
 ) -> Option<Duration> {
-    let (failures_max, asked) = match kind {
-        Trouble::Connect => (CONNECT_FAILURES_MAX, None),
-        Trouble::Silent => (FAILURES_MAX, None),
-        Trouble::Broken { retry_after } | Trouble::Limited { retry_after } => {
-            (FAILURES_MAX, retry_after)
-        }
+    let asked = match kind {
+        Trouble::Connect | Trouble::Silent => None,
+        Trouble::Broken { retry_after } | Trouble::Limited { retry_after } => retry_after,
     };
-    if failures >= failures_max {
+    if failures >= patience.failures_max(kind) {
         return None;
     }
     let ceiling = BACKOFF_FIRST
@@ -227,6 +240,14 @@ impl Attempts {
         self
     }
 
+    /// The same for what is known to be there, unless somebody else can be asked.
+    pub(crate) fn lasting(mut self) -> Self {
+        if self.patience == Patience::Full {
+            self.patience = Patience::Lasting;
+        }
+        self
+    }
+
     /// What the operation is about.
     pub(crate) fn subject(&self) -> &Subject {
         &self.subject
@@ -259,6 +280,7 @@ impl Attempts {
         self.failures += 1;
         let remaining = self.deadline.saturating_sub(self.since_progress.elapsed());
         let wait = next_wait(
+            self.patience,
             self.failures,
             transient.kind,
             remaining,

@@ -406,3 +406,21 @@ async fn https_goes_through_a_tunnel() {
         "{head}"
     );
 }
+
+#[tokio::test]
+async fn a_registry_that_is_away_for_a_while_is_waited_for() {
+    let mut case = case(FakeRegistry::builder(), SourceConfig::default()).await;
+    case.read(0, 10).await;
+    case.registry.close().await;
+    let range = ByteRange::new(10, 20).unwrap();
+    let body = case.source.read_range(&case.blob, range);
+    let back = async {
+        // More failures than a mistyped address is given.
+        while case.source.stats().retries < 5 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        case.registry.reopen().await.unwrap();
+    };
+    let (body, ()) = tokio::join!(body, back);
+    assert_eq!(collect(body.unwrap()).await.unwrap(), case.bytes[10..20]);
+}

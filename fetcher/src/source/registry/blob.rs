@@ -51,6 +51,8 @@ pub(super) async fn open(
     parts: &[ByteRange],
 ) -> Result<Body> {
     let attempts = core.attempts(format!("blob {}", blob.digest), &blob.repository);
+    // Who asks for it has read the manifest that names it.
+    let attempts = attempts.lasting();
     let is_some = |part: &ByteRange| !part.is_empty();
     let mut reader = Reader {
         core: core.clone(),

@@ -49,12 +49,26 @@ fn waits_by_the_table() {
         (u32::MAX, broken(None), minute, 1.0, None),
     ];
     for (failures, kind, remaining, fraction, expected) in table {
-        let got = next_wait(failures, kind, remaining, fraction);
+        let got = next_wait(Patience::Full, failures, kind, remaining, fraction);
         assert_eq!(
             got, expected,
             "{failures} {kind:?} {remaining:?} {fraction}"
         );
     }
+}
+
+#[test]
+fn what_lasts_ends_with_the_deadline_alone() {
+    for kind in [broken(None), Trouble::Connect, Trouble::Silent] {
+        for failures in [3, 8, 1000, u32::MAX] {
+            let wait = next_wait(Patience::Lasting, failures, kind, MINUTE, 1.0);
+            assert!(wait.is_some_and(|wait| wait <= BACKOFF_MAX), "{kind:?}");
+            let late = next_wait(Patience::Lasting, failures, kind, Duration::ZERO, 1.0);
+            assert_eq!(late, None, "{kind:?}");
+        }
+    }
+    let limited = Trouble::Limited { retry_after: None };
+    assert_eq!(next_wait(Patience::Lasting, 8, limited, MINUTE, 0.0), None);
 }
 
 #[test]
