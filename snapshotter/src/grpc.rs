@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use futures_util::stream;
 use lazarette_fetcher::task::blocking;
+use lazarette_fetcher::types::Digest;
 use lazarette_proto::snapshots::{
     CleanupRequest, CommitSnapshotRequest, ListSnapshotsRequest, ListSnapshotsResponse,
     MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse,
@@ -150,7 +151,14 @@ impl Inner {
                 tracing::debug!(snapshot = target, why, "containerd brings this layer");
                 return Ok(());
             }
-            Ask::Layer(wanted) => self.bring(new, name, *wanted).await,
+            Ask::Layer(wanted) => {
+                let layer = wanted.blob_digest;
+                let brought = self.bring(new, name, *wanted).await;
+                if brought.is_err() {
+                    self.let_go(layer).await;
+                }
+                brought
+            }
         };
         match brought {
             Ok(()) => Err(there()),
@@ -177,6 +185,20 @@ impl Inner {
             // Two asked at once.
             Err(Error::AlreadyExists { .. }) => Ok(()),
             made => made,
+        }
+    }
+
+    /// Releases a layer that containerd brings after all, unless a snapshot names it. Nobody
+    /// would before the next start: no snapshot of it is ever removed.
+    async fn let_go(self: &Arc<Self>, layer: Digest) {
+        let _naming = self.naming.write().await;
+        let let_go = match self.with(move |snapshots| snapshots.is_named(&layer)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => self.lazy.release(&layer).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = let_go {
+            tracing::warn!(digest = %layer, %error, "layer could not be released");
         }
     }
 

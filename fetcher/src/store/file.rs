@@ -260,7 +260,8 @@ impl LayerFile {
         self.removed.store(true, Ordering::Release);
     }
 
-    pub(super) fn is_removed(&self) -> bool {
+    /// Whether its directory is gone, by this process.
+    pub fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
     }
 

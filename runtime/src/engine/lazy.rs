@@ -212,6 +212,10 @@ impl NodeLayers {
         if let Some(path) = self.path(&digest) {
             return Ok(path);
         }
+        // Whoever could not use it released it since it was opened.
+        if layer.file().is_removed() {
+            return Err(unknown(&digest, &None));
+        }
         let path = match &self.served {
             Some(served) => served.hold(&layer).await?,
             None => self.hold_here(&layer).await?,

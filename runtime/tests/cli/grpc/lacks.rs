@@ -118,6 +118,11 @@ fn places(dir: &Path) -> usize {
     fs::read_dir(dir.join("state/layers")).unwrap().count()
 }
 
+/// Layers in the store.
+fn stored(dir: &Path) -> usize {
+    fs::read_dir(dir.join("root/layers")).map_or(0, Iterator::count)
+}
+
 /// Whether everything mounted is the server's.
 fn all_are_the_servers(dir: &Path) -> bool {
     let (mounts, layers) = (mounts(dir), dir.join("state/layers"));
@@ -143,9 +148,9 @@ async fn privileged_what_the_mount_server_has_no_descriptors_for_containerd_brin
         }
     }
     assert!((5..20).contains(&brought.len()), "{brought:?}");
-    let left = (0..LAYERS)
-        .find(|number| !brought.contains(number))
-        .unwrap();
+    assert_eq!(stored(dir.path()), brought.len(), "nobody has the others");
+    let is_left = |number: &usize| !brought.contains(number);
+    let left = (0..LAYERS).find(is_left).unwrap();
     let before: Vec<_> = pids.iter().map(|pid| open_files(*pid)).collect();
 
     // Again and again: it is said, leaks nothing, and takes nobody else's connection.
@@ -236,6 +241,7 @@ async fn privileged_until_there_is_a_mount_server_containerd_brings_layers() {
     let (node, _) = Node::open_served(dir.path(), &program("laz-mountd")).await;
     assert!(!images.bring(&node, 0).await);
     assert_eq!(mounts_below(dir.path()), 0, "lazd mounts nothing instead");
+    assert_eq!(stored(dir.path()), 0, "nobody has it");
     fs::remove_dir(&socket).unwrap();
     let began = Instant::now();
     while !images.bring(&node, 0).await {

@@ -95,6 +95,26 @@ fn a_layer_is_one_snapshot_in_all_namespaces() {
     assert!(remote.layers.mounted.lock().is_empty());
 }
 
+#[test]
+fn a_layer_without_a_snapshot_is_let_go_unless_another_has_it() {
+    let remote = Remote::new();
+    let [target, other, blob] = [b"target", b"others", b"a blob"].map(|text| Digest::sha256(text));
+    remote.layers.available.lock().insert(blob);
+    // It is brought, and then nothing can be made of it.
+    let fail = || {
+        let labels = of_layer(&other, &blob);
+        let answer = remote.prepare("ns/1/extract", "nobody", &labels);
+        assert_eq!(answer, Err(Refusal::NotFound));
+    };
+    fail();
+    assert!(remote.layers.mounted.lock().is_empty());
+    let labels = of_layer(&target, &blob);
+    let answer = remote.prepare("ns/2/extract", "", &labels);
+    assert_eq!(answer, Err(Refusal::AlreadyExists));
+    fail();
+    assert_eq!(remote.layers.mounted.lock().len(), 1);
+}
+
 /// How a client goes away.
 #[derive(Debug, Clone, Copy)]
 enum Leaving {
