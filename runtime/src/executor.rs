@@ -19,6 +19,7 @@ mod console;
 mod embedded;
 mod external;
 pub mod host;
+mod owner;
 mod protocol;
 mod task;
 
@@ -114,6 +115,9 @@ pub struct LaunchPlan {
     pub id: String,
     /// Directory with `config.json`; must outlive the task.
     pub bundle: PathBuf,
+    /// User id that the container's process starts with, as its document says: pipes and
+    /// terminal are given to that user, who could not open them by name otherwise.
+    pub uid: u32,
     /// Directory for runtime state; created when missing. Nothing of this container is
     /// left in it after [`Task::delete`].
     pub state_root: PathBuf,

@@ -7,11 +7,6 @@ use std::time::Duration;
 use lazarette_runtime::executor::{Error, ExitStatus, Size};
 use lazarette_runtime::spec::{ContainerOptions, Limits, Network};
 
-#[path = "executor_conformance/executor_support.rs"]
-mod executor_support;
-
-use executor_support::{Bench, Running, bounded, executors, is_root, sh, wait_gone};
-
 /// The test's name, for the line that says it was skipped.
 macro_rules! need_root {
     ($name:literal) => {
@@ -20,6 +15,13 @@ macro_rules! need_root {
         }
     };
 }
+
+#[path = "executor_conformance/executor_support.rs"]
+mod executor_support;
+#[path = "executor_conformance/streams.rs"]
+mod streams;
+
+use executor_support::{Bench, Running, bounded, executors, is_root, sh, wait_gone};
 
 struct Case {
     name: &'static str,

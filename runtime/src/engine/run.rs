@@ -50,6 +50,8 @@ pub struct RunRequest {
 struct Prepared {
     image: Image,
     session: Session,
+    /// User id of its process.
+    uid: u32,
     /// The image's accounts, unless they were known before.
     accounts: Option<AccountFiles>,
 }
@@ -89,6 +91,7 @@ impl Engine {
         let Prepared {
             image,
             mut session,
+            uid,
             accounts,
         } = tokio::select! {
             prepared = self.prepare(&mut request, (puller, executor), stage) => prepared?,
@@ -99,6 +102,7 @@ impl Engine {
         let play = Play {
             engine: self,
             image: &image,
+            uid,
             executor,
             trace,
         };
@@ -184,6 +188,7 @@ impl Engine {
         Ok(Prepared {
             image,
             session,
+            uid: bundle.uid(),
             accounts: (!is_known).then_some(bundle.accounts),
         })
     }
@@ -268,6 +273,7 @@ const LAUNCH_GRACE: Duration = Duration::from_secs(3);
 struct Play<'a> {
     engine: &'a Arc<Engine>,
     image: &'a Image,
+    uid: u32,
     executor: &'a dyn Executor,
     trace: &'a Trace,
 }
@@ -286,6 +292,7 @@ impl Play<'_> {
         let plan = LaunchPlan {
             id: stage.id().to_owned(),
             bundle: stage.bundle(),
+            uid: self.uid,
             state_root: stage.dir().join("executor"),
             io,
         };

@@ -1,4 +1,4 @@
-//! Receiving the master end of a container's terminal from its runtime.
+//! A container's terminal: its master end comes from the runtime and is made ready here.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,18 +6,55 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use super::protocol::CONSOLE_SOCKET;
-use crate::sys::socket;
+use super::{Error, Size, owner};
+use crate::sys::{socket, terminal};
 
 /// Most bytes of the message that carries the descriptor; runtimes send a device name.
 const NAME_BYTES_MAX: usize = 4096;
 
+/// A terminal that a container is about to get.
+pub(super) struct Console {
+    socket: ConsoleSocket,
+    size: Option<Size>,
+    uid: Option<u32>,
+}
+
+impl Console {
+    /// Expects it in the container's directory `state`. It gets `size` and goes to the
+    /// user `uid`, where they are given.
+    pub(super) fn expect(
+        state: &Path,
+        size: Option<Size>,
+        uid: Option<u32>,
+    ) -> Result<Self, Error> {
+        let socket = ConsoleSocket::bind(state);
+        let socket = socket.map_err(Error::io("bind the terminal's socket"))?;
+        Ok(Self { socket, size, uid })
+    }
+
+    /// Its master end, as the command is to find it. Call once the container is created,
+    /// before the command runs.
+    pub(super) fn receive(&self) -> Result<OwnedFd, Error> {
+        let master = self.socket.receive();
+        let master = master.map_err(Error::io("receive the container's terminal"))?;
+        if let Some(size) = self.size {
+            terminal::set_size(&master, size).map_err(Error::io("set the terminal's size"))?;
+        }
+        if let Some(uid) = self.uid {
+            let given = owner::give_terminal(&master, uid);
+            given.map_err(Error::io("give the container's user its terminal"))?;
+        }
+        Ok(master)
+    }
+}
+
 /// A socket in a container's state directory that its runtime sends the master end to.
-pub(super) struct ConsoleSocket(UnixListener);
+struct ConsoleSocket(UnixListener);
 
 impl ConsoleSocket {
     /// Binds in `state`. The path may be longer than a socket address: it is bound through
     /// an open descriptor of the directory.
-    pub(super) fn bind(state: &Path) -> io::Result<Self> {
+    fn bind(state: &Path) -> io::Result<Self> {
         use std::os::fd::AsRawFd;
         let dir = std::fs::File::open(state)?;
         let short = format!("/proc/self/fd/{}/{CONSOLE_SOCKET}", dir.as_raw_fd());
@@ -26,9 +63,9 @@ impl ConsoleSocket {
         Ok(Self(listener))
     }
 
-    /// Takes the master end. Call once the container is created: the runtime has sent it
-    /// by then, so nothing is waited for.
-    pub(super) fn receive(&self) -> io::Result<OwnedFd> {
+    /// Takes the master end. The runtime of a container that is created has sent it, so
+    /// nothing is waited for.
+    fn receive(&self) -> io::Result<OwnedFd> {
         let (stream, _) = self.0.accept()?;
         stream.set_nonblocking(true)?;
         let mut name = [0; NAME_BYTES_MAX];

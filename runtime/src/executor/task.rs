@@ -15,12 +15,12 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
-use super::console::ConsoleSocket;
+use super::console::Console;
 use super::protocol::{self, Event, Failure, HostPlan, Request, Runtime, Stage};
 use super::{
-    ContainerIo, Error, Executor, ExitStatus, LaunchPlan, Launched, Size, Task, Times, host,
+    ContainerIo, Error, Executor, ExitStatus, LaunchPlan, Launched, Task, Times, host, owner,
 };
-use crate::sys::{number, process, socket, terminal};
+use crate::sys::{number, process, socket};
 
 /// How long removing a container may take: cgroups are retried for half a second, and a
 /// runtime binary needs tens of milliseconds.
@@ -179,14 +179,19 @@ async fn launch(hosts: &Hosts, runtime: Runtime, plan: LaunchPlan) -> Result<Lau
         state,
         runtime,
     };
-    let prepared = prepare(hosts, &host_plan, plan.io);
-    let (mut host, console, size) = prepared.inspect_err(|_| {
+    // Runtime binaries give the streams away themselves.
+    let uid = match host_plan.runtime {
+        Runtime::Embedded => Some(plan.uid),
+        Runtime::External { .. } => None,
+    };
+    let prepared = prepare(hosts, &host_plan, plan.io, uid);
+    let (mut host, console) = prepared.inspect_err(|_| {
         // No host, so nobody else removes it; what is in it is ours alone.
         if let Err(error) = std::fs::remove_dir_all(&host_plan.state) {
             tracing::warn!(error = %error, "state directory could not be removed");
         }
     })?;
-    match start(&mut host, &host_plan.id, console, size).await {
+    match start(&mut host, &host_plan.id, console).await {
         Ok((pid, times, console)) => {
             let program = hosts.program.clone();
             let task = Box::new(HostTask {
@@ -228,47 +233,42 @@ fn claim_state(root: &Path, id: &str) -> Result<PathBuf, Error> {
     })
 }
 
-/// Gives a host its container, with the socket for its terminal when it has one.
+/// Gives a host its container, whose streams go to the user `uid`, and expects its terminal
+/// when it is to have one.
 fn prepare(
     hosts: &Hosts,
     plan: &HostPlan,
     io: ContainerIo,
-) -> Result<(Host, Option<ConsoleSocket>, Option<Size>), Error> {
-    let request = Request::Launch(plan.clone());
-    match io {
+    uid: Option<u32>,
+) -> Result<(Host, Option<Console>), Error> {
+    let (fds, console) = match io {
         ContainerIo::Fds {
             stdin,
             stdout,
             stderr,
-        } => {
-            let host = hosts.take()?;
-            host.begin(&request, &[stdin, stdout, stderr])?;
-            Ok((host, None, None))
-        }
+        } => (vec![stdin, stdout, stderr], None),
         ContainerIo::Terminal { size } => {
-            let socket = ConsoleSocket::bind(&plan.state);
-            let socket = socket.map_err(Error::io("bind the terminal's socket"))?;
-            let host = hosts.take()?;
-            host.begin(&request, &[])?;
-            Ok((host, Some(socket), size))
+            (Vec::new(), Some(Console::expect(&plan.state, size, uid)?))
         }
+    };
+    if let Some(uid) = uid {
+        let given = owner::give_pipes(&fds, uid);
+        given.map_err(Error::io("give the container's user its streams"))?;
     }
+    let host = hosts.take()?;
+    host.begin(&Request::Launch(plan.clone()), &fds)?;
+    Ok((host, console))
 }
 
 /// Follows a spawned host until the command runs.
 async fn start(
     host: &mut Host,
     id: &str,
-    console: Option<ConsoleSocket>,
-    size: Option<Size>,
+    console: Option<Console>,
 ) -> Result<(u32, Times, Option<OwnedFd>), Error> {
     let progress = host.reached(|progress| progress.created.is_some()).await;
     let (pid, created) = progress.created.ok_or_else(|| progress.launch_error(id))?;
-    let console = console.map(|socket| socket.receive()).transpose();
-    let console = console.map_err(Error::io("receive the container's terminal"))?;
-    if let (Some(console), Some(size)) = (&console, size) {
-        terminal::set_size(console, size).map_err(Error::io("set the terminal's size"))?;
-    }
+    let console = console.map(|console| console.receive()).transpose()?;
     // Refused only by a host that is gone, which is noticed next.
     let _ = host.send(&Request::Start);
     let progress = host.reached(|progress| progress.started.is_some()).await;

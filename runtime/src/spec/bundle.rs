@@ -28,6 +28,15 @@ pub struct Bundle {
     pub accounts: AccountFiles,
 }
 
+impl Bundle {
+    /// User id that the container's process starts with.
+    #[must_use]
+    pub fn uid(&self) -> u32 {
+        let process = self.spec.process().as_ref();
+        process.map_or(0, |process| process.user().uid())
+    }
+}
+
 /// Builds the spec and writes the bundle into the directory `path`, which is created when
 /// missing. Creates the working directory in the rootfs when the image lacks it. `known`
 /// are the account files of the rootfs if they were read before.
@@ -181,7 +190,7 @@ mod tests {
             None,
         )
         .unwrap();
-        assert_eq!(bundle.spec.process().as_ref().unwrap().user().uid(), 7);
+        assert_eq!(bundle.uid(), 7);
         assert!(rootfs.join("made/here").is_dir());
         assert_eq!(bundle.accounts.passwd, "web:x:7:8::/srv:/bin/sh\n");
         let known = AccountFiles {
@@ -191,7 +200,7 @@ mod tests {
         let path = dir.path().join("known");
         let image = ImageConfig::default();
         let by_known = write(&path, &options, &image, &facts, Some(known)).unwrap();
-        assert_eq!(by_known.spec.process().as_ref().unwrap().user().uid(), 9);
+        assert_eq!(by_known.uid(), 9);
         let read = |name| fs::read_to_string(bundle.path.join(name)).unwrap();
         assert_eq!(read("hostname"), "box\n");
         assert_eq!(read("resolv.conf"), "nameserver ::1\n");

@@ -1,7 +1,7 @@
-//! Terminals: raw mode and window sizes.
+//! Terminals: raw mode, window sizes, and the slave end of a master.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
@@ -72,9 +72,26 @@ pub(crate) fn set_size(fd: impl AsFd, size: Size) -> io::Result<()> {
     }
 }
 
+/// The slave end of the pseudo terminal that `master` is of, close-on-exec: also where its
+/// name means nothing to us, as in a container. It does not become our controlling terminal.
+#[expect(
+    unsafe_code,
+    reason = "opening the peer of a terminal is an ioctl only"
+)]
+pub(crate) fn open_slave(master: impl AsFd) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes an integer and touches no memory of ours.
+    let raw = unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just returned this descriptor to us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
 /// A new pseudo terminal: master, slave.
 #[cfg(test)]
-pub(crate) fn open_pair() -> io::Result<(std::os::fd::OwnedFd, std::os::fd::OwnedFd)> {
+pub(crate) fn open_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let pair = nix::pty::openpty(None, None)?;
     Ok((pair.master, pair.slave))
 }

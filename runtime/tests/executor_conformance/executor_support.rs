@@ -11,7 +11,8 @@ use std::time::Duration;
 use lazarette_runtime::executor::{
     ContainerIo, Embedded, Error, Executor, External, LaunchPlan, Size, Task, Times,
 };
-use lazarette_runtime::spec::{ContainerOptions, HostFacts, ImageConfig, bundle};
+use lazarette_runtime::spec::bundle::{self, Bundle};
+use lazarette_runtime::spec::{ContainerOptions, HostFacts, ImageConfig};
 use lazarette_runtime::stdio::{Attach, Pty, Streams, User, attach, pipes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
@@ -183,15 +184,14 @@ impl Bench {
         std::fs::remove_file(draft).unwrap();
     }
 
-    fn bundle(&self, options: &mut ContainerOptions) -> (String, PathBuf) {
+    fn bundle(&self, options: &mut ContainerOptions) -> Bundle {
         if options.id.is_empty() {
             options.id = self.next_id();
         }
         options.rootfs = self.path("rootfs");
         let path = self.path("bundles").join(&options.id);
         let facts = HostFacts::probe().unwrap();
-        bundle::write(&path, options, &ImageConfig::default(), &facts, None).unwrap();
-        (options.id.clone(), path)
+        bundle::write(&path, options, &ImageConfig::default(), &facts, None).unwrap()
     }
 
     async fn launch(
@@ -200,10 +200,11 @@ impl Bench {
         mut options: ContainerOptions,
         io: ContainerIo,
     ) -> Result<lazarette_runtime::executor::Launched, Error> {
-        let (id, bundle) = self.bundle(&mut options);
+        let bundle = self.bundle(&mut options);
         let plan = LaunchPlan {
-            id,
-            bundle,
+            id: options.id,
+            uid: bundle.uid(),
+            bundle: bundle.path,
             state_root: self.path("state"),
             io,
         };
