@@ -38,6 +38,9 @@ const OCI_VERSION: &str = "1.0.2";
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Open files a container may have; less when we may have less ourselves.
 const NOFILE_MAX: u64 = 1 << 20;
+/// What a container's process leaves off the modes of files it makes. Said in every document:
+/// else it would be that of whoever started us, and some hide all their files.
+const UMASK: u32 = 0o022;
 /// Files of `/etc` generated in the bundle.
 const GENERATED: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
@@ -309,6 +312,7 @@ fn process(
     let oci_user = UserBuilder::default()
         .uid(user.uid)
         .gid(user.gid)
+        .umask(UMASK)
         .additional_gids(user.additional_gids)
         .build()?;
     let nofile = facts.nofile_hard.min(NOFILE_MAX);

@@ -18,6 +18,10 @@ use crate::sys::{number, process, socket};
 /// The hidden subcommand that [`main`] implements.
 pub const SUBCOMMAND: &str = "executor-host";
 
+/// A runtime makes the mount points a root file system lacks, and those must not be closed
+/// to the container's user because the files of who started us are.
+const MOUNT_POINT_UMASK: u32 = 0o022;
+
 /// The standard descriptors of the container, absent when it gets a terminal.
 pub(super) struct Stdio {
     pub(super) stdin: OwnedFd,
@@ -65,6 +69,7 @@ fn run() -> io::Result<()> {
     };
     process::reset_signals()?;
     process::become_subreaper()?;
+    process::set_umask(MOUNT_POINT_UMASK);
     // A path that vanishes under us must not matter.
     std::env::set_current_dir("/")?;
     let (plan, launch) = match request {

@@ -4,8 +4,9 @@
 //! rootfs is only read, and only through look-ups that cannot leave it. Its account files
 //! may be known from before: reading them here would wait for the network.
 
-use std::fs;
-use std::io::{self, Read};
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
@@ -78,7 +79,7 @@ pub fn write(
     ];
     for (name, text) in files {
         let file = path.join(name);
-        fs::write(&file, text).map_err(io_error(&file))?;
+        write_readable(&file, &text).map_err(io_error(&file))?;
     }
     let config = path.join("config.json");
     let text = serde_json::to_vec(&spec).map_err(|error| io_error(&config)(error.into()))?;
@@ -88,6 +89,13 @@ pub fn write(
         spec,
         accounts,
     })
+}
+
+/// A file that everybody in the container may read, whatever our umask.
+fn write_readable(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.set_permissions(Permissions::from_mode(0o644))
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SpecError {

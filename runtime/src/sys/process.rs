@@ -1,4 +1,4 @@
-//! Processes: subreaper, pidfd, wait, exec, poll.
+//! Processes: subreaper, umask, pidfd, wait, exec, poll.
 //!
 //! Used by the executor host (a single-threaded process) and, for pidfds, by the engine.
 //! Never ends a process by name or group: only by a pidfd, which cannot be reused.
@@ -35,6 +35,11 @@ pub(crate) fn leave(code: u8) -> ! {
 /// Makes this process the one that orphaned descendants are handed to.
 pub(crate) fn become_subreaper() -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
+}
+
+/// What this process, and those it starts, leave off the modes of files they make.
+pub(crate) fn set_umask(bits: u32) {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(bits));
 }
 
 /// A descriptor for the process `pid`, close-on-exec; readable once the process has ended.

@@ -3,13 +3,18 @@
 //! Every look-up goes through `openat2` with `RESOLVE_IN_ROOT`: symbolic links, absolute
 //! ones included, and `..` stay inside the root. Kernel magic links are refused.
 
-use std::fs::File;
+use std::ffi::OsStr;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
+
+/// Mode of the directories made: everybody may enter them, only their owner changes them.
+const DIR_MODE: u32 = 0o755;
 
 /// A root directory to look paths up in.
 #[derive(Debug)]
@@ -45,7 +50,8 @@ impl Root {
         )?))
     }
 
-    /// Creates the directory `path` and its missing parents with mode 0755.
+    /// Creates the directory `path` and its missing parents with mode 0755, whatever the
+    /// umask.
     pub(crate) fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut reached = PathBuf::from("/");
         for part in path.components() {
@@ -57,14 +63,24 @@ impl Root {
             if self.resolve(&reached, OFlag::O_PATH).is_ok() {
                 continue;
             }
-            match mkdirat(parent.as_fd(), name, Mode::from_bits_retain(0o755)) {
-                Ok(()) | Err(nix::Error::EEXIST) => {}
+            match mkdirat(parent.as_fd(), name, Mode::from_bits_retain(DIR_MODE)) {
+                Ok(()) => open_up(&parent, name)?,
+                Err(nix::Error::EEXIST) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
             .map(drop)
     }
+}
+
+/// Lets everybody into the new directory `name`, from which the umask has taken that. Bits
+/// that it has from `parent` stay.
+fn open_up(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let made = File::from(openat(parent, name, flags, Mode::empty())?);
+    let mode = made.metadata()?.permissions().mode();
+    made.set_permissions(Permissions::from_mode(mode | DIR_MODE))
 }
 
 #[cfg(test)]

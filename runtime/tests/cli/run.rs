@@ -264,6 +264,38 @@ async fn privileged_options_reach_the_container() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_callers_umask_stays_outside() {
+    if !is_root("privileged_a_callers_umask_stays_outside") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &estargz(user_land()), &Changes::default());
+    let laz = Laz::new();
+    let script = "umask; for f in resolv.conf hosts hostname; do busybox cat /etc/$f >/dev/null || \
+         echo no $f; done; busybox stat -c %a /made /made/here /dev /dev/shm; busybox ls /dev/pts >/dev/null; echo end";
+    let args = [
+        "run",
+        "-u",
+        "u",
+        "-w",
+        "/made/here",
+        &image.reference,
+        "/bin/busybox",
+        "sh",
+        "-c",
+        script,
+    ];
+    let secretive = ["sh", "-c", "umask 077; exec \"$0\" \"$@\""];
+    let said = said(laz.command(&secretive, &args)).await;
+    assert_eq!(said.out, "0022\n755\n755\n755\n1777\nend\n", "{said:?}");
+    assert_eq!(
+        (said.code, said.err.contains("denied")),
+        (0, false),
+        "{said:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_what_a_killed_run_left_is_swept_by_the_next() {
     if !is_root("privileged_what_a_killed_run_left_is_swept_by_the_next") {
         return;
