@@ -18,6 +18,8 @@ macro_rules! need_root {
 
 #[path = "executor_conformance/executor_support.rs"]
 mod executor_support;
+#[path = "executor_conformance/rootfs.rs"]
+mod rootfs;
 #[path = "executor_conformance/streams.rs"]
 mod streams;
 

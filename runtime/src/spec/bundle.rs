@@ -1,7 +1,8 @@
 //! The bundle directory of one container: `config.json` and the generated `/etc` files.
 //!
 //! Written before a container is created, removed by the engine after it is deleted. The
-//! rootfs is only read, and only through look-ups that cannot leave it. Its account files
+//! rootfs is touched only by look-ups that cannot leave it; what is changed in it is what
+//! the container could not start without. Its account files
 //! may be known from before: reading them here would wait for the network.
 
 use std::fs::{self, File, Permissions};
@@ -39,8 +40,8 @@ impl Bundle {
 }
 
 /// Builds the spec and writes the bundle into the directory `path`, which is created when
-/// missing. Creates the working directory in the rootfs when the image lacks it. `known`
-/// are the account files of the rootfs if they were read before.
+/// missing. Creates the working directory in the rootfs when the image lacks it, and removes
+/// links to nothing where the generated files are to be. `known` are the account files of the rootfs if they were read before.
 ///
 /// # Errors
 /// What [`super::build`] refuses, a missing volume source, and I/O on the bundle or rootfs.
@@ -71,6 +72,7 @@ pub fn write(
     let path = path.canonicalize().map_err(io_error(path))?;
     let spec = super::build(&path, options, image, &accounts, facts)?;
     ensure_cwd(&root, &spec, options)?;
+    clear_targets(&root)?;
     let hostname = super::hostname(options, facts);
     let files = [
         ("hosts", hosts(options.network, &hostname, facts)),
@@ -147,6 +149,17 @@ fn ensure_cwd(root: &Root, spec: &Spec, options: &ContainerOptions) -> Result<()
             path: cwd.clone(),
             source,
         })
+}
+
+/// Images point files of `/etc` at what a service would make in `/run`. A link to nothing
+/// cannot be mounted over, so it goes; the mount needs a file of that name, and makes it.
+fn clear_targets(root: &Root) -> Result<(), SpecError> {
+    for name in super::GENERATED {
+        let target = Path::new("/etc").join(name);
+        let cleared = root.remove_dangling(&target);
+        cleared.map_err(io_error(&target))?;
+    }
+    Ok(())
 }
 
 fn hosts(network: Network, hostname: &str, facts: &HostFacts) -> String {

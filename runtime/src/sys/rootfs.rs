@@ -1,4 +1,4 @@
-//! Opening paths inside a root file system that nobody trusts.
+//! Opening, making and removing paths inside a root file system that nobody trusts.
 //!
 //! Every look-up goes through `openat2` with `RESOLVE_IN_ROOT`: symbolic links, absolute
 //! ones included, and `..` stay inside the root. Kernel magic links are refused.
@@ -10,8 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// Mode of the directories made: everybody may enter them, only their owner changes them.
 const DIR_MODE: u32 = 0o755;
@@ -72,6 +73,37 @@ impl Root {
         self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
             .map(drop)
     }
+
+    /// Removes the symbolic link `path` (absolute) if it leads to nothing inside the root.
+    pub(crate) fn remove_dangling(&self, path: &Path) -> io::Result<()> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(());
+        };
+        if !leads_nowhere(&self.resolve(path, OFlag::O_PATH)) {
+            return Ok(());
+        }
+        let parent = match self.resolve(parent, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+            Ok(parent) => parent,
+            lost if leads_nowhere(&lost) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match readlinkat(&parent, name) {
+            Ok(_) => Ok(unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir)?),
+            // Nothing is there, or no link is.
+            Err(nix::Error::ENOENT | nix::Error::EINVAL) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Whether a look-up ended without finding anything, rather than because it failed.
+fn leads_nowhere(found: &io::Result<OwnedFd>) -> bool {
+    found.as_ref().is_err_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        ) || error.raw_os_error() == Some(libc::ELOOP)
+    })
 }
 
 /// Lets everybody into the new directory `name`, from which the umask has taken that. Bits
@@ -121,5 +153,35 @@ mod tests {
         root.create_dir_all(Path::new("/alias/a/b")).unwrap();
         assert!(root_dir.join("new/a/b").is_dir());
         assert!(root.create_dir_all(Path::new("/etc/real/x")).is_err());
+    }
+
+    #[test]
+    fn only_links_to_nothing_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (etc, outside) = (dir.path().join("root/etc"), dir.path().join("outside"));
+        std::fs::create_dir_all(&etc).unwrap();
+        std::fs::write(&outside, "").unwrap();
+        std::fs::write(etc.join("file"), "").unwrap();
+        symlink("/etc/file", etc.join("good")).unwrap();
+        symlink("../run/none", etc.join("dangling")).unwrap();
+        symlink(&outside, etc.join("escape")).unwrap();
+        symlink("loop", etc.join("loop")).unwrap();
+        symlink("file/below", etc.join("through")).unwrap();
+        let root = Root::open(&dir.path().join("root")).unwrap();
+        for (name, stays) in [
+            ("file", true),
+            ("good", true),
+            ("dangling", false),
+            ("escape", false),
+            ("loop", false),
+            ("through", false),
+            ("absent", false),
+        ] {
+            root.remove_dangling(&Path::new("/etc").join(name)).unwrap();
+            let there = std::fs::symlink_metadata(etc.join(name)).is_ok();
+            assert_eq!(there, stays, "{name}");
+        }
+        assert!(outside.exists());
+        root.remove_dangling(Path::new("/no/such/parent")).unwrap();
     }
 }

@@ -1,0 +1,28 @@
+//! What a root file system or a volume lacks is made before the container needs it.
+
+use std::os::unix::fs::symlink;
+
+use crate::executor_support::{Bench, executors, is_root, sh};
+
+#[tokio::test]
+async fn privileged_links_to_nothing_are_mounted_over() {
+    need_root!("privileged_links_to_nothing_are_mounted_over");
+    for (kind, executor) in executors() {
+        let bench = Bench::new();
+        for (name, target) in [
+            ("resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
+            ("hosts", "/no/such/hosts"),
+            ("hostname", "hostname"),
+        ] {
+            symlink(target, bench.path("rootfs/etc").join(name)).unwrap();
+        }
+        let script = "cat /etc/hostname; grep -c box /etc/hosts; \
+            test -f /etc/resolv.conf && test ! -L /etc/resolv.conf && echo file";
+        let mut options = sh(script);
+        options.hostname = Some("box".into());
+        let ended = bench.run(executor.as_ref(), options).await.unwrap();
+        assert_eq!(ended.out, "box\n1\nfile\n", "{kind}: {}", ended.err);
+        assert_eq!(ended.code, 0, "{kind}");
+        bench.assert_clean(kind);
+    }
+}
