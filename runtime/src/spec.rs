@@ -113,7 +113,7 @@ pub enum SpecError {
         reason: &'static str,
     },
     /// The working directory cannot be made.
-    #[error("working directory {} cannot be made in the image: {source}", path.display())]
+    #[error("working directory {} cannot be made: {source}", path.display())]
     WorkDir {
         /// In the container.
         path: PathBuf,

@@ -8,13 +8,13 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
 pub use super::user::AccountFiles;
-use super::{ContainerOptions, HostFacts, ImageConfig, Network, SpecError};
-use crate::sys::rootfs::Root;
+use super::{ContainerOptions, HostFacts, ImageConfig, Network, SpecError, Volume};
+use crate::sys::rootfs::{self, Root};
 
 /// Most bytes read of an account file of an image; larger ones are refused.
 const ACCOUNT_BYTES_MAX: u64 = 4 << 20;
@@ -40,8 +40,9 @@ impl Bundle {
 }
 
 /// Builds the spec and writes the bundle into the directory `path`, which is created when
-/// missing. Creates the working directory in the rootfs when the image lacks it, and removes
-/// links to nothing where the generated files are to be. `known` are the account files of the rootfs if they were read before.
+/// missing. Creates the working directory, in the rootfs or in a volume, when it is missing,
+/// and removes links to nothing where the generated files are to be. `known` are the account
+/// files of the rootfs if they were read before.
 ///
 /// # Errors
 /// What [`super::build`] refuses, a missing volume source, and I/O on the bundle or rootfs.
@@ -130,25 +131,54 @@ fn account_file(root: &Root, options: &ContainerOptions, name: &str) -> Result<S
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// A working directory the image lacks is created, as engines do; one inside a volume is
-/// the volume's business.
+/// A working directory that is missing is created, as engines do: in the root file system,
+/// or in the volume that it lies in.
 fn ensure_cwd(root: &Root, spec: &Spec, options: &ContainerOptions) -> Result<(), SpecError> {
     let Some(process) = spec.process() else {
         return Ok(());
     };
     let cwd = process.cwd();
-    if options
-        .volumes
-        .iter()
-        .any(|volume| cwd.starts_with(&volume.destination))
-    {
+    let above = |volume: &&Volume| cwd.starts_with(&volume.destination);
+    let depth = |volume: &&Volume| volume.destination.components().count();
+    // The innermost one, and the later of two at one place: what is mounted last.
+    match options.volumes.iter().filter(above).max_by_key(depth) {
+        Some(volume) => ensure_in_volume(volume, cwd),
+        None => root.create_dir_all(cwd).map_err(cwd_error(cwd)),
+    }
+}
+
+/// Leaves to the runtime what is not for us to find: a file that is mounted, `..`, and links,
+/// which lead elsewhere in the container than in the volume.
+fn ensure_in_volume(volume: &Volume, cwd: &Path) -> Result<(), SpecError> {
+    let rest = cwd.strip_prefix(&volume.destination).unwrap_or(cwd);
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_));
+    let is_volume = rest.as_os_str().is_empty();
+    if is_volume || !rest.components().all(plain) || !volume.source.is_dir() {
         return Ok(());
     }
-    root.create_dir_all(cwd)
-        .map_err(|source| SpecError::WorkDir {
-            path: cwd.clone(),
-            source,
-        })
+    let inside = Root::open(&volume.source).map_err(io_error(&volume.source))?;
+    let inside = inside.without_links();
+    let there = if volume.read_only {
+        inside.find_dir(rest)
+    } else {
+        inside.create_dir_all(rest)
+    };
+    match there {
+        Err(error) if rootfs::is_link(&error) => Ok(()),
+        Err(error) if volume.read_only && error.kind() == io::ErrorKind::NotFound => {
+            Err(SpecError::Value {
+                what: "working directory",
+                value: cwd.display().to_string(),
+                reason: "the volume it lies in does not have it and is read-only: create it first",
+            })
+        }
+        there => there.map_err(cwd_error(cwd)),
+    }
+}
+
+fn cwd_error(cwd: &Path) -> impl FnOnce(io::Error) -> SpecError {
+    let path = cwd.to_owned();
+    move |source| SpecError::WorkDir { path, source }
 }
 
 /// Images point files of `/etc` at what a service would make in `/run`. A link to nothing
@@ -228,6 +258,48 @@ mod tests {
         assert!(read("hosts").starts_with("127.0.0.1\tlocalhost box\n"));
         let back: Spec = serde_json::from_str(&read("config.json")).unwrap();
         assert_eq!(back, bundle.spec);
+    }
+
+    #[test]
+    fn a_working_directory_in_a_volume_is_made_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (rootfs, outer) = (dir.path().join("rootfs"), dir.path().join("outer"));
+        let (inner, outside) = (dir.path().join("inner"), dir.path().join("outside"));
+        for path in [&rootfs, &outer, &inner, &outside] {
+            fs::create_dir(path).unwrap();
+        }
+        fs::write(outer.join("file"), "").unwrap();
+        symlink(&outside, outer.join("link")).unwrap();
+        let mut options = options(&rootfs);
+        let volumes = [(&outer, "/data"), (&inner, "/data/inner")];
+        let (facts, image) = (HostFacts::default(), ImageConfig::default());
+        let mut try_cwd = |cwd: &str, access: &str| {
+            let volume = |(source, at): (&PathBuf, _)| {
+                let text = format!("{}:{at}:{access}", source.display());
+                text.parse().unwrap()
+            };
+            options.volumes = volumes.map(volume).into();
+            options.cwd = Some(cwd.into());
+            let written = write(&dir.path().join("b"), &options, &image, &facts, None);
+            written.map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(try_cwd("/data/new/deep", "rw"), Ok(()));
+        assert!(outer.join("new/deep").is_dir());
+        assert_eq!(try_cwd("/data/inner/new", "rw"), Ok(()));
+        assert!(inner.join("new").is_dir() && !outer.join("inner").exists());
+        assert_eq!(try_cwd("/data/link/new", "rw"), Ok(()));
+        assert_eq!(try_cwd("/data/../new", "rw"), Ok(()));
+        assert!(!outer.join("../new").exists() && !outside.join("new").exists());
+        assert!(try_cwd("/data/file/new", "rw").is_err());
+        assert_eq!(try_cwd("/data", "ro"), Ok(()));
+        assert_eq!(try_cwd("/data/new/deep", "ro"), Ok(()));
+        let error = try_cwd("/data/none", "ro").unwrap_err();
+        assert!(
+            error.contains("/data/none") && error.contains("read-only"),
+            "{error}"
+        );
+        assert!(!outer.join("none").exists());
+        assert_eq!(fs::read_dir(&rootfs).unwrap().count(), 0);
     }
 
     #[test]

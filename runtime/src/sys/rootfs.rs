@@ -1,7 +1,8 @@
 //! Opening, making and removing paths inside a root file system that nobody trusts.
 //!
 //! Every look-up goes through `openat2` with `RESOLVE_IN_ROOT`: symbolic links, absolute
-//! ones included, and `..` stay inside the root. Kernel magic links are refused.
+//! ones included, and `..` stay inside the root, or links are refused. Kernel magic links
+//! always are.
 
 use std::ffi::OsStr;
 use std::fs::{File, Permissions};
@@ -19,20 +20,41 @@ const DIR_MODE: u32 = 0o755;
 
 /// A root directory to look paths up in.
 #[derive(Debug)]
-pub(crate) struct Root(OwnedFd);
+pub(crate) struct Root {
+    dir: OwnedFd,
+    links: ResolveFlag,
+}
 
 impl Root {
     /// Opens the directory `path` of the host as a root.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(Self(open(path, flags, Mode::empty())?))
+        Ok(Self {
+            dir: open(path, flags, Mode::empty())?,
+            links: ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        })
+    }
+
+    /// Looks paths up without following symbolic links: those fail with
+    /// [`is_link`]. For a part of a root, where links mean something else than in the whole.
+    pub(crate) fn without_links(self) -> Self {
+        Self {
+            links: ResolveFlag::RESOLVE_NO_SYMLINKS,
+            ..self
+        }
     }
 
     fn resolve(&self, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        Ok(openat2(self.0.as_fd(), path, how)?)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | self.links);
+        Ok(openat2(self.dir.as_fd(), path, how)?)
+    }
+
+    /// Fails unless `path` is a directory.
+    pub(crate) fn find_dir(&self, path: &Path) -> io::Result<()> {
+        let found = self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY);
+        found.map(drop)
     }
 
     /// Opens a regular file for reading; anything else (a fifo, a device) is refused
@@ -70,8 +92,7 @@ impl Root {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.resolve(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
-            .map(drop)
+        self.find_dir(path)
     }
 
     /// Removes the symbolic link `path` (absolute) if it leads to nothing inside the root.
@@ -102,8 +123,13 @@ fn leads_nowhere(found: &io::Result<OwnedFd>) -> bool {
         matches!(
             error.kind(),
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-        ) || error.raw_os_error() == Some(libc::ELOOP)
+        ) || is_link(error)
     })
+}
+
+/// Whether a look-up ended at a symbolic link: at too many, or at one not to be followed.
+pub(crate) fn is_link(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ELOOP)
 }
 
 /// Lets everybody into the new directory `name`, from which the umask has taken that. Bits
@@ -153,6 +179,12 @@ mod tests {
         root.create_dir_all(Path::new("/alias/a/b")).unwrap();
         assert!(root_dir.join("new/a/b").is_dir());
         assert!(root.create_dir_all(Path::new("/etc/real/x")).is_err());
+        let plain = root.without_links();
+        let error = plain.create_dir_all(Path::new("/alias/c")).unwrap_err();
+        assert!(is_link(&error), "{error}");
+        assert!(!root_dir.join("new/c").exists());
+        plain.create_dir_all(Path::new("/new/c")).unwrap();
+        plain.find_dir(Path::new("new/c")).unwrap();
     }
 
     #[test]

@@ -26,3 +26,21 @@ async fn privileged_links_to_nothing_are_mounted_over() {
         bench.assert_clean(kind);
     }
 }
+
+#[tokio::test]
+async fn privileged_a_working_directory_is_made_in_its_volume() {
+    need_root!("privileged_a_working_directory_is_made_in_its_volume");
+    for (kind, executor) in executors() {
+        let bench = Bench::new();
+        let shared = bench.path("shared");
+        std::fs::create_dir(&shared).unwrap();
+        let mut options = sh("pwd; echo here >file");
+        options.volumes = vec![format!("{}:/data", shared.display()).parse().unwrap()];
+        options.cwd = Some("/data/new/dir".into());
+        let ended = bench.run(executor.as_ref(), options).await.unwrap();
+        assert_eq!(ended.out, "/data/new/dir\n", "{kind}: {}", ended.err);
+        let file = shared.join("new/dir/file");
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "here\n", "{kind}");
+        bench.assert_clean(kind);
+    }
+}
