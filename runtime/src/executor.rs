@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
+mod cause;
 mod cgroup;
 mod console;
 mod embedded;

@@ -19,6 +19,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
 
+use super::cause::Cause;
 use super::host::{HostRuntime, Stdio};
 use super::protocol::{self, CONSOLE_SOCKET, Failure, HostPlan, Stage};
 use crate::sys::{number, process};
@@ -84,7 +85,9 @@ impl HostRuntime for EmbeddedRuntime {
         let (reader, writer) = process::pipe()
             .map_err(|error| engine(format!("cannot make the report pipe: {error}")))?;
         let mut reader = File::from(reader);
-        match self.build(stdio, writer) {
+        let cause = Cause::new()
+            .map_err(|error| engine(format!("cannot make a file for errors: {error}")))?;
+        match cause.watch(|| self.build(stdio, writer)) {
             Ok(container) => {
                 let pid = container.pid().map(|pid| pid.as_raw());
                 self.container = Some(container);
@@ -92,7 +95,11 @@ impl HostRuntime for EmbeddedRuntime {
                 pid.ok_or_else(|| engine("the runtime made a container without a process".into()))
             }
             Err(error) => Err(late_report(&mut reader).unwrap_or_else(|| {
-                engine(format!("cannot create the container: {}", chain(&error)))
+                let mut text = chain(&error);
+                if let Some(cause) = cause.first() {
+                    add(&mut text, &cause);
+                }
+                engine(format!("cannot create the container: {text}"))
             })),
         }
     }
@@ -145,14 +152,18 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
+        add(&mut text, &inner.to_string());
         cause = inner.source();
     }
     text
+}
+
+/// Adds a cause to an error's text unless it is quoted there.
+fn add(text: &mut String, cause: &str) {
+    if !text.contains(cause) {
+        text.push_str(": ");
+        text.push_str(cause);
+    }
 }
 
 /// Looks up and executes the container's command, inside the container.

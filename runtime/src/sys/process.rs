@@ -1,4 +1,4 @@
-//! Processes: subreaper, umask, pidfd, wait, exec, poll.
+//! Processes: subreaper, umask, pidfd, wait, exec, poll, and what they share.
 //!
 //! Used by the executor host (a single-threaded process) and, for pidfds, by the engine.
 //! Never ends a process by name or group: only by a pidfd, which cannot be reused.
@@ -131,6 +131,13 @@ pub(crate) fn poll_two(
 /// A close-on-exec pipe: read end, write end.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io::Error::from)
+}
+
+/// An empty file without a name or a place on a disk, close-on-exec. Forked children have
+/// it too, and share its offset.
+pub(crate) fn nameless_file() -> io::Result<std::fs::File> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    Ok(memfd_create(c"lazarette", MFdFlags::MFD_CLOEXEC)?.into())
 }
 
 /// Gives every signal but the broken-pipe one its default meaning. A process inherits

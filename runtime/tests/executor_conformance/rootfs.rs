@@ -44,3 +44,26 @@ async fn privileged_a_working_directory_is_made_in_its_volume() {
         bench.assert_clean(kind);
     }
 }
+
+#[tokio::test]
+async fn privileged_a_mount_that_fails_is_named() {
+    need_root!("privileged_a_mount_that_fails_is_named");
+    for (kind, executor) in executors() {
+        let bench = Bench::new();
+        let shared = bench.path("shared");
+        std::fs::create_dir(&shared).unwrap();
+        let mut options = sh("true");
+        options.volumes = vec![
+            format!("{}:/etc/passwd/x", shared.display())
+                .parse()
+                .unwrap(),
+        ];
+        let error = bench.run(executor.as_ref(), options).await.unwrap_err();
+        assert_eq!(error.exit_code(), 125, "{kind}: {error}");
+        assert!(
+            error.to_string().contains("/etc/passwd/x"),
+            "{kind}: {error}"
+        );
+        bench.assert_clean(kind);
+    }
+}
