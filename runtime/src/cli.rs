@@ -11,6 +11,7 @@ mod profile;
 mod progress;
 mod run;
 mod store;
+mod words;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -11,6 +11,7 @@ use lazarette_fetcher::index::write::{Flavour, Format};
 use lazarette_fetcher::types::Reference;
 use lazarette_snapshotter::fuse::Backend;
 
+use super::words::Words;
 use crate::size::parse_size;
 use crate::spec::{Network, Volume};
 
@@ -125,16 +126,9 @@ pub struct RunArgs {
     /// Write the cold-start record as JSON to a file
     #[arg(long, value_name = "FILE")]
     pub trace_file: Option<PathBuf>,
-    /// Image
-    #[arg(value_name = "REF")]
-    pub reference: Reference,
-    /// Command and arguments instead of the image's
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CMD"
-    )]
-    pub command: Vec<String>,
+    /// Image and command
+    #[command(flatten)]
+    pub words: Words,
 }
 
 /// Networks that `laz run` knows.
@@ -404,16 +398,73 @@ mod tests {
         Args::command().debug_assert();
     }
 
+    fn parsed(words: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from(["laz", "run"].iter().chain(words))
+    }
+
     #[test]
     fn everything_after_the_reference_is_the_command() {
-        let args =
-            Args::try_parse_from(["laz", "run", "--rm", "-it", "debian", "ls", "--rm", "-l"])
-                .unwrap();
-        let Command::Run(run) = args.command else {
-            panic!("not run")
-        };
-        assert!(run.rm && run.interactive && run.tty);
-        assert_eq!(run.command, ["ls", "--rm", "-l"]);
+        let commands: [&[&str]; 9] = [
+            &[],
+            &["ls", "--rm", "-l"],
+            &["-v", "https://x"],
+            &["--version"],
+            &["-h"],
+            &["--help", "run"],
+            &["-e", "A=b", "--debug", "--root=/x"],
+            &["--", "ls", "--"],
+            &["--no-such-flag"],
+        ];
+        for command in commands {
+            for before in [
+                &["--rm", "-it", "debian"][..],
+                &["--rm", "-it", "--", "debian"],
+            ] {
+                let args = parsed(&[before, command].concat()).unwrap();
+                let (debug, root) = (args.debug, args.root);
+                let Command::Run(run) = args.command else {
+                    panic!("not run")
+                };
+                assert!(run.rm && run.interactive && run.tty);
+                assert!(run.env.is_empty() && run.volume.is_empty());
+                assert_eq!((debug, root), (false, None), "{command:?}");
+                assert_eq!(
+                    run.words.reference.to_string(),
+                    "docker.io/library/debian:latest"
+                );
+                assert_eq!(run.words.command, command);
+            }
+        }
+    }
+
+    #[test]
+    fn flags_before_the_reference_are_ours() {
+        use clap::error::ErrorKind;
+        let table: [(&[&str], ErrorKind, &str); 6] = [
+            (
+                &["--no-such-flag", "debian"],
+                ErrorKind::UnknownArgument,
+                "--no-such-flag",
+            ),
+            (&["-x", "debian"], ErrorKind::UnknownArgument, "'-x'"),
+            (&["--version", "debian"], ErrorKind::DisplayVersion, "laz"),
+            (
+                &["-h", "debian"],
+                ErrorKind::DisplayHelp,
+                "<REF> [COMMAND]...",
+            ),
+            (&["--rm"], ErrorKind::MissingRequiredArgument, "<REF>"),
+            (
+                &["Debian", "ls"],
+                ErrorKind::ValueValidation,
+                "'Debian' for '<REF>'",
+            ),
+        ];
+        for (words, kind, text) in table {
+            let error = parsed(words).unwrap_err();
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains(text), "{error}");
+        }
     }
 
     #[test]

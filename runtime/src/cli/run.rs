@@ -50,7 +50,7 @@ pub(super) async fn run(
 
 fn request(args: RunArgs) -> RunRequest {
     let options = ContainerOptions {
-        args: args.command,
+        args: args.words.command,
         env: args.env.into_iter().filter_map(with_value).collect(),
         cwd: args.workdir,
         user: args.user,
@@ -68,7 +68,7 @@ fn request(args: RunArgs) -> RunRequest {
         ..ContainerOptions::default()
     };
     RunRequest {
-        reference: args.reference,
+        reference: args.words.reference,
         options,
         mode: if args.full {
             PullMode::Full
