@@ -4,7 +4,7 @@
 //! the master end of a pty. A slow reader slows the container down, nothing is buffered
 //! beyond one block per stream. When the user's side of an output closes, the container's
 //! side closes too, and the container learns of it by its own next write, as in a shell
-//! pipeline. Ends when the container has closed its outputs.
+//! pipeline; a terminal hangs up. Ends when the container has closed its outputs.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +18,7 @@ use crate::executor::ContainerIo;
 mod pty;
 mod user;
 
-pub use pty::Pty;
+pub use pty::{Pty, Resizer};
 pub use user::{RawMode, StdinReader, forward_signals, restore_terminal, terminal_size};
 
 /// Bytes moved at a time; what a Linux pipe holds.

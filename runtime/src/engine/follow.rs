@@ -1,8 +1,9 @@
 //! Following a container in the foreground: its streams are this process's, its signals
 //! are those this process gets.
 //!
-//! Invariant: the user's terminal is given back as it was on every way out. Ends when the
-//! container's init has ended and all its output has been passed on.
+//! Invariant: the user's terminal is given back as it was on every way out, and as soon as
+//! it is not the container's any more. Ends when the container's init has ended and all its
+//! output has been passed on.
 
 use std::io::{self, IsTerminal as _};
 use std::pin::Pin;
@@ -72,28 +73,25 @@ pub(super) async fn follow(
         }
         (Some(_) | None, _) => None,
     };
-    let streams = match (ends.pipes, &pty) {
-        (Some(pipes), _) => Some(pipes),
-        (None, Some(pty)) => Some(Streams::Terminal(pty.clone())),
-        (None, None) => None,
-    };
+    // Whoever else held the terminal would keep it open when its output is refused: the
+    // container would wait in a write for a reader that never comes.
+    let resizer = pty.as_ref().map(Pty::resizer);
+    let streams = ends.pipes.or_else(|| pty.map(Streams::Terminal));
     let task = launched.task.as_ref();
-    let outcome = tokio::select! {
-        outcome = until_end(task, streams, ends.interactive, output) => outcome,
-        failed = stdio::forward_signals(task, pty.as_ref()) => {
+    tokio::select! {
+        outcome = until_end(task, (streams, raw), ends.interactive, output) => outcome,
+        failed = stdio::forward_signals(task, resizer) => {
             Err(failed.err().map_or_else(
                 || local("forward signals to", io::ErrorKind::BrokenPipe.into()),
                 |error| local("forward signals to", error),
             ))
         }
-    };
-    drop(raw);
-    outcome
+    }
 }
 
 async fn until_end(
     task: &dyn Task,
-    streams: Option<Streams>,
+    (streams, raw): (Option<Streams>, Option<RawMode>),
     interactive: bool,
     output: &AtomicBool,
 ) -> Result<Ended> {
@@ -108,10 +106,13 @@ async fn until_end(
         stderr: Noting::new(tokio::io::stderr(), output),
     };
     let pump = async {
-        match streams {
+        let attach = match streams {
             Some(streams) => stdio::attach(streams, user).await,
             None => Ok(Attach::default()),
-        }
+        };
+        // The container may go on without a terminal; keys do not go to it any more.
+        drop(raw);
+        attach
     };
     let (attach, status) = tokio::join!(pump, task.wait());
     let attach = attach.map_err(|e| local("read the output of", e))?;

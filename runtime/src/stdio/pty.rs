@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
@@ -12,7 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::executor::Size;
 use crate::sys::{number, process, terminal};
 
-/// A terminal's master end. Clones share it; `&Pty` reads and writes.
+/// A terminal's master end. Clones share it; `&Pty` reads and writes. When the last is dropped
+/// the container's terminal hangs up: writes to it fail, and its session gets SIGHUP.
 #[derive(Clone, Debug)]
 pub struct Pty(Arc<AsyncFd<std::fs::File>>);
 
@@ -25,6 +26,11 @@ impl Pty {
     pub fn new(master: OwnedFd) -> io::Result<Self> {
         process::set_nonblocking(master.as_fd())?;
         Ok(Self(Arc::new(process::watch(master.into())?)))
+    }
+
+    /// What sets its size for as long as it is there, and does not keep it there.
+    pub fn resizer(&self) -> Resizer {
+        Resizer(Arc::downgrade(&self.0))
     }
 
     /// Sets the terminal's size; programs in the foreground get SIGWINCH.
@@ -41,6 +47,20 @@ impl Pty {
     /// When the kernel refuses.
     pub fn size(&self) -> io::Result<Size> {
         terminal::size(self.0.get_ref())
+    }
+}
+
+/// Sets the size of a [`Pty`], which is others' to hold.
+#[derive(Clone, Debug)]
+pub struct Resizer(Weak<AsyncFd<std::fs::File>>);
+
+impl Resizer {
+    /// [`Pty::resize`]; nothing to do for a terminal that is closed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn resize(&self, size: Size) -> io::Result<()> {
+        self.0.upgrade().map_or(Ok(()), |pty| Pty(pty).resize(size))
     }
 }
 

@@ -123,6 +123,41 @@ async fn a_closed_output_is_passed_on_to_the_container() {
 }
 
 #[tokio::test]
+async fn a_refused_output_hangs_the_containers_terminal_up() {
+    let (master, slave) = crate::sys::terminal::open_pair().unwrap();
+    let pty = Pty::new(master).unwrap();
+    let mut slave = std::fs::File::from(slave);
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let failed =
+            std::iter::repeat_with(|| slave.write_all(&[b'y'; 4096])).find_map(Result::err);
+        let _ = tell.send(failed);
+    });
+    let (reader, writer) = tokio::io::duplex(64);
+    drop(reader);
+    let (_keys, stdin) = tokio::io::duplex(64);
+    let user = User {
+        stdin,
+        stdout: writer,
+        stderr: tokio::io::sink(),
+    };
+    let recorder = Recorder::default();
+    let forwarding = forward_signals(&recorder, Some(pty.resizer()));
+    let refused = async {
+        let seen = attach(Streams::Terminal(pty), user).await.unwrap();
+        assert!(seen.output_refused);
+        // Bounds a failure only: a write to a terminal that stays open never ends.
+        let told = tokio::time::timeout(std::time::Duration::from_secs(60), told).await;
+        told.expect("the write fails").unwrap().unwrap()
+    };
+    let error = tokio::select! {
+        ended = forwarding => panic!("forwarding ended: {ended:?}"),
+        error = refused => error,
+    };
+    assert_eq!(error.raw_os_error(), Some(number::EIO));
+}
+
+#[tokio::test]
 async fn without_interaction_the_input_is_empty() {
     let (io, _streams) = pipes(false).unwrap();
     let (mut stdin, _stdout, _stderr) = ends(io);

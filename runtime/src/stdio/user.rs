@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::Pty;
+use super::Resizer;
 use crate::executor::{Size, Task};
 use crate::sys::{number, terminal};
 
@@ -138,12 +138,12 @@ impl AsyncRead for StdinReader {
 }
 
 /// Passes the signals a user sends this process on to the container's init, and changes of
-/// the size of this process's terminal to `pty`. Runs until dropped; drop it when the
+/// the size of this process's terminal to the container's. Runs until dropped; drop it when the
 /// container has ended. While it runs these signals do not end this process.
 ///
 /// # Errors
 /// When a signal cannot be caught.
-pub async fn forward_signals(task: &dyn Task, pty: Option<&Pty>) -> io::Result<()> {
+pub async fn forward_signals(task: &dyn Task, terminal: Option<Resizer>) -> io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -160,7 +160,7 @@ pub async fn forward_signals(task: &dyn Task, pty: Option<&Pty>) -> io::Result<(
             _ = user1.recv() => number::SIGUSR1,
             _ = user2.recv() => number::SIGUSR2,
             _ = resized.recv() => {
-                resize(pty);
+                resize(terminal.as_ref());
                 continue;
             }
         };
@@ -170,9 +170,9 @@ pub async fn forward_signals(task: &dyn Task, pty: Option<&Pty>) -> io::Result<(
     }
 }
 
-fn resize(pty: Option<&Pty>) {
-    if let (Some(pty), Some(size)) = (pty, terminal_size(io::stdin()))
-        && let Err(error) = pty.resize(size)
+fn resize(terminal: Option<&Resizer>) {
+    if let (Some(terminal), Some(size)) = (terminal, terminal_size(io::stdin()))
+        && let Err(error) = terminal.resize(size)
     {
         tracing::warn!(error = %error, "the container's terminal could not be resized");
     }

@@ -25,3 +25,4 @@ mod soci;
 mod store;
 mod support;
 mod sys;
+mod terminal;

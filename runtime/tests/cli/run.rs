@@ -11,7 +11,7 @@ use crate::support::{
     said, tar,
 };
 
-fn user_land() -> Vec<u8> {
+pub(crate) fn user_land() -> Vec<u8> {
     let big = incompressible(4 << 20);
     tar(&[
         File {

@@ -7,6 +7,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::unistd::Pid;
 
 /// Has the kernel forget the contents of a file, as far as nobody maps it.
@@ -55,6 +56,18 @@ pub(crate) fn pause(pid: u32, paused: bool) {
     while !is_so() {
         std::thread::yield_now();
     }
+}
+
+/// A new terminal: the user's end, and that of the user's programs.
+pub(crate) fn terminal() -> (File, File) {
+    let pair = nix::pty::openpty(None, None).unwrap();
+    (pair.master.into(), pair.slave.into())
+}
+
+/// Whether every key goes to the program as it is.
+pub(crate) fn is_raw(terminal: &File) -> bool {
+    let flags = tcgetattr(terminal).unwrap().local_flags;
+    !flags.contains(LocalFlags::ICANON)
 }
 
 /// Takes a mount out of the tree of mounts, if there is one.
