@@ -15,9 +15,11 @@ use tokio::net::unix::pipe;
 
 use crate::executor::ContainerIo;
 
+mod output;
 mod pty;
 mod user;
 
+pub use output::{Output, output};
 pub use pty::{Pty, Resizer};
 pub use user::{RawMode, StdinReader, forward_signals, restore_terminal, terminal_size};
 

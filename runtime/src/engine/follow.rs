@@ -102,8 +102,8 @@ async fn until_end(
     };
     let user = User {
         stdin,
-        stdout: Noting::new(tokio::io::stdout(), output),
-        stderr: Noting::new(tokio::io::stderr(), output),
+        stdout: Noting::new(stdio::output(io::stdout(), tokio::io::stdout()), output),
+        stderr: Noting::new(stdio::output(io::stderr(), tokio::io::stderr()), output),
     };
     let pump = async {
         let attach = match streams {

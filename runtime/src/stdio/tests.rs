@@ -122,6 +122,55 @@ async fn a_closed_output_is_passed_on_to_the_container() {
     assert_eq!(container.join().unwrap(), io::ErrorKind::BrokenPipe);
 }
 
+/// A pipe and a terminal, each non-blocking and with no room left: its reader, its writer, and
+/// how many bytes it holds.
+fn full_outputs() -> [(std::fs::File, std::fs::File, usize); 2] {
+    let pipe = crate::sys::process::pipe().unwrap();
+    [pipe, crate::sys::terminal::open_pair().unwrap()].map(|(reader, writer)| {
+        let mut writer = std::fs::File::from(nonblocking(writer).unwrap());
+        let mut held = 0;
+        loop {
+            match writer.write(&[b'x'; 512]) {
+                Ok(written) => held += written,
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    return (reader.into(), writer, held);
+                }
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_non_blocking_output_that_is_full_is_waited_for() {
+    let total = 1 << 20;
+    for (mut reader, writer, held) in full_outputs() {
+        let (io, streams) = pipes(false).unwrap();
+        let (_stdin, mut stdout, stderr) = ends(io);
+        drop(stderr);
+        let container = std::thread::spawn(move || stdout.write_all(&vec![b'y'; total]));
+        let usual = tokio::fs::File::from_std(writer.try_clone().unwrap());
+        let user = User {
+            stdin: tokio::io::empty(),
+            stdout: output(&writer, usual),
+            stderr: tokio::io::sink(),
+        };
+        let pump = tokio::spawn(attach(streams, user));
+        let user = std::thread::spawn(move || {
+            let mut got = vec![0; held + total];
+            reader.read_exact(&mut got).map(|()| got)
+        });
+        let seen = pump.await.unwrap().unwrap();
+        assert_eq!((seen.output_refused, seen.bytes), (false, 1 << 20));
+        container.join().unwrap().unwrap();
+        let got = user.join().unwrap().unwrap();
+        assert!(got[..held].iter().all(|byte| *byte == b'x'));
+        assert!(got[held..].iter().all(|byte| *byte == b'y'));
+        // It is not ours alone.
+        assert!(crate::sys::process::is_nonblocking(&writer).unwrap());
+    }
+}
+
 #[tokio::test]
 async fn a_refused_output_hangs_the_containers_terminal_up() {
     let (master, slave) = crate::sys::terminal::open_pair().unwrap();

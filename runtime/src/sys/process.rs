@@ -1,4 +1,4 @@
-//! Processes: subreaper, umask, pidfd, wait, exec, poll, and what they share.
+//! Processes: subreaper, umask, pidfd, wait, exec, poll, what they share, modes of descriptors.
 //!
 //! Used by the executor host (a single-threaded process) and, for pidfds, by the engine.
 //! Never ends a process by name or group: only by a pidfd, which cannot be reused.
@@ -7,6 +7,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -130,7 +131,7 @@ pub(crate) fn poll_two(
 
 /// A close-on-exec pipe: read end, write end.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io::Error::from)
+    nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)
 }
 
 /// An empty file without a name or a place on a disk, close-on-exec. Forked children have
@@ -212,8 +213,31 @@ pub(crate) fn watch(file: std::fs::File) -> io::Result<tokio::io::unix::AsyncFd<
 
 /// Sets non-blocking mode of the open file description behind `fd`.
 pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
+    let flags = status_flags(&fd)?;
     fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
+}
+
+/// Whether the open file description behind `fd` is in non-blocking mode.
+pub(crate) fn is_nonblocking(fd: impl AsFd) -> io::Result<bool> {
+    Ok(status_flags(fd)?.contains(OFlag::O_NONBLOCK))
+}
+
+/// What is behind `fd` by a description of its own, in blocking mode. Never waits: a named pipe
+/// without a reader is refused.
+pub(crate) fn open_to_write(fd: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // A terminal must not become this process's controlling one.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = std::fs::File::options()
+        .write(true)
+        .custom_flags(flags.bits())
+        .open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    let flags = status_flags(&file)?;
+    fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(file)
+}
+
+fn status_flags(fd: impl AsFd) -> io::Result<OFlag> {
+    Ok(OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?))
 }
