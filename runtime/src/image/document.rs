@@ -79,7 +79,9 @@ impl IndexDocument {
         }
     }
 
-    /// The entry whose image runs on `host`. An exact variant wins over none.
+    /// The entry whose image runs on `host`. An exact variant wins over none. Where no entry
+    /// does, the first that names no platform, which is optional: its config says for which it
+    /// is, and whoever runs it looks there, as with an image that no index lists.
     pub fn select(&self, host: &Platform) -> Option<&Descriptor> {
         let runs = |d: &&Descriptor| {
             d.media_type.is_manifest() && d.platform.as_ref().is_some_and(|p| p.runs_on(host))
@@ -90,7 +92,11 @@ impl IndexDocument {
                 .is_some_and(|p| p.variant == host.variant)
         };
         let candidates = || self.manifests.iter().filter(runs);
-        candidates().find(exact).or_else(|| candidates().next())
+        let unnamed = |d: &&Descriptor| d.media_type.is_manifest() && d.platform.is_none();
+        candidates()
+            .find(exact)
+            .or_else(|| candidates().next())
+            .or_else(|| self.manifests.iter().find(unnamed))
     }
 
     /// [`Self::select`], or an error that says what the index called `what` offers.
@@ -220,6 +226,26 @@ mod tests {
                 .platforms()
                 .starts_with("linux/arm/v6, linux/arm/v7, linux/amd64")
         );
+    }
+
+    #[test]
+    fn an_entry_without_a_platform_is_for_whom_nothing_else_is() {
+        let unnamed =
+            |content: &[u8]| Descriptor::new(MediaType::OciManifest, Digest::sha256(content), 1);
+        let nested = Descriptor::new(MediaType::OciIndex, Digest::sha256(b"index"), 1);
+        let manifests = vec![
+            nested,
+            unnamed(b"first"),
+            unnamed(b"second"),
+            entry("arm64", None),
+        ];
+        let index = IndexDocument { manifests };
+        let pick = |arch| {
+            let host = Platform::new("linux", arch, None);
+            index.require("index", &host).unwrap().digest
+        };
+        assert_eq!(pick("arm64"), Digest::sha256(b"arm64"));
+        assert_eq!(pick("amd64"), Digest::sha256(b"first"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
-use lazarette_fetcher::types::Digest;
+use lazarette_fetcher::types::{Digest, MediaType};
 use serde_json::json;
 
 use crate::store::{data_file, ok};
@@ -213,6 +213,35 @@ async fn images_for_other_machines_and_broken_documents_are_refused() {
     let image = push(&registry, &plain(noise()), &changes);
     let said = laz.run(&["pull", &image.reference]).await;
     assert_says(&said, 125, &[&image.reference, "0 layers", "1 diff_ids"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_need_not_say_which_platform_its_image_is_for() {
+    for (architecture, code) in [("amd64", 0), ("s390x", 125)] {
+        let registry = FakeRegistry::start().await;
+        let listed = std::cell::RefCell::new(Vec::new());
+        let keep = |manifest: &mut serde_json::Value| {
+            *listed.borrow_mut() = serde_json::to_vec(manifest).unwrap();
+        };
+        let changes = Changes {
+            architecture,
+            edit: &keep,
+            ..Changes::default()
+        };
+        push(&registry, &plain(noise()), &changes);
+        let (kind, manifest) = (MediaType::OciManifest, listed.take());
+        let digest = Digest::sha256(&manifest).to_string();
+        let entry = json!({"mediaType": kind.as_str(), "digest": digest, "size": manifest.len()});
+        let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [entry]})).unwrap();
+        registry.add_manifest("test/image", "index", MediaType::OciIndex, index);
+        let reference = format!("{}/test/image:index", registry.url_host());
+        let said = Laz::new().run(&["pull", &reference]).await;
+        let words: &[&str] = match code {
+            0 => &[],
+            _ => &[&reference, "linux/s390x", "this host is linux/"],
+        };
+        assert_says(&said, code, words);
+    }
 }
 
 /// A tag that somebody pushes to all the time: each pull gets one image, and all of it.
