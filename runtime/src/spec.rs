@@ -379,7 +379,9 @@ fn environment(
     if options.terminal {
         env.push("TERM=xterm".to_owned());
     }
-    for variable in image.env.iter().chain(&options.env) {
+    // An image is not the user's to mend: what is no variable is left out, as elsewhere.
+    let is_variable = |entry: &&String| entry.find('=').is_some_and(|at| at > 0);
+    for variable in image.env.iter().filter(is_variable).chain(&options.env) {
         let key = match variable.split_once('=') {
             Some((key, _)) if !key.is_empty() => key,
             _ => {

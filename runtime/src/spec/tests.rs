@@ -138,6 +138,25 @@ fn unusable_settings_are_named() {
 }
 
 #[test]
+fn what_is_no_variable_of_an_image_is_left_out() {
+    let mut image = image();
+    image.env = ["NOVALUE", "", "=x", "EMPTY=", "A=b=c"]
+        .map(str::to_owned)
+        .into();
+    let spec = built(&options(), &image);
+    let env = spec.process().as_ref().unwrap().env().clone().unwrap();
+    assert_eq!(env[2..4], ["EMPTY=", "A=b=c"]);
+    assert!(
+        env.iter().all(|variable| !variable.contains("NOVALUE")),
+        "{env:?}"
+    );
+    assert!(
+        env.iter().all(|variable| variable.find('=') > Some(0)),
+        "{env:?}"
+    );
+}
+
+#[test]
 fn image_config_tolerates_nulls_and_unknown_fields() {
     let text = r#"{"Env":null,"Cmd":["a"],"Entrypoint":null,"Future":{"x":1},"User":""}"#;
     let config: ImageConfig = serde_json::from_str(text).unwrap();
