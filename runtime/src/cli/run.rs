@@ -1,6 +1,7 @@
 //! `laz run`: arguments to a request, the record to a waterfall.
 //!
-//! Invariant: the exit code is the container's own, or the engine's when it could not run.
+//! Invariant: the exit code is the container's own, or the engine's when it could not run:
+//! what fails after it has ended is only told.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,8 +34,10 @@ pub(super) async fn run(
         }
     };
     let record = engine.run(request, &puller, stop_display).await?;
-    if let Some(file) = &trace_file {
-        write_record(file, &record)?;
+    if let Some(file) = &trace_file
+        && let Err(error) = write_record(file, &record)
+    {
+        eprintln!("laz: {}", error.report());
     }
     match format {
         OutputFormat::Json if trace_file.is_none() => {

@@ -75,8 +75,9 @@ impl Engine {
         let performers = (puller, executor.as_ref());
         let outcome = self.act(request, performers, &mut stage, prepared).await;
         let struck = stage.strike(self).await;
+        // The first error is the one to tell.
         let record = outcome?;
-        struck?;
+        warn_of(struck);
         Ok(record)
     }
 
@@ -128,7 +129,7 @@ impl Engine {
         };
         let (deleted, report, ()) = tokio::join!(deleted, remembered, stage.clear());
         let mut record = self.record(&image, trace, &ended?);
-        deleted?;
+        warn_of(deleted.map_err(Error::from));
         record.misses = misses;
         record.copied_bytes = puller.progress.copied();
         Ok(with_profile(record, &report))
@@ -332,6 +333,15 @@ impl Play<'_> {
                 Err(error)
             }
         }
+    }
+}
+
+/// Logs what could not be cleaned up after a container: how that ended is what its user asks
+/// for, and the next run sweeps.
+fn warn_of(cleaned: Result<()>) {
+    if let Err(error) = cleaned {
+        let error = error.report();
+        tracing::warn!(error, "what a container left cannot be removed");
     }
 }
 

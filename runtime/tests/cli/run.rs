@@ -7,8 +7,8 @@ use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
 use serde_json::json;
 
 use crate::support::{
-    Changes, File, IMPATIENT, Laz, busybox, estargz, gzipped, incompressible, is_root, plain, push,
-    said, tar,
+    Changes, File, IMPATIENT, Laz, busybox, estargz, gzipped, incompressible, install, is_root,
+    plain, push, said, tar,
 };
 
 pub(crate) fn user_land() -> Vec<u8> {
@@ -216,6 +216,38 @@ async fn privileged_exit_codes_are_dockers() {
     assert!(
         user.code == 125 && user.err.contains("nobody-here"),
         "{user:?}"
+    );
+    assert_eq!(traces(&laz), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_fails_afterwards_leaves_the_exit_code() {
+    if !is_root("privileged_what_fails_afterwards_leaves_the_exit_code") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &estargz(user_land()), &Changes::default());
+    let laz = Laz::new();
+    let command = [&image.reference, "/bin/busybox", "sh", "-c", "exit 7"];
+    let file = laz.path("none/trace.json").display().to_string();
+    let said = laz
+        .run(&[&["run", "--trace-file", &file], &command[..]].concat())
+        .await;
+    assert!(said.code == 7 && said.err.contains(&file), "{said:?}");
+
+    // One that deletes the container, and says that it could not.
+    let script = "#!/bin/sh\nrunc \"$@\" || exit\ncase \" $* \" in *' delete '*) exit 9;; esac\n";
+    std::fs::write(laz.path("script"), script).unwrap();
+    let runtime = laz.path("runtime");
+    install(&laz.path("script"), &runtime);
+    let runtime = runtime.display().to_string();
+    let said = laz
+        .run(&[&["run", "--runtime", &runtime], &command[..]].concat())
+        .await;
+    assert!(said.code == 7, "{said:?}");
+    assert!(
+        said.err.contains("WARN") && said.err.contains(&runtime),
+        "{said:?}"
     );
     assert_eq!(traces(&laz), BTreeSet::new());
 }
