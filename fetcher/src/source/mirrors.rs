@@ -29,6 +29,7 @@ use self::standing::Standing;
 use self::tried::Tried;
 use super::auth::keyring::Keyring;
 use super::exact::{check_parts, check_range};
+use super::homes::Homes;
 use super::hosts::Capability;
 use super::registry::{RegistrySource, Want};
 use super::single_flight::SingleFlight;
@@ -54,6 +55,7 @@ struct Shared {
     dir: Option<PathBuf>,
     plans: SingleFlight<String, Plan>,
     standing: Standing,
+    homes: Arc<Homes>,
     /// How long hosts files are taken to be as they were.
     fresh: Duration,
 }
@@ -72,6 +74,7 @@ impl Mirrors {
                 registry,
                 plans: SingleFlight::new(PLANS_MAX),
                 standing: Standing::default(),
+                homes: Arc::default(),
                 fresh,
             }),
         }
@@ -98,6 +101,11 @@ impl Mirrors {
     /// Credentials that came with pulls; a mirror gets none of its registry's.
     pub fn keyring(&self) -> &Arc<Keyring> {
         self.shared.registry.keyring()
+    }
+
+    /// Which repositories have which blobs, for reads of a node's source.
+    pub fn homes(&self) -> &Arc<Homes> {
+        &self.shared.homes
     }
 
     /// What has been done so far, at all hosts together.

@@ -122,6 +122,7 @@ pub struct FakeRegistryBuilder {
     auth: Auth,
     redirect: bool,
     no_referrers: bool,
+    referrers_elsewhere: bool,
     forbids: bool,
     private: Option<String>,
     token_life_s: Option<u64>,
@@ -201,6 +202,13 @@ impl FakeRegistryBuilder {
     #[must_use]
     pub fn without_referrers(mut self) -> Self {
         self.no_referrers = true;
+        self
+    }
+
+    /// Has no referrers API, and sends who asks for it to another host.
+    #[must_use]
+    pub fn referrers_elsewhere(mut self) -> Self {
+        self.referrers_elsewhere = true;
         self
     }
 

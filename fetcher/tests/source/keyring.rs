@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use lazarette_fetcher::Error;
 use lazarette_fetcher::source::{
-    BlobRef, BlobSource, Credential, Keyring, RegistrySource, SourceConfig,
+    BlobRef, BlobSource, Credential, Keyring, RegistrySource, SourceConfig, stack,
 };
 use lazarette_fetcher::test_util::contract::collect;
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, FakeRegistryBuilder, Fault};
@@ -222,4 +222,30 @@ async fn what_one_repository_wants_another_need_not() {
     let body = case.source.read_all(&public).await.unwrap();
     assert_eq!(collect(body).await.unwrap(), b"bytes");
     case.refusal().await;
+}
+
+#[tokio::test]
+async fn what_one_repository_refuses_is_read_from_another_that_has_it() {
+    let builder = FakeRegistry::builder().basic("u", "p").private("a/b");
+    let Case { registry, blob, .. } = case(builder, SourceConfig::default()).await;
+    let (source, mirrors) = stack::build(SourceConfig::default()).unwrap();
+    let read = async || collect(source.read_all(&blob).await?).await;
+    let (own, other) = (
+        repository(&registry, "a/b"),
+        repository(&registry, "for/all"),
+    );
+    assert!(matches!(read().await, Err(Error::Denied { .. })));
+    mirrors.homes().note(&blob.digest, &own);
+    assert!(matches!(read().await, Err(Error::Denied { .. })));
+    mirrors.homes().note(&blob.digest, &other);
+    assert_eq!(read().await.unwrap(), b"bytes");
+    // It is asked first from then on.
+    let before = registry.requests().blobs;
+    assert_eq!(read().await.unwrap(), b"bytes");
+    assert_eq!(registry.requests().blobs, before + 1);
+    // What is no refusal is for everybody.
+    registry.script_on(Endpoint::Blob, Fault::TooLong);
+    assert!(matches!(read().await, Err(Error::Malformed { .. })));
+    mirrors.homes().forget(&blob.digest);
+    assert!(matches!(read().await, Err(Error::Denied { .. })));
 }

@@ -181,7 +181,8 @@ impl NodeLayers {
         }
     }
 
-    /// Records those layers of the image that have no record.
+    /// Records those layers of the image that have no record, and of those that have one by
+    /// another image that this one has them, too.
     async fn record(&self, resolved: &Resolved, numbers: &[usize]) -> Result<()> {
         let layers = &resolved.image.layers;
         let wanted = numbers.iter().filter_map(|&number| layers.get(number));
@@ -189,11 +190,22 @@ impl NodeLayers {
             reference: resolved.image.reference.clone(),
             descriptor: layer.descriptor.clone(),
             diff_id: layer.diff_id,
+            others: Vec::new(),
         };
         let wanted: Vec<_> = wanted.map(served).collect();
-        let db = Arc::clone(&self.engine.db);
+        let digests: Vec<Digest> = layers.iter().map(|layer| layer.descriptor.digest).collect();
+        let image = resolved.image.reference.clone();
+        let (db, registry) = (Arc::clone(&self.engine.db), self.engine.registry.clone());
         blocking(move || {
             let mut batch = Batch::new();
+            for digest in digests {
+                if let Some(mut served) = db.get::<ServedLayerTable>(&digest)?
+                    && served.also(&image)
+                {
+                    batch.put::<ServedLayerTable>(&digest, &served)?;
+                    registry.homes().note(&digest, image.repository());
+                }
+            }
             for served in wanted {
                 let digest = served.descriptor.digest;
                 if db.get::<ServedLayerTable>(&digest)?.is_none() {
@@ -287,6 +299,12 @@ impl NodeLayers {
         let (db, key) = (Arc::clone(&self.engine.db), *digest);
         let served = blocking(move || db.get::<ServedLayerTable>(&key)).await?;
         let served = served.ok_or_else(|| unknown(digest, &None))?;
+        for other in served.others.iter().rev() {
+            self.engine
+                .registry
+                .homes()
+                .note(digest, other.repository());
+        }
         let repository = served.reference.repository().clone();
         let request = LayerRequest::new(repository, &served.descriptor, served.diff_id)?
             .of_image(&served.reference);
@@ -310,6 +328,7 @@ impl NodeLayers {
     async fn discard(&self, digest: &Digest) -> Result<()> {
         // What was opened ahead would go on with files that are gone.
         self.ahead.forget(digest);
+        self.engine.registry.homes().forget(digest);
         if let Some(served) = &self.served {
             served.forget(digest).await;
         }

@@ -18,6 +18,7 @@ mod pressure;
 mod restarts;
 mod scarce;
 mod served;
+mod shared;
 mod start;
 mod whole;
 

@@ -244,6 +244,7 @@ pub(crate) struct Pushed {
 /// What may be changed of an image before it is pushed.
 pub(crate) struct Changes<'a> {
     pub(crate) architecture: &'a str,
+    pub(crate) repository: &'a str,
     pub(crate) tag: &'a str,
     pub(crate) edit: &'a dyn Fn(&mut Value),
 }
@@ -252,6 +253,7 @@ impl Default for Changes<'_> {
     fn default() -> Self {
         Self {
             architecture: "amd64",
+            repository: "test/image",
             tag: "v1",
             edit: &|_| {},
         }
@@ -298,9 +300,10 @@ pub(crate) fn push_layers(
     });
     (changes.edit)(&mut manifest);
     let bytes = serde_json::to_vec(&manifest).unwrap();
-    registry.add_manifest("test/image", changes.tag, MediaType::OciManifest, bytes);
+    let (repository, tag) = (changes.repository, changes.tag);
+    registry.add_manifest(repository, tag, MediaType::OciManifest, bytes);
     Pushed {
-        reference: format!("{}/test/image:{}", registry.url_host(), changes.tag),
+        reference: format!("{}/{repository}:{tag}", registry.url_host()),
     }
 }
 

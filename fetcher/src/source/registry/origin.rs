@@ -91,6 +91,22 @@ impl Asker<'_> {
         }
     }
 
+    /// Asks the registry, and follows where it sends us within itself; elsewhere is nothing.
+    pub(super) async fn nearby(&self, path: &str, question: &Question) -> Result<Answer, Fault> {
+        let answer = self.origin(path, question).await?;
+        match answer::redirect(self.subject, &answer)? {
+            None => Ok(answer),
+            Some(target) if self.access.endpoint.owns(&target) => {
+                drop(answer);
+                self.elsewhere(target, question).await
+            }
+            Some(_) => {
+                let Subject { what, host } = self.subject.clone();
+                Err(Error::NotFound { what, host }.into())
+            }
+        }
+    }
+
     /// Asks a redirect's target, and its targets in turn.
     pub(super) async fn elsewhere(&self, uri: Uri, question: &Question) -> Result<Answer, Fault> {
         let mut uri = uri;

@@ -17,6 +17,15 @@ const PAGES_MAX: usize = 8;
 /// Referrers of one manifest. Signatures and indexes make a handful.
 const ENTRIES_MAX: usize = 4096;
 
+/// Where a list is looked for.
+#[derive(Debug, Clone, Copy)]
+enum Way<'a> {
+    /// The API.
+    Api,
+    /// The tag that stands in for it, for manifests that refer to this one.
+    Tag(&'a Digest),
+}
+
 /// Descriptors of manifests whose subject is `digest`; [`Error::NotFound`] where the
 /// registry knows neither the API nor the tag.
 pub(super) async fn list(
@@ -30,18 +39,23 @@ pub(super) async fn list(
         format!("?artifactType={value}")
     });
     let api = core.api(repository, &format!("/referrers/{digest}{query}"));
-    let found = match pages(core, repository, api).await {
+    let found = match pages(core, repository, api, Way::Api).await {
         Err(Error::NotFound { .. }) => {
             // Registries without the API keep the same index under a tag.
             let tag = core.api(repository, &format!("/manifests/{}", digest.file_name()));
-            pages(core, repository, tag).await?
+            pages(core, repository, tag, Way::Tag(digest)).await?
         }
         other => other?,
     };
     convert(&format!("referrers of {digest}"), found, artifact_type)
 }
 
-async fn pages(core: &Core, repository: &Repository, first: String) -> Result<Vec<OciImageIndex>> {
+async fn pages(
+    core: &Core,
+    repository: &Repository,
+    first: String,
+    way: Way<'_>,
+) -> Result<Vec<OciImageIndex>> {
     let access = core.access(repository);
     let what = format!("referrers list {}{first}", core.host(repository));
     let mut attempts = core.attempts(what, repository);
@@ -72,11 +86,21 @@ async fn pages(core: &Core, repository: &Repository, first: String) -> Result<Ve
         }
         let (body, link) = attempts
             .run(|| async {
-                let mut answer = asker.anywhere(&path, &question).await?;
+                let mut answer = match way {
+                    // Some registries that lack it send whoever asks to their web site.
+                    Way::Api => asker.nearby(&path, &question).await?,
+                    Way::Tag(_) => asker.anywhere(&path, &question).await?,
+                };
                 let body = document::read(&subject, &mut answer).await?;
                 Ok((body, next_page(&answer)))
             })
             .await?;
+        if let Way::Tag(subject) = way
+            && Digest::sha256(&body) == *subject
+        {
+            // Some registries take such a tag for the digest. Then nobody has made the list.
+            return Ok(pages);
+        }
         let page: OciImageIndex = serde_json::from_slice(&body)
             .map_err(|error| Error::malformed(subject.what.as_str(), error.to_string()))?;
         pages.push(page);

@@ -342,6 +342,13 @@ fn referrers(shared: &Shared, uri: &http::Uri) -> Answer {
     if shared.setup.no_referrers {
         return complaint(404, "UNSUPPORTED", "no referrers here");
     }
+    if shared.setup.referrers_elsewhere {
+        let mut answer = reply(303, Bytes::new());
+        if let Ok(to) = format!("http://{}/packages", shared.cdn_address).parse() {
+            answer.headers_mut().insert(header::LOCATION, to);
+        }
+        return answer;
+    }
     let parsed = split(path, "referrers")
         .and_then(|(repository, digest)| Some((repository, Digest::parse(digest).ok()?)));
     let Some((repository, digest)) = parsed else {

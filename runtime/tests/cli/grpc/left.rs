@@ -11,6 +11,7 @@ use lazarette_snapshotter::remote::{self, LazyLayers as _};
 use super::bed::{clean, program};
 use super::scarce::wanted;
 use super::*;
+use crate::sys;
 
 /// Less than a layer of these tests has, bytes.
 const BUDGET: u64 = 64 << 10;
@@ -48,6 +49,25 @@ async fn privileged_a_layer_that_nothing_came_to_name_is_dropped_by_the_next_dae
     node.close().await;
 }
 
+/// A layer's directory that cannot be moved, until this is dropped.
+struct Stuck(PathBuf);
+
+impl Stuck {
+    fn new(dir: &Path, digest: &Digest) -> Self {
+        let path = dir.join("root/layers").join(digest.file_name());
+        let mut mount = std::process::Command::new("mount");
+        let mount = mount.arg("--bind").args([&path, &path]);
+        assert!(mount.status().unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        sys::detach(&self.0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_layer_that_cannot_be_removed_is_removed_by_the_next_daemon() {
     if !is_root("privileged_a_layer_that_cannot_be_removed_is_removed_by_the_next_daemon") {
@@ -71,13 +91,15 @@ async fn privileged_a_layer_that_cannot_be_removed_is_removed_by_the_next_daemon
     std::fs::write(&trash, b"no directory").unwrap();
     node.remove(&name).await;
     assert_eq!(stored(), 1);
+    std::fs::remove_file(&trash).unwrap();
+    std::fs::rename(&away, &trash).unwrap();
     node.close().await;
-    // One that cannot do it either has others to serve.
+    // One that cannot do it either, as something is mounted there, has others to serve.
+    let stuck = Stuck::new(dir.path(), &Digest::sha256(&layer.blob));
     let (node, _) = Node::open(dir.path()).await;
     assert_eq!(stored(), 1);
     node.close().await;
-    std::fs::remove_file(&trash).unwrap();
-    std::fs::rename(&away, &trash).unwrap();
+    drop(stuck);
     let (node, restored) = Node::open(dir.path()).await;
     assert_eq!((restored, stored()), (0, 0));
     node.bring("", &wanted).await;
