@@ -3,8 +3,8 @@
 //!
 //! 1. [`Exact`] is outermost, so that no wrapper below, present or to come, can break the
 //!    promise about shape that stores and indexes rely on.
-//! 2. [`AtHome`] reads a blob from another repository where its own refuses it. That is known
-//!    once no host of the repository has it.
+//! 2. `AtHome` reads a blob from another repository where its own refuses it
+//!    ([`Homes`](super::Homes)). That is known once no host of the repository has it.
 //! 3. [`Mirrors`] chooses among the hosts that have a registry's content. Each of them is a
 //!    registry to read from, and the choice among them needs errors that are final.
 //! 4. [`RegistrySource`] is innermost, one for each host, and retries, limits and resumes by
