@@ -75,10 +75,9 @@ impl Access {
         match &self.action {
             Action::Pull => {
                 // Such a host has the repository below its own name for it.
-                let below = |prefix| format!("{prefix}/{}", self.repository);
+                let below = |prefix| scope(&format!("{prefix}/{}", self.repository), "pull");
                 let there = self.endpoint.prefix().map(below);
                 let own = scope(&self.repository, "pull");
-                let there = there.map(|repository| scope(&repository, "pull"));
                 std::iter::once(own).chain(there).collect()
             }
             Action::Push { from } => {

@@ -87,8 +87,8 @@ impl Transport {
     ) -> Result<Self> {
         let proxies = Arc::new(Proxies::new(&config.proxy)?);
         let tls = tls::Tls::new(config.ca_file.as_deref(), reach.certificates.clone())?;
-        // Two of these are less than what a request waits: by the time it is tried again, a
-        // connection that is dead is known to be, and another is made.
+        // Two of these are less than what a request waits, unless that is less than three seconds:
+        // by the time it is tried again, a dead connection is known to be, and another is made.
         let silence = (config.stall_timeout / 3).max(SILENCE_MIN);
         let connector = Connector::new(tls, proxies.clone(), config.connect_timeout, 2 * silence)
             .with_dial_timeout(reach.dial_timeout);

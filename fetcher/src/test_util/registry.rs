@@ -177,10 +177,10 @@ impl FakeRegistryBuilder {
         self
     }
 
-    /// Wants what it wants for this repository alone.
+    /// Wants what it wants for repositories alone whose names begin like this.
     #[must_use]
-    pub fn private(mut self, repository: &str) -> Self {
-        self.private = Some(repository.to_owned());
+    pub fn private(mut self, prefix: &str) -> Self {
+        self.private = Some(prefix.to_owned());
         self
     }
 

@@ -81,30 +81,35 @@ impl Asker<'_> {
     /// Asks the registry and follows where it sends us.
     pub(super) async fn anywhere(&self, path: &str, question: &Question) -> Result<Answer, Fault> {
         let answer = self.origin(path, question).await?;
-        match answer::redirect(self.subject, &answer)? {
-            None => Ok(answer),
-            Some(target) => {
-                self.core.counters.add(Count::Redirects, 1);
-                drop(answer);
-                self.elsewhere(target, question).await
-            }
-        }
+        let target = answer::redirect(self.subject, &answer)?;
+        self.follow(answer, target, question).await
     }
 
     /// Asks the registry, and follows where it sends us within itself; elsewhere is nothing.
     pub(super) async fn nearby(&self, path: &str, question: &Question) -> Result<Answer, Fault> {
         let answer = self.origin(path, question).await?;
-        match answer::redirect(self.subject, &answer)? {
-            None => Ok(answer),
-            Some(target) if self.access.endpoint.owns(&target) => {
-                drop(answer);
-                self.elsewhere(target, question).await
-            }
-            Some(_) => {
-                let Subject { what, host } = self.subject.clone();
-                Err(Error::NotFound { what, host }.into())
-            }
+        let target = answer::redirect(self.subject, &answer)?;
+        let is_near = |target: &Uri| self.access.endpoint.owns(target);
+        if !target.as_ref().is_none_or(is_near) {
+            let Subject { what, host } = self.subject.clone();
+            return Err(Error::NotFound { what, host }.into());
         }
+        self.follow(answer, target, question).await
+    }
+
+    /// The answer, or what is at `target` where it is a redirect to there.
+    async fn follow(
+        &self,
+        answer: Answer,
+        target: Option<Uri>,
+        question: &Question,
+    ) -> Result<Answer, Fault> {
+        let Some(target) = target else {
+            return Ok(answer);
+        };
+        self.core.counters.add(Count::Redirects, 1);
+        drop(answer);
+        self.elsewhere(target, question).await
     }
 
     /// Asks a redirect's target, and its targets in turn.

@@ -209,7 +209,7 @@ async fn resolve(
     }))
 }
 
-/// How long results stand from when their work was begun.
+/// How long results stand once there are any.
 #[derive(Clone, Copy)]
 struct Keep {
     done: Duration,
