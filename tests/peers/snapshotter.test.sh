@@ -40,9 +40,28 @@ unpacked() {
   gone 'an unpacked image' "$image"
 }
 
+# of_others IMAGE PULL...: who names no snapshotter gets what containerd has without us.
+of_others() {
+  local out code=0 image=$1; shift
+  works 'pulls without a word of us' "$@" "$image"
+  equal 'we have no snapshot of it' "$(snapshots)" ""
+  out=$("${CTR[@]}" run --rm "$image" "test-$RANDOM" sh -c "$LOOK" 2>&1) || code=$?
+  equal 'runs on overlayfs' "$code $out" "0 $EXPECTED"
+  works 'removes it' "${CTR[@]}" images rm --sync "$image"
+}
+
+# file_system_of_images: kubelet measures it, and measures nothing where it is not.
+file_system_of_images() {
+  if [ "$GENERATION" = 1.6 ]; then ln -s "$DIR/root" "$DIR/c/root/io.containerd.snapshotter.v1.lazarette"; fi
+  works 'tells of the file system of images' call "$DIR/c/containerd.sock" runtime.v1.ImageService/ImageFsInfo ""
+  local place; place=$(grep -aoE "$DIR/[a-z0-9./]+" "$SCRATCH/answer" || true)
+  equal 'which is that of the store' "$(realpath -e "$place" 2>&1)" "$DIR/root"
+}
+
 # of_kubelet: the same by way of CRI, whose images have a namespace of their own.
 of_kubelet() {
   local plain=("${CTR[@]}")
+  file_system_of_images
   CTR+=(--namespace k8s.io)
   lazy 'estargz by CRI' "$ESGZ" cri_pull
   gone_of_cri 'an image of CRI' "$ESGZ"
@@ -188,6 +207,7 @@ if command -v go >/dev/null; then BIN=$("$here/stargz.sh"); fi
 before_transfer() {
   begin "$1" 2 "$2"
   unpacked "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+  of_others "$GZIP" "${CTR[@]}" images pull --plain-http
   if [ -n "$BIN" ]; then
     lazy estargz "$ESGZ" "$BIN/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette
     restarts "$ESGZ"
@@ -219,6 +239,7 @@ of_nerdctl() {
 of_two() {
   begin 2.0 3 "$1"
   unpacked "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
+  of_others "$GZIP" "${CTR[@]}" images pull --plain-http
   lazy estargz "$ESGZ" "$BIN/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette
   restarts "$ESGZ"
   gone 'a lazy image' "$ESGZ"
@@ -240,6 +261,8 @@ begin 2.1 3 "$SID"
 # What its ctr must be told not to ask containerd for.
 LOCAL=--local
 unpacked "$GZIP" "${CTR[@]}" images pull --local --plain-http --snapshotter lazarette
+of_others "$GZIP" "${CTR[@]}" images pull --plain-http
+of_others "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter overlayfs
 of_kubelet
 of_nerdctl 1
 lazy gzip "$GZIP" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
