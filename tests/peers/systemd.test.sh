@@ -92,6 +92,48 @@ server_dies() {
   is_right 'the container reads what is right after that'
 }
 
+# The server that lazd started meanwhile is the unit's again, and so are the mounts.
+server_stops() {
+  local own
+  in_node systemctl stop laz-mountd
+  wait_for 120 'a server of lazd' serving || true
+  own=$(serving || true)
+  equal 'lazd has a mount server of its own' "$([ -n "$own" ] && echo yes)" yes
+  in_node systemctl start laz-mountd
+  wait_for 120 'the server of the unit' is_of_unit || true
+  equal 'the unit has the mount server again' "$(is_of_unit && echo yes)" yes
+  equal 'and has not failed' "$(state laz-mountd)" active
+  is_right 'the container reads what is right from the server of the unit'
+}
+# serving: mount servers of the node, as it numbers them.
+serving() {
+  in_node sh -c 'for p in /proc/[0-9]*; do
+    case $(tr "\\0" " " <$p/cmdline) in *laz-mountd\ guard*|*laz-mountd\ list*) ;; */laz-mountd\ *) echo ${p#/proc/} ;; esac
+  done 2>/dev/null; :' | grep .
+}
+is_of_unit() { [ "$(serving)" = "$(main_pid laz-mountd)" ]; }
+
+# As an upgrade by docs/snapshotter.md: whom somebody ran is succeeded by what systemd starts.
+server_is_upgraded() {
+  local server; server=$(main_pid laz-mountd)
+  works 'a server that takes over gives way to that of the unit' in_node timeout 120 laz-mountd --take-over
+  equal 'which is another one' "$(restarted laz-mountd "$server" && is_of_unit && echo yes)" yes
+  is_right 'the container reads what is right after that'
+}
+
+# Whatever lasts longer than systemd's patience with units that fail: five times in ten seconds.
+fails_for_long() {
+  in_node sh -c 'mkdir -p /etc/lazarette && echo "[mounts]" >/etc/lazarette/config.toml && echo "backend = 7" >>/etc/lazarette/config.toml'
+  in_node systemctl restart lazd 2>/dev/null || true
+  wait_for 120 'many starts' tried_often || true
+  in_node rm /etc/lazarette/config.toml
+  wait_for 120 'a start that succeeds' is_active lazd || true
+  equal 'lazd is there once its config is right' "$(state lazd)" active
+  is_right 'the container reads what is right then'
+}
+tried_often() { [ "$(in_node systemctl show --property NRestarts --value lazd)" -ge 7 ]; }
+is_active() { [ "$(state "$1")" = active ]; }
+
 # comes_back HOW: after the node went down in that way, with no registry since.
 comes_back() {
   starts
@@ -134,6 +176,9 @@ outlives 'lazd restarted' systemctl restart lazd
 outlives 'lazd killed' systemctl kill --kill-who=all --signal KILL lazd
 stops
 server_dies
+server_stops
+server_is_upgraded
+fails_for_long
 wait_for 120 'all of the layer' is_complete || true
 equal 'the layer is complete' "$(is_complete && echo yes)" yes
 stop_pid "$REGISTRY_PID"
