@@ -39,7 +39,6 @@ pub use self::choose::{Choice, select};
 pub use self::image::is_image_of;
 pub use self::layer::{Place, Shown};
 use self::link::{Done, Link};
-pub use self::probe::probe;
 pub use self::stale::clear;
 pub use self::whole::{hide_whole, is_shown_whole, show_whole};
 use crate::data::LayerData;

@@ -38,6 +38,17 @@ impl Choice {
     }
 }
 
+/// What came of trying what a wish needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trial {
+    /// The kernel does it; whether it fails short reads of an EROFS.
+    Works { fails_short_reads: bool },
+    /// The kernel does not, and why.
+    Fails(String),
+    /// The disk took no file to try it with, and why: nothing is known of the kernel.
+    Untried(String),
+}
+
 /// Tries in `dir`, on the file system that holds the store, what the wish needs, chooses, and
 /// says so once in the log. Takes milliseconds and blocks for them.
 ///
@@ -45,9 +56,11 @@ impl Choice {
 /// `Environment` where the wish cannot be had.
 pub fn select(dir: &Path, wish: Backend) -> Result<Choice> {
     let tried = match wish {
-        Backend::Fuse => Ok(true),
-        Backend::Erofs | Backend::Auto => try_erofs(dir).map_err(|error| error.to_string()),
-        Backend::Fanotify => probe(dir).map(|()| true),
+        Backend::Fuse => Trial::Works {
+            fails_short_reads: true,
+        },
+        Backend::Erofs | Backend::Auto => try_erofs(dir),
+        Backend::Fanotify => probe(dir),
     };
     let chosen = choose(wish, tried);
     let choice = chosen.map_err(|detail| Error::Environment {
@@ -58,40 +71,53 @@ pub fn select(dir: &Path, wish: Backend) -> Result<Choice> {
     tracing::info!(?backend, reason, "layers are shown");
     if !choice.fails_short_reads {
         tracing::warn!(
-            "this kernel takes for zeros what a reader that is killed did not get: complete layers \
-             are not left to it, and small files are read one request each"
+            "this kernel may take for zeros what a reader that is killed did not get: complete \
+             layers are not left to it, and small files are read one request each"
         );
     }
     Ok(choice)
 }
 
-/// Chooses, where `tried` says whether this kernel does what the wish needs, EROFS over FUSE
-/// for `Auto`, and whether it then fails short reads.
+/// Chooses, given what came of trying what the wish needs, EROFS over FUSE for `Auto`.
+///
+/// A full disk says nothing of the kernel: layers that the mount server shows are answered for,
+/// and evicted from, by a daemon that goes by the wish, and kept to the cautious way.
 ///
 /// # Errors
 /// Why the wish cannot be had.
-fn choose(wish: Backend, tried: Result<bool, String>) -> Result<Choice, String> {
-    let fails_short_reads = *tried.as_ref().unwrap_or(&true);
-    let chose = |backend, reason: String| {
+fn choose(wish: Backend, tried: Trial) -> Result<Choice, String> {
+    let chose = |backend, fails_short_reads, reason: String| {
         Ok(Choice {
             backend,
             reason,
             fails_short_reads,
         })
     };
-    match (wish, tried) {
-        (Backend::Fuse, _) | (Backend::Erofs | Backend::Fanotify, Ok(_)) => {
-            chose(wish, "it was asked for".to_owned())
+    let fails_short_reads = match (wish, tried) {
+        (Backend::Fuse, _) => true,
+        (_, Trial::Works { fails_short_reads }) => fails_short_reads,
+        (Backend::Auto, Trial::Fails(why)) => {
+            return chose(Backend::Fuse, true, format!("{TAKES}: {why}"));
         }
-        (Backend::Erofs, Err(why)) => Err(format!("{TAKES}: {why}")),
-        (Backend::Fanotify, Err(why)) => Err(why),
-        (Backend::Auto, Ok(_)) => chose(
+        (Backend::Erofs, Trial::Fails(why)) => return Err(format!("{TAKES}: {why}")),
+        (Backend::Fanotify, Trial::Fails(why)) => return Err(why),
+        (_, Trial::Untried(why)) => {
+            let backend = match wish {
+                Backend::Auto => Backend::Erofs,
+                asked => asked,
+            };
+            return chose(backend, false, format!("it could not be tried: {why}"));
+        }
+    };
+    match wish {
+        Backend::Auto => chose(
             Backend::Erofs,
+            fails_short_reads,
             "fanotify shows zeros once its server and the guard are both killed; it has to be \
              asked for"
                 .to_owned(),
         ),
-        (Backend::Auto, Err(why)) => chose(Backend::Fuse, format!("{TAKES}: {why}")),
+        asked => chose(asked, fails_short_reads, "it was asked for".to_owned()),
     }
 }
 
@@ -102,31 +128,40 @@ mod tests {
     #[test]
     fn every_case() {
         use Backend::{Auto, Erofs, Fanotify, Fuse};
-        let (yes, zeros, no) = (Ok(true), Ok(false), Err("it does not"));
+        let works = |fails_short_reads| Trial::Works { fails_short_reads };
+        let (yes, zeros) = (works(true), works(false));
+        let (no, full) = (
+            Trial::Fails("it does not".to_owned()),
+            Trial::Untried("no space".to_owned()),
+        );
         let table = [
-            // wish, whether it works: choice, what its reason names
-            (Fuse, yes, Ok(Fuse), "asked for"),
-            (Fuse, no, Ok(Fuse), "asked for"),
-            (Erofs, yes, Ok(Erofs), "asked for"),
-            (Erofs, no, Err(()), "it does not"),
-            (Fanotify, yes, Ok(Fanotify), "asked for"),
-            (Fanotify, no, Err(()), "it does not"),
-            (Auto, yes, Ok(Erofs), "has to be asked for"),
-            (Auto, zeros, Ok(Erofs), "has to be asked for"),
-            (Erofs, zeros, Ok(Erofs), "asked for"),
-            (Auto, no, Ok(Fuse), "it does not"),
+            // wish, what came of it: choice, what its reason names, whether short reads fail
+            (Fuse, &yes, Ok((Fuse, true)), "asked for"),
+            (Fuse, &no, Ok((Fuse, true)), "asked for"),
+            (Erofs, &yes, Ok((Erofs, true)), "asked for"),
+            (Erofs, &zeros, Ok((Erofs, false)), "asked for"),
+            (Erofs, &no, Err(()), "it does not"),
+            (Erofs, &full, Ok((Erofs, false)), "no space"),
+            (Fanotify, &yes, Ok((Fanotify, true)), "asked for"),
+            (Fanotify, &no, Err(()), "it does not"),
+            (Fanotify, &full, Ok((Fanotify, false)), "no space"),
+            (Auto, &yes, Ok((Erofs, true)), "has to be asked for"),
+            (Auto, &zeros, Ok((Erofs, false)), "has to be asked for"),
+            (Auto, &no, Ok((Fuse, true)), "it does not"),
+            (Auto, &full, Ok((Erofs, false)), "no space"),
         ];
         for (wish, tried, expected, word) in table {
             let row = format!("{wish:?} {tried:?}");
-            match (choose(wish, tried.map_err(str::to_owned)), expected) {
-                (Ok(choice), Ok(backend)) => {
-                    assert_eq!(choice.backend, backend, "{row}");
-                    assert_eq!(choice.fails_short_reads, tried != zeros, "{row}");
-                    assert!(choice.reason.contains(word), "{row}: {}", choice.reason);
-                }
-                (Err(why), Err(())) => assert!(why.contains(word), "{row}: {why}"),
-                (got, _) => panic!("{row}: {got:?}"),
-            }
+            let got = choose(wish, tried.clone());
+            let (got, said) = match got {
+                Ok(choice) => (
+                    Ok((choice.backend, choice.fails_short_reads)),
+                    choice.reason,
+                ),
+                Err(why) => (Err(()), why),
+            };
+            assert_eq!(got, expected, "{row}");
+            assert!(said.contains(word), "{row}: {said}");
         }
     }
 }

@@ -94,7 +94,7 @@ impl MountServer {
     ///
     /// # Errors
     /// Those of [`Self::mount_layer`]. Through fanotify also `Mount` with `EBUSY` while
-    /// somebody evicts from the layer, and with whatever [`probe`](super::probe) would say.
+    /// somebody evicts from the layer, and with whatever [`select`](super::select) would say.
     pub fn mount_shown(&self, shown: &Shown<'_>, place: Place<'_>) -> Result<Mounted> {
         let path = place.path.to_path_buf();
         take_down_orphan(&path)?;

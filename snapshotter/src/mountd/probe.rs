@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use lazarette_mountd::fanotify::{Group, QUESTIONS_BYTES};
 
+use super::choose::Trial;
 use super::sample::{Bytes, CUT, Sample, WHOLE, is_content, read_block};
 use crate::fuse::create_image;
 use crate::sys;
@@ -22,12 +23,17 @@ const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
 /// Whether it asks before an EROFS reads its data file, and keeps to the answer; found out in
 /// `dir` on the file system that holds the store. Takes milliseconds and blocks for them.
-///
-/// # Errors
-/// What it does otherwise, in words.
-pub fn probe(dir: &Path) -> Result<(), String> {
-    let sample = Sample::new(dir, "probe").map_err(|error| error.to_string())?;
-    run(&sample)
+pub(super) fn probe(dir: &Path) -> Trial {
+    let sample = match Sample::new(dir, "probe") {
+        Ok(sample) => sample,
+        Err(error) => return Trial::Untried(error.to_string()),
+    };
+    match run(&sample) {
+        Ok(()) => Trial::Works {
+            fails_short_reads: true,
+        },
+        Err(why) => Trial::Fails(why),
+    }
 }
 
 /// Has the kernel ask, deny and allow.
@@ -133,9 +139,12 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
+        let works = Trial::Works {
+            fails_short_reads: true,
+        };
         assert_eq!(
             probe(dir.path()),
-            Ok(()),
+            works,
             "layers are shown another way here"
         );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -150,8 +159,11 @@ mod tests {
         }
         // What is there is memory, on every kernel.
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let why = probe(dir.path()).unwrap_err();
-        assert!(why.contains("before it reads"), "{why}");
+        let refused = probe(dir.path());
+        assert!(
+            matches!(&refused, Trial::Fails(why) if why.contains("before it reads")),
+            "{refused:?}"
+        );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

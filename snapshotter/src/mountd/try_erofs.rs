@@ -5,28 +5,29 @@
 
 use std::path::Path;
 
+use super::choose::Trial;
 use super::sample::{self, CUT, Sample, WHOLE};
 use crate::fuse::create_image;
-use crate::{Error, Result};
 
 /// Tries it with a small image below `dir`, a directory on a disk, which is made if absent.
-/// Whether a read that gets less than it wanted fails, see [`CUT`].
-///
-/// # Errors
-/// `Mount` where the kernel refuses: it is older than 6.12, or was made without that.
-/// `Environment` where it does not read what is there.
-pub(super) fn try_erofs(dir: &Path) -> Result<bool> {
-    let sample = Sample::new(dir, "try")?;
+/// Short reads are those of [`CUT`].
+pub(super) fn try_erofs(dir: &Path) -> Trial {
+    let sample = match Sample::new(dir, "try") {
+        Ok(sample) => sample,
+        Err(error) => return Trial::Untried(error.to_string()),
+    };
     let files = [sample.image(), sample.data()];
-    let mounted = create_image(&files, sample.dir())?;
+    let mounted = match create_image(&files, sample.dir()) {
+        Ok(mounted) => mounted,
+        Err(error) => return Trial::Fails(error.to_string()),
+    };
     let whole = sample::read(&mounted, WHOLE);
     if sample::is_content(&whole) {
-        return Ok(sample::read(&mounted, CUT).is_err());
+        let fails_short_reads = sample::read(&mounted, CUT).is_err();
+        return Trial::Works { fails_short_reads };
     }
-    Err(Error::Environment {
-        op: "read a small layer through erofs",
-        detail: whole.map_or_else(|error| error.to_string(), |_| "it is not right".to_owned()),
-    })
+    let detail = whole.map_or_else(|error| error.to_string(), |_| "it is not right".to_owned());
+    Trial::Fails(format!("cannot read a small layer through erofs: {detail}"))
 }
 
 #[cfg(test)]
@@ -43,15 +44,20 @@ mod tests {
         }
         let disk = tempfile::tempdir().unwrap();
         let dir = disk.path().join("meta");
-        assert!(
-            try_erofs(&dir).unwrap(),
-            "layers are shown another way here"
-        );
+        let works = Trial::Works {
+            fails_short_reads: true,
+        };
+        assert_eq!(try_erofs(&dir), works, "layers are shown another way here");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         // A tmpfs is what every kernel refuses.
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-        let error = try_erofs(memory.path()).unwrap_err();
-        assert!(matches!(error, Error::Mount { .. }), "{error}");
+        let refused = try_erofs(memory.path());
+        assert!(matches!(refused, Trial::Fails(_)), "{refused:?}");
         assert_eq!(fs::read_dir(memory.path()).unwrap().count(), 0);
+        // A place where nothing can be made says nothing of the kernel.
+        let file = disk.path().join("file");
+        fs::write(&file, "").unwrap();
+        let untried = try_erofs(&file);
+        assert!(matches!(untried, Trial::Untried(_)), "{untried:?}");
     }
 }
