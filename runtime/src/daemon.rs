@@ -36,13 +36,13 @@ const LOGGED: &str =
 #[command(name = "lazd", version)]
 struct Args {
     /// Config file [default: /etc/lazarette/config.toml if it exists]
-    #[arg(long)]
+    #[arg(long, env = "LAZARETTE_CONFIG")]
     config: Option<PathBuf>,
     /// Directory of the store [default: /var/lib/lazarette]
-    #[arg(long)]
+    #[arg(long, env = "LAZARETTE_ROOT")]
     root: Option<PathBuf>,
     /// Directory of mountpoints and sockets [default: /run/lazarette]
-    #[arg(long)]
+    #[arg(long, env = "LAZARETTE_STATE")]
     state: Option<PathBuf>,
     /// Log everything of ours
     #[arg(long)]

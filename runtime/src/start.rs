@@ -21,7 +21,10 @@ pub(crate) fn config(flags: Flags) -> Result<Config, Error> {
     let mut config = Config::load(flags.config.as_deref())?;
     let source = &mut config.source;
     source.docker_config = source.docker_config.take().or_else(default_docker_config);
-    source.hosts_dir = source.hosts_dir.take().or_else(default_hosts_dir);
+    source.hosts_dir = source
+        .hosts_dir
+        .take()
+        .or_else(|| Some(default_hosts_dir()));
     source.proxy = ProxySettings::from_env();
     config.root = flags.root.or(config.root);
     config.state = flags.state.or(config.state);

@@ -40,7 +40,8 @@ pub struct SourceConfig {
     /// and with which certificates, as containerd reads it; `None`, or an empty path,
     /// asks registries themselves. See [`default_hosts_dir`].
     pub hosts_dir: Option<PathBuf>,
-    /// Proxies; empty means direct. See [`ProxySettings::from_env`].
+    /// Proxies; empty means direct. Not read from a file: see [`ProxySettings::from_env`].
+    #[serde(skip)]
     pub proxy: ProxySettings,
 }
 
@@ -61,24 +62,28 @@ impl Default for SourceConfig {
 }
 
 /// Where `docker login` (`$DOCKER_CONFIG`, `~/.docker`) or `podman login`
-/// (`$XDG_RUNTIME_DIR`) left credentials, if a file is there. Reads the environment.
+/// (`$XDG_RUNTIME_DIR`) left credentials. Where none did yet, the first of these places: a
+/// daemon runs before somebody logs in. Reads the environment.
 pub fn default_docker_config() -> Option<PathBuf> {
     let dir = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    [
+    let places = [
         dir("DOCKER_CONFIG").map(|dir| dir.join("config.json")),
         dir("HOME").map(|dir| dir.join(".docker/config.json")),
         dir("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
-    ]
-    .into_iter()
-    .flatten()
-    .find(|path| path.is_file())
+    ];
+    first_there(places.into_iter().flatten().collect())
 }
 
-/// Where containerd's configuration keeps the hosts of registries, if that directory is
-/// there. Looks at the file system.
-pub fn default_hosts_dir() -> Option<PathBuf> {
-    let dir = PathBuf::from("/etc/containerd/certs.d");
-    dir.is_dir().then_some(dir)
+/// The first place with a file, or else the first place.
+fn first_there(places: Vec<PathBuf>) -> Option<PathBuf> {
+    let there = places.iter().find(|place| place.is_file()).cloned();
+    there.or_else(|| places.into_iter().next())
+}
+
+/// Where containerd's configuration keeps the hosts of registries, there or not: a directory
+/// that is made later counts.
+pub fn default_hosts_dir() -> PathBuf {
+    PathBuf::from("/etc/containerd/certs.d")
 }
 
 /// Durations as people write them: `500ms`, `15s`, `2m`.
@@ -118,6 +123,22 @@ mod duration_text {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_that_nobody_has_yet_have_a_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = || ["a", "b"].map(|name| dir.path().join(name)).to_vec();
+        assert_eq!(first_there(places()), Some(dir.path().join("a")));
+        std::fs::write(dir.path().join("b"), "{}").unwrap();
+        assert_eq!(first_there(places()), Some(dir.path().join("b")));
+        assert_eq!(first_there(Vec::new()), None);
+    }
+
+    #[test]
+    fn proxies_are_not_in_a_file() {
+        let config = toml::from_str::<SourceConfig>("[proxy]\nhttp = \"http://proxy:3128\"\n");
+        assert!(config.unwrap_err().message().contains("proxy"));
+    }
 
     #[test]
     fn reads_toml_and_keeps_defaults() {
