@@ -159,6 +159,8 @@ pub(crate) enum Store {
     Indexed,
     /// As `Indexed`, and the start-up profile of the recorded workload is used.
     Profiled,
+    /// Every byte of the image is on the disk, and the recorded workload ran once.
+    Local,
 }
 
 /// Which containerd.
@@ -217,7 +219,7 @@ const fn other(name: &'static str, kind: Kind, tag: &'static str) -> System {
 }
 
 /// All of them, in the order of a round.
-pub(crate) const SYSTEMS: [System; 15] = [
+pub(crate) const SYSTEMS: [System; 16] = [
     system("laz", Kind::Laz(Store::Fresh), "esgz"),
     system("laz-optimized", Kind::Laz(Store::Fresh), "optimized"),
     system("laz-index", Kind::Laz(Store::Indexed), "gzip"),
@@ -227,6 +229,7 @@ pub(crate) const SYSTEMS: [System; 15] = [
         Kind::Laz(Store::Profiled),
         "optimized",
     ),
+    system("laz-local", Kind::Laz(Store::Local), "gzip"),
     system("laz-converted", Kind::Laz(Store::Fresh), "profiled"),
     system("lazd-optimized", Kind::Lazd(Store::Fresh), "optimized"),
     system("lazd-profile", Kind::Lazd(Store::Profiled), "gzip"),

@@ -1,7 +1,8 @@
 //! `laz`: its stores before a start, and its command lines.
 //!
-//! Invariant: a prepared store is made once per link, image and tag by the recorded workload, is
-//! evicted, and is then only copied: no timed start can teach the next one anything.
+//! Invariant: a prepared store is made once per link, image, tag and kind by the recorded workload, is
+//! evicted unless all of the image is to be in it, and is then only copied: no timed start can teach
+//! the next one anything.
 
 use std::fs;
 use std::path::Path;
@@ -37,7 +38,7 @@ impl Abilities {
     /// Why a start from such a store cannot be measured, if it cannot.
     pub(super) fn missing(&self, store: Store) -> Option<String> {
         match store {
-            Store::Fresh => None,
+            Store::Fresh | Store::Local => None,
             Store::Indexed | Store::Profiled if !self.evict => {
                 Some("this laz has no `store evict`".into())
             }
@@ -65,31 +66,39 @@ impl Job<'_> {
         let mut run = self.laz_program()?;
         run.args(["run", "--rm", "--trace-file"])
             .arg(self.dir.join("trace.json"));
-        match store {
-            Store::Fresh => {}
-            Store::Indexed => {
-                self.prepare_store()?;
-                run.arg("--no-profile");
-            }
-            Store::Profiled => self.prepare_store()?,
+        self.prepare_store(store)?;
+        if store == Store::Indexed {
+            run.arg("--no-profile");
         }
         run.arg(&self.reference).args(self.command());
         let start = self.time(&mut run)?;
-        ensure_cold(&start)?;
+        match store {
+            Store::Local => ensure_local(&start)?,
+            _ => ensure_cold(&start)?,
+        }
         Ok(start)
     }
 
-    /// A store in which the recorded workload ran once, and which was evicted then.
-    pub(super) fn prepare_store(&self) -> Result<()> {
+    /// A store of that kind: a copy of the one that was made once.
+    pub(super) fn prepare_store(&self, store: Store) -> Result<()> {
+        let kind = match store {
+            Store::Fresh => return Ok(()),
+            Store::Indexed | Store::Profiled => "evicted",
+            Store::Local => "local",
+        };
         let (cell, root) = (&self.cell, self.dir.join("root"));
-        let name = [cell.link.name(), cell.image.name(), cell.system.tag].join("-");
+        let name = [cell.link.name(), cell.image.name(), cell.system.tag, kind].join("-");
         let kept = self.bench.scratch.join("prepared").join(name);
         if !kept.exists() {
             let (command, ready) = cell.image.workload(Workload::Recorded);
             let mut run = self.laz_program()?;
             run.args(["run", "--rm", &self.reference]).args(command);
             process::run_until_ready(&mut run, ready, || ())?;
-            process::run(self.laz_program()?.args(["store", "evict", "--all"]))?;
+            let last: &[&str] = match store {
+                Store::Local => &["pull", "--full", &self.reference],
+                _ => &["store", "evict", "--all"],
+            };
+            process::run(self.laz_program()?.args(last))?;
             fs::create_dir_all(kept.parent().context("a kept store has a directory")?)?;
             return copy(&root, &kept);
         }
@@ -102,6 +111,16 @@ pub(super) fn ensure_cold(start: &Start) -> Result<()> {
     ensure!(
         start.wire_bytes > 0,
         "nothing was fetched: the store was not empty or evicted"
+    );
+    Ok(())
+}
+
+/// What was fetched would be a lazy start under the name of a local one.
+fn ensure_local(start: &Start) -> Result<()> {
+    ensure!(
+        start.requests == 0,
+        "{} requests for blobs: the image was not complete",
+        start.requests
     );
     Ok(())
 }
@@ -131,6 +150,7 @@ mod tests {
                 Some("no start-up profiles"),
             ),
             (can(true, true), Store::Profiled, None),
+            (can(false, false), Store::Local, None),
         ];
         for (abilities, store, wanted) in table {
             let got = abilities.missing(store);

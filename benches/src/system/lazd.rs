@@ -24,10 +24,7 @@ const ROOT: &str = "/var/lib/lazarette";
 
 impl Job<'_> {
     pub(super) fn lazd(&self, store: Store) -> Result<Start> {
-        match store {
-            Store::Fresh => {}
-            Store::Indexed | Store::Profiled => self.prepare_store()?,
-        }
+        self.prepare_store(store)?;
         let program = self.bench.programs.lazd.as_ref();
         let program = program.context("no lazd was given")?;
         let (root, state) = (self.dir.join("root"), self.dir.join("state"));
