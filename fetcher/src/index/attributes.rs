@@ -3,7 +3,7 @@
 //! Invariant: nothing out of range gets into the file table: what does not fit is refused,
 //! with the rule it breaks, and never cut.
 
-use super::{FileEntry, FileKind, time};
+use super::{FileEntry, FileKind, path, time};
 
 /// Longest time that is looked at; with nanoseconds and zone it takes 35 bytes.
 const TIME_LEN_MAX: usize = 64;
@@ -28,8 +28,6 @@ pub(super) struct Attributes<'a> {
     pub(super) dev_major: i64,
     /// Minor number of a device.
     pub(super) dev_minor: i64,
-    /// How names of this table become paths.
-    pub(super) normalize: fn(&[u8]) -> Result<Vec<u8>, &'static str>,
 }
 
 impl Attributes<'_> {
@@ -71,7 +69,7 @@ impl Attributes<'_> {
                 target: self.link.to_vec(),
             },
             "hardlink" => FileKind::Hardlink {
-                target: (self.normalize)(self.link)
+                target: path::normalize(self.link)
                     .map_err(|rule| format!("hard link target: {rule}"))?,
             },
             "char" => {
@@ -100,7 +98,6 @@ fn fits<T: TryFrom<i64>>(field: &str, value: i64) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::path;
 
     const FILE: Attributes<'static> = Attributes {
         kind: "reg",
@@ -112,7 +109,6 @@ mod tests {
         link: b"",
         dev_major: 0,
         dev_minor: 0,
-        normalize: path::normalize,
     };
 
     #[test]

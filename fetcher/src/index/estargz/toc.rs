@@ -117,7 +117,6 @@ impl Reader {
             link: entry.link_name.as_bytes(),
             dev_major: entry.dev_major,
             dev_minor: entry.dev_minor,
-            normalize: path::normalize,
         };
         let file = attributes.entry();
         let mut file = file.map_err(|rule| self.tables.malformed(&path, rule))?;

@@ -92,8 +92,7 @@ impl<'a> Placer<'a> {
         let table = files.table(number).map_err(in_file)?;
         let name = table.bytes(field::NAME).map_err(in_file)?;
         let records = table.refs(field::RECORDS).map_err(in_file)?;
-        let path =
-            path::normalize_in_tar(name).map_err(|rule| self.tables.malformed(name, rule))?;
+        let path = path::normalize(name).map_err(|rule| self.tables.malformed(name, rule))?;
         self.records_left = self
             .records_left
             .checked_sub(records.len())
@@ -215,7 +214,6 @@ fn facts(table: &Table<'_>) -> Found<FileEntry> {
         link: table.bytes(field::LINK)?,
         dev_major: table.i64(field::DEV_MAJOR)?,
         dev_minor: table.i64(field::DEV_MINOR)?,
-        normalize: path::normalize_in_tar,
     }
     .entry()
 }

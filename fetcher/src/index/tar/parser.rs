@@ -293,7 +293,7 @@ impl Parser {
     }
 
     fn normalize(&self, raw: &[u8], name: &[u8]) -> Result<Vec<u8>> {
-        path::normalize_in_tar(raw)
+        path::normalize(raw)
             .map_err(|rule| self.malformed(&format!("{}: {rule}", path::show(name))))
     }
 
