@@ -14,8 +14,10 @@ use crate::types::ByteRange;
 /// Most symlinks on the way to one file: the kernel's limit.
 const SYMLINKS_MAX: usize = 40;
 
-const WHITEOUT: &str = ".wh.";
-const OPAQUE: &str = ".wh..wh..opq";
+/// Prefix of the name of what a whiteout hides.
+pub(super) const WHITEOUT: &str = ".wh.";
+/// Name of the whiteout of all that lies in its directory.
+pub(super) const OPAQUE: &str = ".wh..wh..opq";
 
 /// A file that a start needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -241,11 +243,11 @@ impl<'a> Sorted<'a> {
 }
 
 /// Directory and last part of a path.
-fn split(path: &str) -> (&str, &str) {
+pub(super) fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
 
-fn join(parent: &str, name: &str) -> String {
+pub(super) fn join(parent: &str, name: &str) -> String {
     match parent {
         "" => name.to_owned(),
         parent => format!("{parent}/{name}"),

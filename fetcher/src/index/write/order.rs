@@ -1,14 +1,14 @@
 //! Which entries to write, and in which order (pure).
 //!
 //! Invariant: every hard link comes after the entry it links to, every prioritised entry
-//! after its parent directories, and no path comes twice. Extracting the result leaves
-//! the same files as extracting the input.
+//! after its parent directories and the whiteouts of it and of these, and no path comes
+//! twice. Extracting the result leaves the same files as extracting the input.
 
 use std::collections::HashMap;
 
 use super::Fault;
 use super::entry::Kind;
-use super::hot::HotFiles;
+use super::hot::{HotFiles, OPAQUE, WHITEOUT, join, split};
 use super::scan::Scanned;
 
 /// What to write. Numbers are positions in the scanned entries.
@@ -140,17 +140,35 @@ impl Placer<'_> {
             chain.push(*target);
         }
         for index in chain.into_iter().rev() {
-            let Some(entry) = self.entries.get(index) else {
+            let entries = self.entries;
+            let Some(Scanned { meta, .. }) = entries.get(index) else {
                 continue;
             };
-            for parent in parents(&entry.meta.name) {
+            for parent in parents(&meta.name) {
+                self.put_whiteout_of(parent);
                 if let Some(at) = self.live.find(parent)
                     && kind(self.entries, at) == Some(Kind::Directory)
                 {
                     self.put(at);
                 }
+                self.put_if_live(&join(parent, OPAQUE));
             }
+            self.put_whiteout_of(&meta.name);
             self.put(index);
+        }
+    }
+
+    /// A whiteout speaks of the layers below only, but docker and containerd delete what
+    /// they find at its name, of its own layer too; an opaque one, what lies in directories
+    /// that no entry of the layer names.
+    fn put_whiteout_of(&mut self, name: &str) {
+        let (parent, last) = split(name);
+        self.put_if_live(&join(parent, &format!("{WHITEOUT}{last}")));
+    }
+
+    fn put_if_live(&mut self, name: &str) {
+        if let Some(at) = self.live.find(name) {
+            self.put(at);
         }
     }
 

@@ -9,6 +9,7 @@ use super::entry::{BLOCK, plain_header};
 use super::*;
 use crate::codec::unpack::decoder;
 
+mod order;
 mod round_trip;
 mod zstd_chunked;
 

@@ -1,0 +1,32 @@
+//! What must come before a file that is moved to the front.
+
+use super::*;
+
+/// Docker and containerd would delete them at a whiteout that came later.
+#[test]
+fn prioritised_files_come_after_their_whiteouts() {
+    let items = [
+        file(".wh.d", b""),
+        file(".wh.other", b""),
+        dir("d/"),
+        file("d/.wh..wh..opq", b""),
+        file("d/.wh.y", b""),
+        file("d/x", b"x"),
+        file("d/y", b"y"),
+        file("d/.wh.z", b""),
+        hard("z", "d/y"),
+    ];
+    let first = |wanted: &[&str]| {
+        let (blob, written) = convert_hot(&tarball(&items), wanted, &options(4096, 1)).unwrap();
+        check(&blob, &written, 4096);
+        let entries = toc(&blob, &written);
+        let names = names(&entries).into_iter().map(str::to_owned);
+        let first: Vec<_> = names.take_while(|name| name != PREFETCH_LANDMARK).collect();
+        first
+    };
+    let opaque = "d/.wh..wh..opq";
+    assert_eq!(first(&["d/x"]), [".wh.d", "d/", opaque, "d/x"]);
+    let expected = [".wh.d", "d/", opaque, "d/.wh.y", "d/y", "z"];
+    assert_eq!(first(&["z"]), expected);
+    assert_eq!(first(&["d"]), [".wh.d", "d/"]);
+}
