@@ -2,7 +2,10 @@
 //!
 //! The draft is a map of names per directory, where the rules for duplicates and
 //! whiteouts apply; `freeze` makes the [`Tree`] of it. Invariant: nothing is placed that
-//! breaks a bound, so freezing cannot overflow. Never recurses: depth is data from outside.
+//! breaks a bound, so freezing cannot overflow; and nothing is placed below a symbolic link,
+//! but where it leads. Never recurses: depth is data from outside.
+
+mod follow;
 
 use std::collections::BTreeMap;
 
@@ -137,10 +140,26 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// The directory `dir`, made where it is missing or where a file stands in the way.
+    /// The directory `dir`, made where it is missing or where a file stands in the way. A
+    /// symbolic link of an earlier entry is followed.
     fn make_parents(&mut self, path: &[u8], dir: &'a [u8]) -> Result<NodeId> {
+        if let Some(made) = self.make(path, components(dir))? {
+            return Ok(made);
+        }
+        let names = self.follow(path, dir)?;
+        // What was followed has no symbolic links any more.
+        let made = self.make(path, names.into_iter())?;
+        made.ok_or_else(|| self.what.malformed(path, "a symbolic link leads to itself"))
+    }
+
+    /// The directory with these names, from the root; none once a symbolic link is met.
+    fn make(
+        &mut self,
+        path: &[u8],
+        names: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<Option<NodeId>> {
         let mut at = ROOT;
-        for (depth, name) in components(dir).enumerate() {
+        for (depth, name) in names.enumerate() {
             if depth >= DEPTH_MAX {
                 let rule = format!("lies deeper than {DEPTH_MAX} directories");
                 return Err(self.what.limit(path, &rule));
@@ -151,10 +170,11 @@ impl<'a> Draft<'a> {
             }
             at = match self.child(at, name) {
                 Some(old) if self.nodes.get(old).is_some_and(Node::is_directory) => old,
+                Some(old) if self.symlink(old).is_some() => return Ok(None),
                 Some(_) | None => self.insert(at, name, Node::directory(None), path)?,
             };
         }
-        Ok(at)
+        Ok(Some(at))
     }
 
     /// Names a new node, over whatever had the name before.
@@ -210,8 +230,18 @@ impl<'a> Draft<'a> {
         self.nodes.get(parent)?.child(name)
     }
 
-    fn lookup(&self, path: &[u8]) -> Option<NodeId> {
-        components(path).try_fold(ROOT, |at, name| self.child(at, name))
+    /// What `path` names, itself not followed; the directories above it are.
+    fn lookup(&self, link: &FileEntry, path: &'a [u8]) -> Result<Option<NodeId>> {
+        let mut names = components(path);
+        if let Some(found) = names.try_fold(ROOT, |at, name| self.child(at, name)) {
+            return Ok(Some(found));
+        }
+        let (dir, name) = split_last(path);
+        let names = self.follow(&link.path, dir)?;
+        let dir = names
+            .into_iter()
+            .try_fold(ROOT, |at, name| self.child(at, name));
+        Ok(dir.and_then(|dir| self.child(dir, name)))
     }
 
     /// The node that `link` is another name of, through any links between.
@@ -223,7 +253,8 @@ impl<'a> Draft<'a> {
         };
         let mut target = target;
         for _ in 0..LINK_CHAIN_MAX {
-            let id = self.lookup(target).ok_or_else(|| fail("does not exist"))?;
+            let id = self.lookup(link, target)?;
+            let id = id.ok_or_else(|| fail("does not exist"))?;
             let Some(node) = self.nodes.get(id) else {
                 return Err(fail("does not exist"));
             };

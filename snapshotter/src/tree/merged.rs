@@ -11,9 +11,9 @@ use super::name::OPAQUE_XATTR;
 use super::{Ino, Kind, ROOT_INO, Tree};
 
 /// Symbolic links that are followed, as by the kernel.
-const LINKS_MAX: usize = 40;
+pub(super) const LINKS_MAX: usize = 40;
 /// Names that are looked up for one path, those of its symbolic links included.
-const NAMES_MAX: usize = 4096;
+pub(super) const NAMES_MAX: usize = 4096;
 
 /// The layers of an image, the base first.
 #[derive(Debug, Clone)]
@@ -130,14 +130,9 @@ fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> + '_ {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{build, entry, file};
+    use super::super::tests::{build, file, symlink};
     use super::*;
-    use lazarette_fetcher::index::{FileEntry, FileKind};
-
-    fn symlink(path: &str, target: &str) -> FileEntry {
-        let target = target.as_bytes().to_vec();
-        entry(path, FileKind::Symlink { target })
-    }
+    use lazarette_fetcher::index::FileEntry;
 
     /// Sizes tell the files apart.
     fn merged(layers: Vec<Vec<FileEntry>>) -> Merged {
@@ -202,6 +197,8 @@ mod tests {
             symlink("usr/lib/x.so", "x.so.1"),
             symlink("etc/alternatives/x", "/lib/x.so"),
             symlink("up", "../../../etc/alternatives/x"),
+            symlink("lib64", "usr/lib"),
+            file("lib64/y.so", 2),
         ];
         let table = [
             ("/lib/x.so.1", Some((0, 1))),
@@ -209,6 +206,9 @@ mod tests {
             ("/etc/alternatives/x", Some((0, 1))),
             ("/up", Some((0, 1))),
             ("/usr/lib/../../lib/x.so", Some((0, 1))),
+            ("/lib64/y.so", Some((1, 2))),
+            ("/lib/y.so", Some((1, 2))),
+            ("/lib64/x.so.1", Some((0, 1))),
             ("/loop", None),
             ("/lib/x.so/beyond", None),
         ];

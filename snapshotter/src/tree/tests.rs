@@ -1,5 +1,7 @@
 //! The tree against hand-made cases and against a simple map of paths.
 
+mod links;
+
 use std::collections::BTreeMap;
 
 use lazarette_fetcher::index::{FileEntry, FileKind, LayerFormat, LayerIndex, Timestamp};
@@ -47,6 +49,11 @@ fn dir(path: &str) -> FileEntry {
 fn link(path: &str, target: &str) -> FileEntry {
     let target = target.as_bytes().to_vec();
     entry(path, FileKind::Hardlink { target })
+}
+
+pub(super) fn symlink(path: &str, target: &str) -> FileEntry {
+    let target = target.as_bytes().to_vec();
+    entry(path, FileKind::Symlink { target })
 }
 
 pub(super) fn build(files: Vec<FileEntry>) -> Tree {

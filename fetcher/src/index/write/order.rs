@@ -139,6 +139,9 @@ impl Placer<'_> {
         while let Some(target) = chain.last().and_then(|at| self.targets.get(at)) {
             chain.push(*target);
         }
+        if chain.iter().any(|at| self.is_below_a_file(*at)) {
+            return;
+        }
         for index in chain.into_iter().rev() {
             let entries = self.entries;
             let Some(Scanned { meta, .. }) = entries.get(index) else {
@@ -156,6 +159,15 @@ impl Placer<'_> {
             self.put_whiteout_of(&meta.name);
             self.put(index);
         }
+    }
+
+    /// Whether a symbolic link above it says where it is. Before that, it would be elsewhere.
+    fn is_below_a_file(&self, index: usize) -> bool {
+        self.entries.get(index).is_some_and(|entry| {
+            parents(&entry.meta.name)
+                .filter_map(|parent| self.live.find(parent))
+                .any(|at| kind(self.entries, at) != Some(Kind::Directory))
+        })
     }
 
     /// A whiteout speaks of the layers below only, but docker and containerd delete what

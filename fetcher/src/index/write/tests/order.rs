@@ -30,3 +30,19 @@ fn prioritised_files_come_after_their_whiteouts() {
     assert_eq!(first(&["z"]), expected);
     assert_eq!(first(&["d"]), [".wh.d", "d/"]);
 }
+
+/// Before the link, what lies below it would be in a directory of that name, and go with it.
+#[test]
+fn what_lies_below_a_symbolic_link_stays_behind_it() {
+    let items = [
+        item(b'2', "lib", "usr/lib", b""),
+        file("lib/x", b"x"),
+        file("y", b"y"),
+        hard("top", "lib/x"),
+    ];
+    let wanted = ["top", "y"];
+    let (blob, written) = convert_hot(&tarball(&items), &wanted, &options(4096, 1)).unwrap();
+    check(&blob, &written, 4096);
+    let expected = ["y", PREFETCH_LANDMARK, "lib", "lib/x", "top"];
+    assert_eq!(names(&toc(&blob, &written)), expected);
+}
