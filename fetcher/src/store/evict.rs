@@ -425,7 +425,6 @@ impl Store {
         trim: &mut Trim,
     ) {
         let mut chosen: BTreeMap<Digest, Vec<u32>> = BTreeMap::new();
-        let mut bytes = 0_u64;
         let now = SystemTime::now();
         let pins: HashMap<Digest, Vec<u32>> = files
             .iter()
@@ -435,12 +434,10 @@ impl Store {
             let pins = pins.get(digest);
             pins.is_some_and(|pins| pins.binary_search(extent).is_ok())
         };
-        while bytes < excess {
-            let Some(((digest, extent), weight)) = policy.evict(pinned) else {
-                break;
-            };
+        // Whatever fails from here on, the policy has all that was not chosen; what was chosen and
+        // is there yet, it is told again before anything else is.
+        for ((digest, extent), _) in policy.evict(excess, pinned) {
             chosen.entry(digest).or_default().push(extent);
-            bytes = bytes.saturating_add(weight);
         }
         for (digest, mut extents) in chosen {
             let Some(file) = files.get(&digest) else {

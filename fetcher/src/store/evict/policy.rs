@@ -6,8 +6,8 @@
 //! goes to the main queue at once. In the main queue an entry goes round once for each
 //! touch, at most [`TOUCHES_MAX`].
 //!
-//! Invariant: an entry is in exactly one queue; the weights of the queues are the sums of
-//! their entries' weights; at most [`Limits::entries`] entries and as many remembered keys
+//! Invariant: between calls an entry is in exactly one queue; the weights of the queues are the
+//! sums of their entries' weights; at most [`Limits::entries`] entries and as many remembered keys
 //! are held. Pinned entries leave only when no other is left. Knows nothing of files.
 //!
 //! Written after "FIFO queues are all you need for cache eviction" (SOSP 2023).
@@ -141,33 +141,46 @@ impl<K: Copy + Eq + Hash> Policy<K> {
         self.main.retain(|key| entries.contains_key(key));
     }
 
-    /// Takes out the entry that should go next, with its weight; `None` when empty. One
-    /// that is pinned goes only when all are.
-    pub(in crate::store) fn evict(&mut self, is_pinned: impl Fn(&K) -> bool) -> Option<(K, u64)> {
-        // Pinned ones that come up are put back behind; each at most once per call.
-        let mut spared = 0;
-        while spared < self.entries.len() {
-            let (key, entry) = self.next()?;
-            if !is_pinned(&key) {
-                return Some(self.left(key, entry));
+    /// Takes out the entries that should go next, with their weights, until they weigh `weight` or
+    /// none is left. Pinned ones go only when nothing else is left.
+    ///
+    /// Looks at each pinned entry at most once, however many there are: one that comes up is set
+    /// aside, and all are back behind their queues before this returns. It still weighs there
+    /// meanwhile, so that what is pinned changes nothing about whose turn it is.
+    pub(in crate::store) fn evict(
+        &mut self,
+        weight: u64,
+        is_pinned: impl Fn(&K) -> bool,
+    ) -> Vec<(K, u64)> {
+        let (mut victims, mut taken) = (Vec::new(), 0_u64);
+        let mut aside = Vec::new();
+        while taken < weight
+            && let Some(key) = self.next()
+        {
+            if is_pinned(&key) {
+                aside.push(key);
+            } else if let Some(victim) = self.take(key) {
+                taken = taken.saturating_add(victim.1);
+                victims.push(victim);
             }
-            self.push(key, entry);
-            spared += 1;
         }
-        // A pinned one may have gone round in place of one that is not, so look at all.
-        let free = self.small.iter().chain(&self.main);
-        let free = free.copied().find(|key| !is_pinned(key));
-        match free {
-            Some(key) => {
-                let entry = self.remove(&key)?;
-                Some(self.left(key, entry))
+        for key in aside {
+            self.queue(key);
+        }
+        while taken < weight
+            && let Some(key) = self.next()
+        {
+            if let Some(victim) = self.take(key) {
+                taken = taken.saturating_add(victim.1);
+                victims.push(victim);
             }
-            None => self.next().map(|(key, entry)| self.left(key, entry)),
         }
+        victims
     }
 
-    /// Takes the next victim out of its queue, moving those that were touched.
-    fn next(&mut self) -> Option<(K, Entry)> {
+    /// Takes the next victim out of its queue, but leaves its entry and weight, and moves those
+    /// that were touched.
+    fn next(&mut self) -> Option<K> {
         loop {
             let share = (self.small_weight + self.main_weight) / SMALL_PART;
             let from_small = self.main.is_empty() || self.small_weight > share;
@@ -176,19 +189,35 @@ impl<K: Copy + Eq + Hash> Policy<K> {
                 (false, _) | (true, true) => &mut self.main,
             };
             let key = queue.pop_front()?;
-            let Some(mut entry) = self.entries.remove(&key) else {
+            let Some(mut entry) = self.entries.get(&key).copied() else {
                 continue;
             };
-            self.unweigh(entry);
             if entry.touches == 0 {
-                return Some((key, entry));
+                return Some(key);
             }
+            self.unweigh(entry);
             match entry.queue {
                 // Its touches brought it here; it earns its rounds anew.
                 Queue::Small => (entry.queue, entry.touches) = (Queue::Main, 0),
                 Queue::Main => entry.touches -= 1,
             }
             self.push(key, entry);
+        }
+    }
+
+    /// Forgets an entry that is in no queue any more; its key is remembered.
+    fn take(&mut self, key: K) -> Option<(K, u64)> {
+        let entry = self.entries.remove(&key)?;
+        self.unweigh(entry);
+        Some(self.left(key, entry))
+    }
+
+    /// Puts an entry that still weighs in its queue back there, behind the others.
+    fn queue(&mut self, key: K) {
+        match self.entries.get(&key).map(|entry| entry.queue) {
+            Some(Queue::Small) => self.small.push_back(key),
+            Some(Queue::Main) => self.main.push_back(key),
+            None => {}
         }
     }
 
@@ -207,16 +236,6 @@ impl<K: Copy + Eq + Hash> Policy<K> {
             Queue::Small => self.small_weight -= entry.weight,
             Queue::Main => self.main_weight -= entry.weight,
         }
-    }
-
-    fn remove(&mut self, key: &K) -> Option<Entry> {
-        let entry = self.entries.remove(key)?;
-        self.unweigh(entry);
-        match entry.queue {
-            Queue::Small => self.small.retain(|other| other != key),
-            Queue::Main => self.main.retain(|other| other != key),
-        }
-        Some(entry)
     }
 
     /// Remembers a key that left the small queue, as many as there are entries.
