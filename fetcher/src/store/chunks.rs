@@ -38,6 +38,7 @@ use parking_lot::Mutex;
 use self::bucket::BUCKET_BYTES;
 pub(crate) use self::bucket::Place;
 use super::{LOCK_WAIT, sys};
+use crate::Result;
 use crate::lock::lock_within;
 use crate::types::Digest;
 
@@ -127,7 +128,7 @@ impl ChunkTable {
             file.read_exact_at(&mut bytes, offset(key.bucket))
                 .map(|()| bucket::find(&bytes, key.tag))
         });
-        read.and_then(Result::ok).unwrap_or_default()
+        read.and_then(io::Result::ok).unwrap_or_default()
     }
 
     /// Drops a place where they were not.
@@ -136,11 +137,12 @@ impl ChunkTable {
         self.change(key.bucket, |bucket| bucket::remove(bucket, key.tag, place));
     }
 
-    /// The directory of the layer that a place speaks of, if there is one now.
-    pub(super) fn layer_dir(&self, layer: u32) -> Option<PathBuf> {
+    /// The directory of the layer that a place speaks of, if there is one now. Lists all layers
+    /// for one that it does not know.
+    pub(super) fn layer_dir(&self, layer: u32) -> Result<Option<PathBuf>> {
         let mut names = self.names.lock();
         if !names.contains_key(&layer) {
-            let listed = super::list(&self.layers_dir).unwrap_or_default();
+            let listed = super::list(&self.layers_dir)?;
             names.clear();
             names.extend(listed.iter().filter_map(|path| {
                 let name = path.file_name()?.to_str()?;
@@ -148,7 +150,7 @@ impl ChunkTable {
                 Some((short(&digest), name.to_owned()))
             }));
         }
-        Some(self.layers_dir.join(names.get(&layer)?))
+        Ok(names.get(&layer).map(|name| self.layers_dir.join(name)))
     }
 
     fn key(&self, chunk_digest: &[u8; 32]) -> Key {

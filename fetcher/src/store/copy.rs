@@ -14,8 +14,9 @@
 //! Memory: one chunk at a time, or one member that is verified whole. Pieces of those are
 //! written, never shared.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -110,7 +111,7 @@ impl LayerFile {
                 return false;
             };
             let mut places = store.chunks.find(&digest).into_iter();
-            places.any(|place| sources.get(place.layer).is_some_and(|s| s.has(place)))
+            places.any(|place| sources.get(&digest, place).is_some_and(|s| s.has(place)))
         };
         ids.iter().copied().filter(|id| may_be(id)).collect()
     }
@@ -127,7 +128,8 @@ impl LayerFile {
             return Ok(0..0);
         };
         for place in store.chunks.find(&digest) {
-            let source = sources.get(place.layer).filter(|source| source.has(place));
+            let source = sources.get(&digest, place);
+            let source = source.filter(|source| source.has(place));
             let found = source.and_then(|source| source.read(place.data_offset, len));
             let what = || format!("a copy of chunks {ids:?} of layer {}", self.digest());
             let lens = self.lens(ids.clone());
@@ -154,8 +156,7 @@ impl LayerFile {
         let chunk = self.chunk(id)?;
         let store = sources.store;
         for place in store.chunks.find(&digest) {
-            let Some(source) = sources.get(place.layer) else {
-                store.chunks.forget(&digest, place);
+            let Some(source) = sources.get(&digest, place) else {
                 continue;
             };
             if !source.has(place) {
@@ -280,6 +281,9 @@ fn digest_of(
 struct Sources<'a> {
     store: &'a Store,
     open: HashMap<u32, Source>,
+    /// Layers that are gone: nobody lists the store's for each chunk that one had. As many as
+    /// places speak of, each four bytes.
+    gone: HashSet<u32>,
 }
 
 struct Source {
@@ -289,20 +293,52 @@ struct Source {
 
 impl<'a> Sources<'a> {
     fn of(store: &'a Store) -> Self {
-        let open = HashMap::new();
-        Self { store, open }
+        Self {
+            store,
+            open: HashMap::new(),
+            gone: HashSet::new(),
+        }
     }
 
-    fn get(&mut self, layer: u32) -> Option<&Source> {
-        if !self.open.contains_key(&layer) {
-            if self.open.len() >= SOURCES_MAX {
-                self.open.clear();
+    /// Where bytes with this digest may be, if the layer can be read. A place in a layer that is
+    /// gone is forgotten.
+    fn get(&mut self, digest: &[u8; 32], place: Place) -> Option<&Source> {
+        let layer = place.layer;
+        if !self.open.contains_key(&layer) && !self.gone.contains(&layer) {
+            match self.open(layer) {
+                Ok(Some(source)) => {
+                    if self.open.len() >= SOURCES_MAX {
+                        self.open.clear();
+                    }
+                    self.open.insert(layer, source);
+                }
+                Ok(None) => {
+                    self.gone.insert(layer);
+                }
+                // Too many open files, for one: that says nothing about the place.
+                Err(error) => {
+                    tracing::debug!(%error, "cannot look into another layer");
+                    return None;
+                }
             }
-            let dir = self.store.chunks.layer_dir(layer)?;
-            let data = File::open(dir.join(DATA)).ok()?;
-            self.open.insert(layer, Source { dir, data });
+        }
+        if self.gone.contains(&layer) {
+            self.store.chunks.forget(digest, place);
         }
         self.open.get(&layer)
+    }
+
+    /// The layer's data file; `None` if there is no such layer.
+    fn open(&self, layer: u32) -> Result<Option<Source>> {
+        let Some(dir) = self.store.chunks.layer_dir(layer)? else {
+            return Ok(None);
+        };
+        let path = dir.join(DATA);
+        match File::open(&path) {
+            Ok(data) => Ok(Some(Source { dir, data })),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("open", path, e)),
+        }
     }
 }
 

@@ -203,6 +203,62 @@ fn what_is_stale_or_made_up_is_not_copied_and_forgotten() {
 }
 
 #[test]
+fn asking_about_a_layer_that_is_gone_forgets_its_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let a = fill_a(&store);
+    let b = layer(&store, "b", B);
+    assert_eq!(b.maybe_local(&all(&b)), [1, 2, 3, 4, 5, 6, 7]);
+    store.remove_layer(a.digest()).unwrap();
+    // Of two processes one knows the name of the layer yet.
+    let other = Store::open(dir.path()).unwrap();
+    let others = other.open_layer(b.digest()).unwrap().unwrap();
+    for (file, asked) in [(&b, &[1, 2][..]), (&others, &[3, 4, 5, 6, 7])] {
+        assert_eq!(file.maybe_local(asked), [0_u32; 0]);
+        for id in asked {
+            let left = store.chunks.find(&b.chunk_digest(*id).unwrap());
+            assert!(left.is_empty(), "chunk {id}: {left:?}");
+        }
+    }
+}
+
+#[test]
+fn the_layers_are_listed_once_for_all_chunks_of_one_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (digest, layer) = ([5; 32], Digest::sha256(b"gone"));
+    let place = |data_offset| Place {
+        layer: short(&layer),
+        data_offset,
+    };
+    let mut sources = Sources::of(&store);
+    assert!(sources.get(&digest, place(0)).is_none());
+    // Who listed again would find it.
+    std::fs::create_dir_all(store.layer_dir(&layer)).unwrap();
+    std::fs::write(store.layer_dir(&layer).join(DATA), b"bytes").unwrap();
+    assert!(sources.get(&digest, place(4096)).is_none());
+    let found = Sources::of(&store).get(&digest, place(0)).is_some();
+    assert!(found, "the next call looks anew");
+}
+
+#[test]
+fn a_layer_that_cannot_be_looked_at_is_not_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let a = fill_a(&store);
+    let b = layer(&store, "b", B);
+    // What is no directory cannot be listed.
+    let (layers, aside) = (dir.path().join("layers"), dir.path().join("aside"));
+    std::fs::rename(&layers, &aside).unwrap();
+    std::fs::write(&layers, b"").unwrap();
+    assert_eq!(b.maybe_local(&[1]), [0_u32; 0]);
+    std::fs::remove_file(&layers).unwrap();
+    std::fs::rename(&aside, &layers).unwrap();
+    assert_eq!(b.maybe_local(&[1]), [1]);
+    drop(a);
+}
+
+#[test]
 fn a_check_finds_again_where_everything_is() {
     let dir = tempfile::tempdir().unwrap();
     fill_a(&Store::open(dir.path()).unwrap());
