@@ -15,7 +15,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 
 VERSION=v2.2.9
 PARALLEL='/^  type = "snapshot"/a \  capabilities = ["rebase"]
-/^\[\[plugins.*transfer/i [debug]\n  level = "debug"\n[plugins."io.containerd.transfer.v1.local"]\n  max_concurrent_unpacks = 4'
+/^# What ctr and nerdctl pull/i [debug]\n  level = "debug"\n[plugins."io.containerd.transfer.v1.local"]\n  max_concurrent_unpacks = 4'
 # The same, where containerd does not say which image a layer is of.
 PLAIN=$PARALLEL'
 s/enable_remote_snapshot_annotations = "true"/enable_remote_snapshot_annotations = "false"/'
