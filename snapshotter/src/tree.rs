@@ -156,7 +156,8 @@ impl Tree {
     ///
     /// Of two entries with one path the last counts, except that a directory over a
     /// directory keeps the children. Missing parents become `root:root` 0755. What lies below a
-    /// symbolic link of an earlier entry goes where that leads. Hard links are resolved in the final tree, so their target may come later.
+    /// symbolic link of an earlier entry goes where that leads. Hard links are resolved in the
+    /// final tree, so their target may come later.
     ///
     /// # Errors
     /// `Malformed` names the path that breaks a rule, `Limit` the one that exceeds a bound.

@@ -93,32 +93,27 @@ fn choose(wish: Backend, tried: Trial) -> Result<Choice, String> {
             fails_short_reads,
         })
     };
-    let fails_short_reads = match (wish, tried) {
-        (Backend::Fuse, _) => true,
-        (_, Trial::Works { fails_short_reads }) => fails_short_reads,
-        (Backend::Auto, Trial::Fails(why)) => {
-            return chose(Backend::Fuse, true, format!("{TAKES}: {why}"));
-        }
-        (Backend::Erofs, Trial::Fails(why)) => return Err(format!("{TAKES}: {why}")),
-        (Backend::Fanotify, Trial::Fails(why)) => return Err(why),
-        (_, Trial::Untried(why)) => {
-            let backend = match wish {
-                Backend::Auto => Backend::Erofs,
-                asked => asked,
-            };
-            return chose(backend, false, format!("it could not be tried: {why}"));
-        }
-    };
-    match wish {
-        Backend::Auto => chose(
+    let asked = || "it was asked for".to_owned();
+    match (wish, tried) {
+        (Backend::Fuse, _) => chose(wish, true, asked()),
+        (Backend::Auto, Trial::Works { fails_short_reads }) => chose(
             Backend::Erofs,
             fails_short_reads,
             "fanotify shows zeros once its server and the guard are both killed; it has to be \
              asked for"
                 .to_owned(),
         ),
-        asked => chose(asked, fails_short_reads, "it was asked for".to_owned()),
+        (_, Trial::Works { fails_short_reads }) => chose(wish, fails_short_reads, asked()),
+        (Backend::Auto, Trial::Untried(why)) => chose(Backend::Erofs, false, untried(&why)),
+        (_, Trial::Untried(why)) => chose(wish, false, untried(&why)),
+        (Backend::Auto, Trial::Fails(why)) => chose(Backend::Fuse, true, format!("{TAKES}: {why}")),
+        (Backend::Erofs, Trial::Fails(why)) => Err(format!("{TAKES}: {why}")),
+        (Backend::Fanotify, Trial::Fails(why)) => Err(why),
     }
+}
+
+fn untried(why: &str) -> String {
+    format!("it could not be tried: {why}")
 }
 
 #[cfg(test)]

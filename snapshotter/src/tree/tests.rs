@@ -60,6 +60,18 @@ pub(super) fn build(files: Vec<FileEntry>) -> Tree {
     Tree::build(&index(files)).unwrap()
 }
 
+/// Path, letter and size.
+type Row = (&'static str, char, u64);
+
+#[track_caller]
+fn assert_tree(files: Vec<FileEntry>, expected: &[Row]) {
+    let expected: BTreeMap<_, _> = expected
+        .iter()
+        .map(|(path, letter, size)| ((*path).to_owned(), (*letter, *size)))
+        .collect();
+    assert_eq!(listing(&build(files)), expected);
+}
+
 fn find<'a>(tree: &'a Tree, path: &str) -> Option<InodeRef<'a>> {
     path.split('/')
         .filter(|name| !name.is_empty())
@@ -146,8 +158,6 @@ fn of_two_entries_with_one_path_the_last_wins() {
         let target = b"x".to_vec();
         entry(path, FileKind::Symlink { target })
     };
-    /// Path, letter and size.
-    type Row = (&'static str, char, u64);
     let table: [(Vec<FileEntry>, &[Row]); 6] = [
         (vec![file("a", 1), file("a", 2)], &[("/a", 'f', 2)]),
         (vec![file("a", 1), dir("a")], &[("/a", 'd', 0)]),
@@ -169,11 +179,7 @@ fn of_two_entries_with_one_path_the_last_wins() {
         ),
     ];
     for (files, expected) in table {
-        let expected: BTreeMap<_, _> = expected
-            .iter()
-            .map(|(path, letter, size)| ((*path).to_owned(), (*letter, *size)))
-            .collect();
-        assert_eq!(listing(&build(files)), expected);
+        assert_tree(files, expected);
     }
 }
 

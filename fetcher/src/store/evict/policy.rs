@@ -153,26 +153,20 @@ impl<K: Copy + Eq + Hash> Policy<K> {
         is_pinned: impl Fn(&K) -> bool,
     ) -> Vec<(K, u64)> {
         let (mut victims, mut taken) = (Vec::new(), 0_u64);
-        let mut aside = Vec::new();
-        while taken < weight
-            && let Some(key) = self.next()
-        {
-            if is_pinned(&key) {
-                aside.push(key);
-            } else if let Some(victim) = self.take(key) {
-                taken = taken.saturating_add(victim.1);
-                victims.push(victim);
+        for spares in [true, false] {
+            let mut aside = Vec::new();
+            while taken < weight
+                && let Some(key) = self.next()
+            {
+                if spares && is_pinned(&key) {
+                    aside.push(key);
+                } else if let Some(victim) = self.take(key) {
+                    taken = taken.saturating_add(victim.1);
+                    victims.push(victim);
+                }
             }
-        }
-        for key in aside {
-            self.queue(key);
-        }
-        while taken < weight
-            && let Some(key) = self.next()
-        {
-            if let Some(victim) = self.take(key) {
-                taken = taken.saturating_add(victim.1);
-                victims.push(victim);
+            for key in aside {
+                self.queue(key);
             }
         }
         victims

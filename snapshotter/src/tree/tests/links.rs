@@ -3,18 +3,6 @@
 
 use super::*;
 
-/// Path, letter and size.
-type Row = (&'static str, char, u64);
-
-#[track_caller]
-fn assert_tree(files: Vec<FileEntry>, expected: &[Row]) {
-    let expected: BTreeMap<_, _> = expected
-        .iter()
-        .map(|(path, letter, size)| ((*path).to_owned(), (*letter, *size)))
-        .collect();
-    assert_eq!(listing(&build(files)), expected);
-}
-
 #[test]
 fn entries_go_where_earlier_links_lead() {
     // What does not exist is made.
