@@ -3,7 +3,7 @@
 //! A [`tree`] is the immutable inode tree of one layer, [`erofs`] writes it as an image the
 //! kernel can mount, [`fuse`] mounts either with contents that arrive when they are read,
 //! [`overlay`] stacks such mounts and local directories into snapshots whose records live in
-//! a [`metastore`], and [`cleanup`] leaves nothing behind, also after a crash. [`warm`] reads ahead what a start is known to
+//! a [`metastore`], with the owners that an [`idmap`] says, and [`cleanup`] leaves nothing behind, also after a crash. [`warm`] reads ahead what a start is known to
 //! read. [`grpc`] serves
 //! snapshots to containerd, which may let us bring layers by the protocol of [`remote`]. This
 //! crate knows nothing of registries, images or containers.
@@ -14,6 +14,7 @@ pub mod erofs;
 mod error;
 pub mod fuse;
 pub mod grpc;
+pub mod idmap;
 pub mod metastore;
 pub mod mountd;
 pub mod overlay;
