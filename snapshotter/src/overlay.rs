@@ -7,19 +7,22 @@
 //! Invariant: the records are the truth. A directory is made before the record that names
 //! it and removed after that record is gone, so a crash leaves at most directories that no
 //! record names, and [`Snapshots::open`] removes those; what a power cut took of a snapshot that
-//! was being written it makes again, empty. Never mounts anything by itself:
-//! [`Mount`] is a value, [`Mount::mount_at`] the only thing that acts on anything that is there.
+//! was being written it makes again, empty. Never mounts a snapshot by itself:
+//! [`Mount`] is a value, [`Mount::mount_at`] the only thing that acts on anything that is there. For a
+//! snapshot whose owners are mapped ([`crate::idmap`]) it mounts what lies below, as it shall be
+//! seen; that ends with the snapshot.
 
 #[cfg(test)]
 pub(crate) mod contract;
 mod dirs;
 mod execute;
+mod mapped;
 mod mount;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lazarette_fetcher::types::Digest;
@@ -27,6 +30,7 @@ use lazarette_fetcher::types::Digest;
 use self::dirs::{Dirs, Recorded};
 pub use self::execute::unmount;
 pub use self::mount::{Mount, OverlayMount, Upper};
+use crate::idmap::IdMaps;
 use crate::metastore::{
     self, Commit, Content, Create, Kind, Labels, Metastore, Record, Relabel, Usage,
 };
@@ -56,6 +60,8 @@ impl Chain {
 pub struct Snapshots {
     dirs: Dirs,
     store: Arc<dyn Metastore>,
+    /// Overlay takes directories whose owners are mapped.
+    lays_mapped: OnceLock<()>,
 }
 
 impl Snapshots {
@@ -63,7 +69,12 @@ impl Snapshots {
     /// record names.
     pub fn open(root: &Path, store: Arc<dyn Metastore>) -> Result<Self> {
         let dirs = Dirs::open(root)?;
-        let this = Self { dirs, store };
+        let this = Self {
+            dirs,
+            store,
+            lays_mapped: OnceLock::new(),
+        };
+        this.dirs.forget_unmounted()?;
         this.dirs.restore(&|| this.recorded())?;
         this.dirs.remove_orphans(&|| this.recorded())?;
         Ok(this)
@@ -110,7 +121,14 @@ impl Snapshots {
                 now,
             };
             metastore::commit(records, commit)
-        })
+        })?;
+        // What others lie on is not mounted.
+        if let Content::Directory(number) = record.content
+            && let Err(error) = self.dirs.end_mapped(number)
+        {
+            tracing::warn!(number, %error, "what a snapshot shows with other owners stays");
+        }
+        Ok(())
     }
 
     /// The snapshot `key`, unless `name` is taken. Looked up in one step: of many who commit the
@@ -180,22 +198,84 @@ impl Snapshots {
                 Content::Layer(blob_digest) => resolve(&blob_digest),
             })
             .collect::<Result<Vec<_>>>()?;
-        if top.kind == Kind::Active
-            && let Some(lower) = lowers.first()
-        {
-            self.dirs.adopt_root(number, lower)?;
-        }
-        if top.kind == Kind::Active && lowers.is_empty() && top.labels.contains_key(REF) {
+        let is_on_nothing = lowers.is_empty();
+        if top.kind == Kind::Active && is_on_nothing && top.labels.contains_key(REF) {
             // A layer to be unpacked that may turn out to lie on others when it is committed.
             // Only an overlay is unpacked to with its whiteouts; to a directory they would be lost.
             lowers.push(self.dirs.nothing(number)?);
+        }
+        let mut lowers = mount::each_once(lowers);
+        let maps = self.maps_of(top, below.first())?;
+        if let Some(maps) = &maps {
+            lowers = self.dirs.show_mapped(number, maps, &lowers)?;
+        }
+        let owner = maps.map(|maps| maps.root());
+        match (lowers.first(), owner) {
+            (Some(lower), owner) if top.kind == Kind::Active && !is_on_nothing => {
+                self.dirs.adopt_root(number, lower, owner)?;
+            }
+            (_, Some(owner)) => self.dirs.own_root(number, owner)?,
+            (_, None) => {}
         }
         let upper = Upper {
             dir: self.dirs.files(number),
             work: self.dirs.work(number),
             passing: false,
         };
-        Ok(vec![mount::plan(top.kind, upper, lowers)])
+        let mount = mount::plan(top.kind, upper, lowers);
+        if let (Mount::Overlay(overlay), Some(_)) = (&mount, owner) {
+            self.try_mapped(number, overlay)?;
+        }
+        Ok(vec![mount])
+    }
+
+    /// How the owners of what lies below a snapshot are to be seen, unless as they are: also
+    /// where they were given to the host's owners before. Containerd that was not told that
+    /// owners are mapped here does that with a copy of the image, and asks for the map all the same.
+    fn maps_of(&self, top: &Record, below: Option<&Record>) -> Result<Option<IdMaps>> {
+        let Some(maps) = IdMaps::of(&top.labels)? else {
+            return Ok(None);
+        };
+        let root = match below.map(|below| below.content) {
+            Some(Content::Directory(number)) => self.dirs.root_owner(number)?,
+            // Nobody writes to a layer.
+            Some(Content::Layer(_)) | None => return Ok(Some(maps)),
+        };
+        Ok((!maps.is_of_host(root)).then_some(maps))
+    }
+
+    /// Finds out, once, whether overlay takes what has its owners mapped.
+    ///
+    /// # Errors
+    /// `Environment` where it does not.
+    fn try_mapped(&self, number: u64, overlay: &OverlayMount) -> Result<()> {
+        if self.lays_mapped.get().is_some() {
+            return Ok(());
+        }
+        let nothing = self.dirs.nothing(number)?;
+        let mut lowers: Vec<_> = overlay.lowers.iter().take(1).cloned().collect();
+        lowers.push(nothing.clone());
+        let read_only = OverlayMount {
+            lowers,
+            upper: None,
+        };
+        match read_only.try_out(&nothing) {
+            Err(Error::Mount { source, detail, .. })
+                if source.kind() == std::io::ErrorKind::InvalidInput =>
+            {
+                return Err(Error::Environment {
+                    op: "map owners for a user namespace",
+                    detail: format!(
+                        "overlay of this kernel does not take what has its owners mapped, as Linux \
+                         5.19 and later does: {source} ({detail})"
+                    ),
+                });
+            }
+            tried => tried?,
+        }
+        // Somebody else may have found out.
+        let _ = self.lays_mapped.set(());
+        Ok(())
     }
 
     /// `key` and all below it.
@@ -328,6 +408,8 @@ impl Snapshots {
     }
 
     fn create(&self, key: &str, parent: Option<&str>, labels: &Labels, kind: Kind) -> Result<()> {
+        // What can never be mounted is not made.
+        IdMaps::of(labels)?;
         let made = self.dirs.make()?;
         let content = Content::Directory(made.number());
         let recorded = self.store.update(&mut |records| {

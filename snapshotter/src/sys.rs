@@ -1,8 +1,10 @@
 //! System calls of this crate.
 //!
-//! Invariant: the only file that names `nix` or `rustix` (and, for one test, `unsafe`).
-//! Every function does one thing, takes and returns owned or borrowed descriptors and
+//! Invariant: the only files that name `nix` or `rustix`, or have anything `unsafe`, are this and
+//! those below it. Every function does one thing, takes and returns owned or borrowed descriptors and
 //! paths, and decides nothing.
+
+mod owners;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+
+pub(crate) use self::owners::{map_owners, user_namespace};
 
 /// Whether this process is root in its user namespace.
 pub(crate) fn is_root() -> bool {
@@ -100,8 +104,12 @@ pub(crate) fn open_below(root: BorrowedFd<'_>, path: &Path) -> io::Result<std::f
 /// A mount of the file alone, in nobody's tree; whatever is opened through it is told apart
 /// from what is opened by name.
 pub(crate) fn mount_of_its_own(file: &std::fs::File) -> io::Result<OwnedFd> {
+    clone_mount(&path_of(file.as_fd()))
+}
+
+/// Another mount, in nobody's tree, of what is seen at `path`, without what is mounted below.
+pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     use rustix::mount::OpenTreeFlags;
-    let path = path_of(file.as_fd());
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     Ok(rustix::mount::open_tree(rustix::fs::CWD, path, flags)?)
 }

@@ -13,6 +13,7 @@ mod hung;
 mod lacks;
 mod left;
 mod many;
+mod owners;
 mod power;
 mod pressure;
 mod restarts;

@@ -104,6 +104,8 @@ impl Filesystem for LayerFs {
                 InitFlags::FUSE_DO_READDIRPLUS,
                 InitFlags::FUSE_READDIRPLUS_AUTO,
                 InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+                // Mounts that show other owners: the kernel alone checks permissions.
+                InitFlags::FUSE_ALLOW_IDMAP,
             ],
         );
         let mut add = |flag| config.add_capabilities(flag).is_ok();

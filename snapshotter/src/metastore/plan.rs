@@ -7,6 +7,7 @@ use super::{
     CHAIN_MAX, Change, Content, KEY_LEN_MAX, Kind, LABEL_LEN_MAX, LABELS_MAX, Labels, Record,
     Records, Relabel, Usage,
 };
+use crate::idmap::{GID_LABEL, UID_LABEL};
 use crate::{Error, Result};
 use lazarette_fetcher::types::Digest;
 
@@ -150,6 +151,9 @@ pub(crate) fn relabel(
     };
     labels.retain(|_, value| !value.is_empty());
     check_labels(&labels)?;
+    if record.kind != Kind::Committed {
+        check_maps(&record.labels, &labels)?;
+    }
     Ok(Record {
         labels,
         updated: now,
@@ -232,6 +236,20 @@ fn check_labels(labels: &Labels) -> Result<()> {
         }
         if key.len() + value.len() > LABEL_LEN_MAX {
             return bad(key, "its key and value take more than 4096 bytes");
+        }
+    }
+    Ok(())
+}
+
+/// What has been written to a snapshot was written with the owners that it was made with.
+fn check_maps(before: &Labels, after: &Labels) -> Result<()> {
+    for label in [UID_LABEL, GID_LABEL] {
+        if before.get(label) != after.get(label) {
+            return Err(Error::Invalid {
+                what: "label",
+                input: label.to_owned(),
+                detail: "owners of a snapshot are mapped as they were when it was made",
+            });
         }
     }
     Ok(())

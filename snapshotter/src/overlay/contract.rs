@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Snapshots;
+use crate::idmap::{GID_LABEL, UID_LABEL};
 use crate::metastore::filter::Filters;
 use crate::metastore::{Kind, Labels, Record, Relabel, Usage};
 use crate::remote::REF;
@@ -90,6 +91,7 @@ pub(crate) fn all(run: impl Fn(&dyn Fn(&dyn Subject))) {
     run(&refusals_tell_why);
     run(&one_made_on_nothing_may_be_moved_when_it_is_committed);
     run(&a_layer_on_nothing_is_unpacked_with_its_whiteouts);
+    run(&maps_that_are_none_make_no_snapshot);
     run(&labels_change_by_key_or_all_at_once);
     run(&lists_are_filtered);
     run(&thousands_are_listed_whole);
@@ -220,6 +222,19 @@ fn a_layer_on_nothing_is_unpacked_with_its_whiteouts(subject: &dyn Subject) {
         lowers.starts_with(&format!("{}:", upper.display())),
         "{lowers}"
     );
+}
+
+fn maps_that_are_none_make_no_snapshot(subject: &dyn Subject) {
+    let good = "0:100000:65536";
+    for (users, groups) in [(good, "0:1"), ("1:1:1", good), ("", "")] {
+        let bad = labels(&[(UID_LABEL, users), (GID_LABEL, groups)]);
+        assert_eq!(subject.prepare("key", "", &bad), Err(Refusal::Invalid));
+        assert_eq!(subject.view("key", "", &bad), Err(Refusal::Invalid));
+    }
+    let half = labels(&[(GID_LABEL, good)]);
+    assert_eq!(subject.prepare("key", "", &half), Err(Refusal::Invalid));
+    assert!(subject.list(&[]).unwrap().is_empty());
+    assert!(entries(&subject.root().join("snapshots")).is_empty());
 }
 
 fn labels_change_by_key_or_all_at_once(subject: &dyn Subject) {

@@ -5,12 +5,13 @@
 //! <root>/snapshots/<n>/fs     the files: overlay's upper, later a lower
 //! <root>/snapshots/<n>/work   overlay's own
 //! <root>/snapshots/<n>/none   empty: the lower of one that lies on nothing yet
+//! <root>/snapshots/<n>/mapped what lies below, with other owners: mounts, see `mapped`
 //! <root>/trash/<n>.<pid>.<k>  being deleted
 //! ```
 //!
 //! Invariant: a number names one directory as long as it exists. A directory that awaits
 //! its record is never taken for an orphan: its maker holds the lock shared meanwhile, and
-//! a sweep needs it alone.
+//! a sweep needs it alone. Nothing is moved or removed while anything is mounted in `mapped`.
 //!
 //! A new directory is not synced before its record is. Most file systems have it on the device
 //! by then, as they keep the order in which names are made; btrfs has not, and a power cut may
@@ -18,7 +19,7 @@
 //! there was synced either. What is committed was, before its record.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
+use std::fs::{self, DirBuilder, File, Metadata, Permissions, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -26,7 +27,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lazarette_fetcher::lock::LockFile;
+use parking_lot::Mutex;
 
+use super::mapped;
+use crate::idmap::{IdMaps, Owner};
 use crate::metastore::{Kind, Usage};
 use crate::{Error, Result, sys};
 
@@ -44,6 +48,8 @@ pub(super) struct Dirs {
     next: AtomicU64,
     /// Tells names in the trash apart.
     trashed: AtomicU64,
+    /// Held while what is in `mapped` of a snapshot changes.
+    mapping: Mutex<()>,
 }
 
 /// A new directory that no record names yet. Dropping it removes it.
@@ -73,6 +79,7 @@ impl Dirs {
             root,
             next: AtomicU64::new(1),
             trashed: AtomicU64::new(0),
+            mapping: Mutex::default(),
         };
         let last = dirs.numbers()?.into_iter().max().unwrap_or(0);
         dirs.next.store(last.saturating_add(1), Ordering::Relaxed);
@@ -131,23 +138,63 @@ impl Dirs {
         Ok(made)
     }
 
-    /// Gives the root of a snapshot that was never mounted the mode and owner of the
-    /// topmost directory below it: overlay shows the upper one's.
-    pub(super) fn adopt_root(&self, number: u64, lower: &Path) -> Result<()> {
-        let work = self.work(number);
-        let used = fs::read_dir(&work)
-            .map_err(|source| Error::io("list", &work, source))?
-            .next()
-            .is_some();
-        if used {
+    /// Gives the root of a snapshot that was never mounted the mode of the topmost directory
+    /// below it, and its owner unless another one is named: overlay shows the upper one's.
+    pub(super) fn adopt_root(&self, number: u64, lower: &Path, owner: Option<Owner>) -> Result<()> {
+        if !is_empty(&self.work(number))? {
             return Ok(());
         }
         let files = self.files(number);
         let like = fs::metadata(lower).map_err(|source| Error::io("stat", lower, source))?;
-        std::os::unix::fs::chown(&files, Some(like.uid()), Some(like.gid()))
-            .map_err(|source| Error::io("change the owner of", &files, source))?;
+        let owner = owner.unwrap_or_else(|| owner_of(&like));
+        give(&files, owner)?;
         fs::set_permissions(&files, Permissions::from_mode(like.mode() & 0o7777))
             .map_err(|source| Error::io("change the mode of", &files, source))
+    }
+
+    /// Gives the root of a snapshot with nothing below it, and nothing in it yet, an owner.
+    pub(super) fn own_root(&self, number: u64, owner: Owner) -> Result<()> {
+        let files = self.files(number);
+        match is_empty(&files)? {
+            true => give(&files, owner),
+            false => Ok(()),
+        }
+    }
+
+    /// Who has the root of a snapshot's files.
+    pub(super) fn root_owner(&self, number: u64) -> Result<Owner> {
+        let files = self.files(number);
+        let meta = fs::metadata(&files).map_err(|source| Error::io("stat", &files, source))?;
+        Ok(owner_of(&meta))
+    }
+
+    /// Shows what lies below a snapshot with its owners mapped; where, in the order of `lowers`.
+    pub(super) fn show_mapped(
+        &self,
+        number: u64,
+        maps: &IdMaps,
+        lowers: &[PathBuf],
+    ) -> Result<Vec<PathBuf>> {
+        let _alone = self.mapping.lock();
+        mapped::show(&self.mapped(number), maps, lowers)
+    }
+
+    /// Ends what [`Dirs::show_mapped`] shows.
+    pub(super) fn end_mapped(&self, number: u64) -> Result<()> {
+        let _alone = self.mapping.lock();
+        mapped::end(&self.mapped(number))
+    }
+
+    /// Removes what [`Dirs::show_mapped`] made and is not mounted any more.
+    pub(super) fn forget_unmounted(&self) -> Result<()> {
+        for number in self.numbers()? {
+            mapped::forget_unmounted(&self.mapped(number));
+        }
+        Ok(())
+    }
+
+    fn mapped(&self, number: u64) -> PathBuf {
+        self.snapshot(number).join("mapped")
     }
 
     /// Writes the files of a snapshot to disk.
@@ -193,11 +240,19 @@ impl Dirs {
     /// Removes a directory that no record names. What fails is logged and left to the next
     /// [`Dirs::remove_orphans`]: the snapshot itself is gone already.
     pub(super) fn discard(&self, number: u64) {
+        // As one, so that nothing is mounted there in between.
+        let alone = self.mapping.lock();
+        if let Err(error) = mapped::end(&self.mapped(number)) {
+            tracing::warn!(number, %error, "what a snapshot shows with other owners stays");
+            return;
+        }
         let unique = self.trashed.fetch_add(1, Ordering::Relaxed);
         let name = format!("{number}.{}.{unique}", std::process::id());
         let trash = self.root.join("trash").join(name);
         let path = self.snapshot(number);
-        let outcome = fs::rename(&path, &trash).and_then(|()| fs::remove_dir_all(&trash));
+        let renamed = fs::rename(&path, &trash);
+        drop(alone);
+        let outcome = renamed.and_then(|()| fs::remove_dir_all(&trash));
         if let Err(error) = outcome {
             tracing::warn!(path = %path.display(), %error, "snapshot directory cannot be removed");
         }
@@ -342,6 +397,23 @@ impl Drop for Made<'_> {
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().mode(mode).create(path)?;
     fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+fn is_empty(dir: &Path) -> Result<bool> {
+    let mut entries = fs::read_dir(dir).map_err(|source| Error::io("list", dir, source))?;
+    Ok(entries.next().is_none())
+}
+
+fn owner_of(meta: &Metadata) -> Owner {
+    Owner {
+        uid: meta.uid(),
+        gid: meta.gid(),
+    }
+}
+
+fn give(path: &Path, owner: Owner) -> Result<()> {
+    std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))
+        .map_err(|source| Error::io("change the owner of", path, source))
 }
 
 fn list(dir: &Path) -> Result<Vec<PathBuf>> {

@@ -2,6 +2,7 @@
 
 mod many;
 mod model;
+mod owners;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
