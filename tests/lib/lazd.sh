@@ -6,12 +6,21 @@
 begin() {
   # shellcheck disable=SC2034  # checks.sh says of what a line is
   GENERATION=$1
-  DIR=$SCRATCH/$1
-  mkdir -p "$DIR"
-  at_exit end_mount_server "$DIR/run"
+  make_node "$SCRATCH/$1"
   start_lazd snapshotter.sock
   start_containerd "${@:2}"
   equal "it is containerd $1" "$("${CTR[@]}" version | sed -nE '/^Server/,$s/^ *Version: *v?([0-9]+\.[0-9]+).*/\1/p')" "$1"
+}
+
+# make_node DIR: where all of it lies; sets DIR, and STATE, where containerd has what it runs. A container's root that
+# is another user of the host gets there, and not into a home of root's.
+make_node() {
+  DIR=$1
+  mkdir -p "$DIR"
+  STATE=$(mktemp -d /run/laz-test.XXXXXX)
+  chmod 711 "$STATE"
+  at_exit remove_tree "$STATE"
+  at_exit end_mount_server "$DIR/run"
 }
 
 # finish: in reverse order: containerd talks to lazd to its end.
@@ -19,7 +28,8 @@ finish() {
   stop_pid "$CONTAINERD_PID"
   stop_pid "$LAZD_PID"
   end_mount_server "$DIR/run"
-  equal 'nothing is left mounted' "$(grep -c " $DIR/" /proc/self/mountinfo || true)" 0
+  equal 'nothing is left mounted' "$(grep -cE " ($DIR|$STATE)/" /proc/self/mountinfo || true)" 0
+  remove_tree "$STATE"
   remove_tree "$DIR"
 }
 
@@ -39,7 +49,7 @@ start_containerd() {
   cat >"$dir/config.toml" <<CONFIG
 version = $1
 root = "$dir/root"
-state = "$dir/state"
+state = "$STATE/containerd"
 disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
 address = "$dir/containerd.sock"

@@ -89,9 +89,8 @@ written() { grep -rlF -e "$1" "$DIR/lazd.log" "$DIR/root" "$DIR/run" 2>/dev/null
 
 # generation NAME CONFIG PROGRAMS
 generation() {
-  GENERATION=$1 DIR=$SCRATCH/$1
-  mkdir -p "$DIR"
-  at_exit end_mount_server "$DIR/run"
+  GENERATION=$1
+  make_node "$SCRATCH/$1"
   local image=$PRIVATE/debian:esgz old=Secret-Of-$1 new=Rotated-Of-$1 layers=$LAYERS
   set_password "$old"
   start_cri
@@ -135,11 +134,7 @@ generation() {
   for word in "$old" "$new" Wrong-Of-All "$(printf 'tenant:%s' "$new" | base64)"; do
     equal 'no password is written anywhere' "$(written "$word")" ''
   done
-  stop_pid "$CONTAINERD_PID"
-  stop_pid "$LAZD_PID"
-  end_mount_server "$DIR/run"
-  equal 'nothing is left mounted' "$(grep -c " $DIR/" /proc/self/mountinfo || true)" 0
-  remove_tree "$DIR"
+  finish
 }
 refused_connection() { if crictl images >"$SCRATCH/out" 2>&1; then bad 'a stopped lazd does not listen'; else ok 'a stopped lazd does not listen'; fi; }
 

@@ -4,6 +4,7 @@
 # NERDCTL=path or the PATH has one, nerdctl, and all of them as kubelet asks. Layers are unpacked by containerd, or brought
 # lazily; containers run on both, and go on while lazd is stopped and killed; nothing is left. Needs
 # root. Ends with "N passed, M failed".
+# Containers in user namespaces see the owners of their image, which is not copied for them.
 # Images have one layer and three, all lazy, all unpacked and of both kinds.
 #
 # The parts of containerd's config that concern lazarette are those in deploy/. Everything listens
@@ -151,6 +152,60 @@ outlives() {
   works 'and is removed' "${CTR[@]}" containers rm outlives
 }
 
+# in_user_namespace IMAGE: a container whose ids are others on the host, on the layers that all others have. It
+# is right also after lazd was killed, and when it is started again.
+in_user_namespace() {
+  local upper before; before=$(snapshots | wc -l)
+  works 'runs in a user namespace' run_mapped "$1"
+  equal 'has one snapshot more, and no copy' "$(snapshots | wc -l) $(snapshots | grep -c remap || true)" "$((before + 1)) 0"
+  mapped_inside 'in a user namespace'
+  equal 'its root is another user of the host' "$(stat -c %u "/proc/$("${CTR[@]}" task ls | awk '$1 == "mapped" {print $2}')")" 100000
+  upper=$("${CTR[@]}" snapshots --snapshotter lazarette mounts /x mapped | grep -o 'upperdir=[^, ]*')
+  equal 'so is who has what it wrote' "$(stat -c %u:%g "${upper#*=}/etc/mine")" 100000:100000
+  equal 'and nothing else was written' "$(find "${upper#*=}" -type f)" "${upper#*=}/etc/mine"
+  kill_lazd
+  start_lazd snapshotter.sock
+  reconnected
+  mapped_inside 'in a user namespace, after lazd was killed'
+  "${CTR[@]}" task rm -f mapped >/dev/null 2>&1 || true
+  works 'starts it again' "${CTR[@]}" task start -d mapped
+  mapped_inside 'in a user namespace, started again'
+  "${CTR[@]}" task rm -f mapped >/dev/null 2>&1 || true
+  works 'removes it' "${CTR[@]}" containers rm mapped
+  settles 'what was mounted for it is gone' 0 mounted_for_snapshots
+}
+run_mapped() {
+  "${CTR[@]}" run -d --snapshotter lazarette --uidmap 0:100000:65536 --gidmap 0:100000:65536 --remap-labels "$1" mapped sleep infinity
+}
+# mapped_inside WHAT: owners are what the image says, and it can write.
+mapped_inside() {
+  local out
+  out=$("${CTR[@]}" task exec --exec-id "look-$RANDOM" mapped sh -c \
+    'id -u && stat -c %u:%g / /bin/bash /etc/shadow && sha256sum </bin/bash && echo mine >/etc/mine && stat -c %u:%g /etc/mine' 2>&1) || true
+  equal "$1: owners are right" "$out" "0
+0:0
+0:0
+0:42
+$(sed -n 's/ .*\/bash$/  -/p' <<<"$EXPECTED")
+0:0"
+}
+mounted_for_snapshots() { grep -c " $DIR/root/snapshots/" /proc/self/mountinfo || true; }
+
+# copied IMAGE: a containerd that was not told that we map owners copies the image, as it does elsewhere; that
+# the copy is mapped already is seen.
+copied() {
+  local programs; programs=$(dirname "${CTR[0]}")
+  stop_pid "$CONTAINERD_PID"
+  start_containerd 3 "$programs" '/remap-ids/d'
+  works 'runs in a user namespace, without a word of us' run_mapped "$1"
+  mapped_inside 'on a copy'
+  "${CTR[@]}" task rm -f mapped >/dev/null 2>&1 || true
+  works 'removes it' "${CTR[@]}" containers rm mapped
+  works 'collects its copy' collect
+  stop_pid "$CONTAINERD_PID"
+  start_containerd 3 "$programs"
+}
+
 # held IMAGE: what a container needs outlives the image, and nothing outlives both.
 held() {
   local layers; layers=$(lazy_mounts)
@@ -212,6 +267,7 @@ before_transfer() {
     lazy estargz "$ESGZ" "$BIN/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette
     restarts "$ESGZ"
     outlives "$ESGZ"
+    in_user_namespace "$ESGZ"
     held "$ESGZ"
   else
     say "SKIPPED (needs Go 1.21 or later, which Debian 12 has not): ctr-remote with containerd $1"
@@ -242,6 +298,7 @@ of_two() {
   of_others "$GZIP" "${CTR[@]}" images pull --plain-http
   lazy estargz "$ESGZ" "$BIN/ctr-remote" --address "$DIR/c/containerd.sock" images rpull --plain-http --snapshotter lazarette
   restarts "$ESGZ"
+  in_user_namespace "$ESGZ"
   gone 'a lazy image' "$ESGZ"
   of_nerdctl 0
   of_kubelet
@@ -272,6 +329,8 @@ gone 'an image of zstd:chunked' "$REGISTRY/python:chunked"
 lazy estargz "$ESGZ" "${CTR[@]}" images pull --plain-http --snapshotter lazarette
 restarts "$ESGZ"
 outlives "$ESGZ"
+in_user_namespace "$ESGZ"
+copied "$ESGZ"
 shared "$ESGZ"
 stop_pid "$REGISTRY_PID"
 killed "$ESGZ"
