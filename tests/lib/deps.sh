@@ -11,7 +11,7 @@ packages_for() {
     # RocksDB is C++ and its bindings are generated with libclang; libcontainer needs libseccomp.
     build) echo build-essential clang libclang-dev cmake pkg-config protobuf-compiler libseccomp-dev curl ca-certificates git ;;
     images) echo mmdebstrap buildah skopeo umoci docker-registry jq ;;
-    test) echo busybox-static fuse3 runc containerd attr tar zstd procps podman openssl e2fsprogs xfsprogs erofs-utils ;;
+    test) echo busybox-static fuse3 runc containerd containernetworking-plugins attr tar zstd procps podman openssl e2fsprogs xfsprogs erofs-utils ;;
     bench) echo containerd runc fuse3 jq iproute2 ;;
     lint) echo shellcheck ;;
     *) die "deps.sh knows build, images, test, bench and lint, not '$1'" ;;
