@@ -72,13 +72,16 @@ pub fn main() -> ExitCode {
         }
         Err(error) => Err(Error::io("start worker threads of", "lazd", error)),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match outcome {
+        Ok(()) => 0,
         Err(error) => {
             tracing::error!(error = error.report(), "lazd ends");
-            ExitCode::from(exit::ENGINE)
+            exit::ENGINE
         }
-    }
+    };
+    // Those threads may use the database still: they would find RocksDB's static tables torn down,
+    // and abort.
+    crate::sys::process::leave(code)
 }
 
 async fn run(args: Args) -> Result<()> {
