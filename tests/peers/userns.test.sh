@@ -50,7 +50,7 @@ cat >"$SCRATCH/cni/10-pods.conflist" <<CNI
 CNI
 # Who runs tests may not be allowed to make a process harder to kill.
 MORE="\$a [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '$REGISTRY/pause:gzip'\n"
-MORE+="[plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n"
+MORE+="[plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\nnetns_mounts_under_state_dir = true\n"
 MORE+="[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/usr/lib/cni']\nconf_dir = '$SCRATCH/cni'"
 PATH=$RUNC:$PATH
 begin 2.1 3 "$SID" "$MORE"
