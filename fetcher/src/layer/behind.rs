@@ -2,8 +2,9 @@
 //! requests at a time, behind everybody else.
 //!
 //! Invariant: it claims no more than it is about to fetch, one request's worth for each
-//! pass it was given; so what a reader wants is either not claimed yet, or on its way. It
-//! ends with the first error, or when nothing is missing.
+//! pass it was given; so what a reader wants is either not claimed yet, or on its way. A pass over
+//! the layer ends with the first error, or when nothing is missing; who has time makes another one
+//! after a pause, as what is missing today may be had tomorrow.
 //!
 //! Chunks that others fetch meanwhile are left to them at first, and waited for at the
 //! end, where those that still miss are fetched one request after another.
@@ -23,6 +24,13 @@ use crate::plan;
 /// Encoded bytes of one request at most. A reader may need one that is on its way: 4 MiB
 /// are 30 ms of a gigabit, and still many round trips' worth.
 const BYTES_MAX: u64 = 4 << 20;
+
+/// After how many times [`EngineConfig::quiet`](super::EngineConfig::quiet) a layer is tried again that could not be filled: a
+/// minute.
+const PAUSE_QUIETS: u32 = 30;
+/// How many times as long the longest pause is, after as many failures: a quarter of an hour. A
+/// registry that is away or credentials that are not here yet cost a request in that time.
+const PAUSES_MAX: u32 = 16;
 
 /// When requests begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,16 +64,34 @@ struct Reach {
 impl Layer {
     /// [`Layer::fill_all`] for who has time: requests begin only when nobody has waited for anything on
     /// this node for some seconds, or as slowly as if there were no end to that. So starts are
-    /// not slowed down by the rest of what they are starting. `false` if the layer was
-    /// closed before.
+    /// not slowed down by the rest of what they are starting. What fails is said in the log and
+    /// tried again later. `false` if the layer was closed before.
+    ///
+    /// # Errors
+    /// If what came could not be recorded.
     pub async fn fill_when_quiet(&self) -> Result<bool> {
         tokio::select! {
             biased;
             () = self.shared.cancel.cancelled() => return Ok(false),
-            filled = fill(&self.shared, None, Pace::Quiet) => filled?,
+            () = fill_in_time(&self.shared) => {}
         }
         self.flush().await?;
         Ok(true)
+    }
+}
+
+/// Fills the layer, however often that fails.
+async fn fill_in_time(shared: &Arc<Shared>) {
+    let quiet = shared.engine.config.quiet;
+    let (mut pause, longest) = (
+        quiet.saturating_mul(PAUSE_QUIETS),
+        quiet.saturating_mul(PAUSE_QUIETS.saturating_mul(PAUSES_MAX)),
+    );
+    while let Err(error) = fill(shared, None, Pace::Quiet).await {
+        let digest = &shared.blob.digest;
+        tracing::info!(%digest, %error, again_after = ?pause, "the rest of a layer cannot be had now");
+        tokio::time::sleep(pause).await;
+        pause = pause.saturating_mul(2).min(longest);
     }
 }
 

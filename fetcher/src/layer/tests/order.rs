@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::support::{
-    TestSource, bench, bench_within, join, join_with, patient, range, sample, unmerged,
+    Act, TestSource, bench, bench_within, join, join_with, patient, range, sample, unmerged,
 };
 use crate::index::{ChunkId, Encoding};
 use crate::layer::{EngineConfig, LayerConfig, Priority, fetch};
@@ -223,6 +223,20 @@ async fn what_has_time_comes_when_nobody_has_waited_for_a_while() {
     };
     let bench = bench_within(&[&[5000], &[5000], &[5000]], unmerged(), bounds);
     bench.layer.fill(range(0, 1)).await.unwrap();
+    assert!(bench.layer.fill_when_quiet().await.unwrap());
+    assert!(bench.layer.file().is_complete());
+}
+
+#[tokio::test]
+async fn what_has_time_is_tried_again() {
+    let bounds = EngineConfig {
+        quiet: Duration::from_millis(1),
+        ..patient()
+    };
+    let bench = bench_within(&[&[5000], &[5000]], unmerged(), bounds);
+    bench
+        .source
+        .script(&[Act::Refuse, Act::Refuse, Act::Refuse]);
     assert!(bench.layer.fill_when_quiet().await.unwrap());
     assert!(bench.layer.file().is_complete());
 }
