@@ -299,7 +299,7 @@ impl LayerOpener {
         received: &AtomicU64,
     ) -> Result<Arc<LayerFile>> {
         let (source, engine) = (Arc::clone(&self.source), Arc::clone(&self.engine));
-        let body = Stream::new(source, request.blob.clone(), engine);
+        let body = Stream::new(source, request.blob.clone(), engine).within(request.stream_within);
         let (store, request) = (Arc::clone(&self.store), request.clone());
         let counted = Arc::clone(&self.streaming);
         // Layers that stream at once keep the cores busy; a second thread for each would

@@ -14,6 +14,7 @@
 //! Tasks end with the stream.
 
 mod ingest;
+mod patience;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -78,6 +79,8 @@ pub(super) struct Stream {
     tasks: JoinSet<()>,
     /// Shortest time to the first byte of a body.
     first_byte: Option<Duration>,
+    /// How long all of it may take.
+    within: Option<Duration>,
 }
 
 enum Front {
@@ -121,7 +124,14 @@ impl Stream {
             ahead: VecDeque::new(),
             tasks: JoinSet::new(),
             first_byte: None,
+            within: None,
         }
+    }
+
+    /// The same, that gives up once it is plain that it will take longer; see [`Patience`](patience::Patience).
+    #[must_use]
+    pub(super) fn within(self, within: Option<Duration>) -> Self {
+        Self { within, ..self }
     }
 
     /// The next bytes, none at the end. Not to be called again after an error.

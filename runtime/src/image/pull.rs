@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OfferedIndex, OpenedBy};
@@ -68,6 +69,8 @@ pub struct Puller {
     pub mode: PullMode,
     /// Whether a container is about to read what comes; see [`LayerRequest::read_soon`].
     pub read_soon: bool,
+    /// How long a layer may be streamed; see [`LayerRequest::stream_within`].
+    pub stream_within: Option<Duration>,
     /// Indexes that the registry has beside the image, by layer; set before layers open.
     pub offered: OnceLock<HashMap<Digest, OfferedIndex>>,
     /// SOCI zTOCs that may be used, by layer; set before layers open.
@@ -152,6 +155,7 @@ impl Puller {
             progress: Arc::default(),
             mode,
             read_soon: true,
+            stream_within: None,
             offered: OnceLock::new(),
             ztocs: OnceLock::new(),
         }
@@ -185,6 +189,7 @@ impl Puller {
             ztoc: self.ztocs.get().and_then(|all| all.get(digest)).cloned(),
             fetch_landmark: landmarks == Landmarks::Honour,
             read_soon: self.read_soon,
+            stream_within: self.stream_within,
             ..request
         })
     }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::Stream;
+use super::patience::Patience;
 use crate::index::ingest::{Ingest, Ingested, LayerSink};
 use crate::task::blocking;
 use crate::{Error, Result};
@@ -62,12 +63,13 @@ impl Stream {
         received: &AtomicU64,
         work: impl FnOnce(Pieces) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        let mut patience = Patience::new(self.within, self.from.blob.clone());
         let (pieces, inbox) = mpsc::channel(PIECES_WAITING_MAX);
         // Spawned now, so that the channel is drained while the body is read.
         let worker = tokio::spawn(blocking(move || work(Pieces { inbox })));
         let mut broken = None;
         loop {
-            match self.next().await {
+            match patience.wait(self.next(), received).await {
                 Ok(Some(piece)) => {
                     received.fetch_add(piece.len() as u64, Ordering::Relaxed);
                     let Some(leave) = leave(&self.engine.waiting, &piece).await else {
