@@ -40,7 +40,7 @@ use tokio::sync::{OnceCell, RwLock};
 pub use serve::{serve, serve_images};
 
 use crate::metastore::filter::Filters;
-use crate::metastore::{Content, Kind, Labels, Usage};
+use crate::metastore::{Content, Kind, Labels, Record, Relabel, Usage};
 use crate::overlay::{Mount, Snapshots};
 use crate::remote::{self, Ask, LazyLayers, Wanted};
 use crate::{Error, Result};
@@ -141,7 +141,10 @@ impl Inner {
         };
         let wanted = name.clone();
         match self.with(move |snapshots| snapshots.stat(&wanted)).await {
-            Ok(_) => return Err(there()),
+            Ok(record) => {
+                self.show(record, target).await?;
+                return Err(there());
+            }
             Err(Error::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -167,6 +170,18 @@ impl Inner {
                 Ok(())
             }
         }
+    }
+
+    /// Has containerd find `record`, which it looks for by the label of what it wanted; another of its
+    /// namespaces may have taken that off.
+    async fn show(self: &Arc<Self>, record: Record, target: &str) -> Result<()> {
+        if record.labels.get(remote::REF).map(String::as_str) == Some(target) {
+            return Ok(());
+        }
+        let label = Labels::from([(remote::REF.to_owned(), target.to_owned())]);
+        self.with(move |snapshots| snapshots.relabel(&record.key, &Relabel::Some(label)))
+            .await?;
+        Ok(())
     }
 
     /// Mounts a layer and commits it under `name`.

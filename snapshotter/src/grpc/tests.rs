@@ -8,7 +8,7 @@ use lazarette_proto::snapshots::PrepareSnapshotRequest;
 use tonic::Code;
 
 use self::subject::{Remote, own};
-use crate::metastore::{Kind, Labels};
+use crate::metastore::{Kind, Labels, Relabel};
 use crate::overlay::contract::{self, Refusal, Seen, Subject as _};
 use crate::remote::{REF, REMOTE};
 
@@ -74,6 +74,13 @@ fn a_layer_that_can_be_brought_exists_already() {
     );
     let bare = Labels::from([(own(REF), base.to_string())]);
     assert_eq!(prepare("extract-3", "", &bare), Err(Refusal::AlreadyExists));
+    // Also where another namespace took off what containerd looks for it by.
+    let bare_of_all = Relabel::All(Labels::new());
+    remote.relabel(&lower.name, &bare_of_all).unwrap();
+    assert!(brought(&remote, &base, "").is_empty());
+    let again = prepare("extract-2", "", &labels);
+    assert_eq!(again, Err(Refusal::AlreadyExists));
+    assert_eq!(brought(&remote, &base, "").len(), 1);
     // The next layer's blob is nowhere to be had: containerd unpacks it.
     let labels = of_layer(&top, &Digest::sha256(b"elsewhere"));
     let mounts = prepare("extract-4", &lower.name, &labels).unwrap();
