@@ -12,7 +12,7 @@
 //! the same batch), and that it is a snapshot, once it is mounted. To remove one is two as well:
 //! that there is no such snapshot, and, once it is unmounted, that nothing of it is stored. So a
 //! record of a layer without a snapshot is a layer that has yet to be brought or removed, in
-//! this process or by [`NodeLayers::restore`] of the next; a snapshot without a record cannot
+//! this process, when nobody has come for it for a while ([`Keep`]), or by [`NodeLayers::restore`] of the next; a snapshot without a record cannot
 //! be, but for one that is removed while another asks for the same: the service gives a layer a
 //! name only where it sees it mounted, and releases none meanwhile.
 //!
@@ -49,8 +49,10 @@ use lazarette_snapshotter::overlay::Snapshots;
 use lazarette_snapshotter::remote::{LazyLayers, Wanted};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
+pub use self::ahead::Keep;
 use self::ahead::{Ahead, Resolved};
 use self::held::{By, Held, HeldLayers, Here};
 pub use self::record::{ServedLayer, ServedLayerTable};
@@ -72,8 +74,9 @@ pub struct NodeLayers {
     here: Here,
     /// `None` where this process mounts all layers itself.
     served: Option<Arc<Served>>,
-    /// What mounts layers that could not be mounted when this process began.
-    later: Mutex<Option<JoinHandle<()>>>,
+    /// What removes layers that nobody came for, and what mounts those that could not be mounted
+    /// when this process began.
+    beside: Mutex<JoinSet<()>>,
 }
 
 impl NodeLayers {
@@ -83,6 +86,18 @@ impl NodeLayers {
     /// # Errors
     /// Also where the config asks for a backend that cannot be had here.
     pub async fn open(engine: &Arc<Engine>, program: &Path) -> Result<Arc<Self>> {
+        Self::open_keeping(engine, program, Keep::default()).await
+    }
+
+    /// The same; what is opened ahead of who asks for it is kept for so long.
+    ///
+    /// # Errors
+    /// As [`NodeLayers::open`].
+    pub async fn open_keeping(
+        engine: &Arc<Engine>,
+        program: &Path,
+        keep: Keep,
+    ) -> Result<Arc<Self>> {
         let (opened, handle) = (Arc::clone(engine), Handle::current());
         let here = blocking(move || {
             let state = opened.state.join("lazd");
@@ -95,15 +110,18 @@ impl NodeLayers {
         if let Some(served) = &served {
             hide_by(engine, served, &turns);
         }
-        Ok(Arc::new(Self {
-            ahead: Ahead::new(Arc::clone(engine)),
+        let (told, unclaimed) = mpsc::unbounded_channel();
+        let layers = Arc::new(Self {
+            ahead: Ahead::new(Arc::clone(engine), keep, told),
             engine: Arc::clone(engine),
             turns,
             held,
             here,
             served,
-            later: Mutex::default(),
-        }))
+            beside: Mutex::default(),
+        });
+        layers.remove_unclaimed(unclaimed);
+        Ok(layers)
     }
 
     /// The snapshots that are served.
@@ -114,7 +132,7 @@ impl NodeLayers {
     /// Leaves to the mount server what it shows. The rest is unmounted: what containers use
     /// of it is detached and fails when it is read.
     pub async fn close(&self) -> Result<()> {
-        self.end_restore().await;
+        self.end_beside().await;
         if let Some(served) = &self.served {
             // First: reads wait for the next daemon then, and do not fail with the layers.
             served.close().await;
@@ -139,6 +157,8 @@ impl NodeLayers {
         // Before any of them is opened: restore() finds what is in the store by its record.
         let numbers: Vec<_> = above.iter().copied().chain([number]).collect();
         self.record(&resolved, &numbers).await?;
+        // Of layers that are streamed only so many go on at once: who is asked for is first.
+        self.ahead.begin(&resolved, &[number]);
         self.ahead.begin(&resolved, &above);
         self.share_held(&resolved, number);
         let layer = self.ahead.open(&resolved, number).await?;
@@ -324,8 +344,12 @@ impl NodeLayers {
         Ok(layer.close().await?)
     }
 
-    /// Removes a layer's data, unless an image of `laz` has it, and its record.
+    /// Removes a layer's data, unless an image of `laz` has it, and its record. Of one that is still
+    /// being opened there is more to come: it stays until that is done and nobody came for it.
     async fn discard(&self, digest: &Digest) -> Result<()> {
+        if self.ahead.is_opening(digest) {
+            return Ok(());
+        }
         // What was opened ahead would go on with files that are gone.
         self.ahead.forget(digest);
         self.engine.registry.homes().forget(digest);

@@ -39,7 +39,7 @@ use lazarette_proto::snapshots::{
 use lazarette_proto::types::Mount;
 use lazarette_runtime::config::Config;
 use lazarette_runtime::engine::Engine;
-use lazarette_runtime::engine::lazy::NodeLayers;
+use lazarette_runtime::engine::lazy::{Keep, NodeLayers};
 use lazarette_snapshotter::grpc::Service;
 use serde_json::{Value, json};
 use tonic::Code;
@@ -78,10 +78,15 @@ impl Node {
     }
 
     async fn open_as(program: &Path, file: PathBuf) -> (Self, usize) {
+        Self::open_keeping(program, file, Keep::default()).await
+    }
+
+    async fn open_keeping(program: &Path, file: PathBuf, keep: Keep) -> (Self, usize) {
         // Another test may have done it.
         install_tls_provider();
         let engine = Engine::open(Config::load(Some(&file)).unwrap()).unwrap();
-        let layers = NodeLayers::open(&engine, program).await.unwrap();
+        let layers = NodeLayers::open_keeping(&engine, program, keep);
+        let layers = layers.await.unwrap();
         let restored = layers.restore().await.unwrap();
         let service = Service::new(layers.snapshots(), Arc::clone(&layers) as _);
         let client = SnapshotsClient::new(SnapshotsServer::new(Arc::new(service)));

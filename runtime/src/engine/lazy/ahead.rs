@@ -4,9 +4,10 @@
 //! begins the work for all layers of the image, and the next ones find it done.
 //!
 //! Invariant: one piece of work per image and per layer, in a task of its own that ends by
-//! itself. Results that nobody fetches are dropped after [`KEEP`], failures after
-//! [`KEEP_FAILED`], whether or not anybody asks again; until then they stand, so that the
-//! layers of an image that cannot be had do not wait for the network one after the other.
+//! itself. Results that nobody fetches are dropped after [`Keep`], whether or not anybody asks again;
+//! until then they stand, so that the layers of an image that cannot be had do not wait for the
+//! network one after the other. Of layers that are dropped so somebody is told, who removes what
+//! is stored of them if nobody has it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,7 +22,7 @@ use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::remote::Wanted;
 use lazarette_snapshotter::tree::Tree;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::super::Engine;
@@ -32,10 +33,9 @@ use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
 use crate::trace::Trace;
 use crate::{Error, Result};
 
-/// How long a result waits for who wants it. Containerd pulls an image within minutes.
-const KEEP: Duration = Duration::from_secs(600);
-/// How long a failure stands.
-const KEEP_FAILED: Duration = Duration::from_secs(10);
+/// How long a plain layer may be streamed while containerd waits, which lets nobody prepare a snapshot
+/// then once it wants to collect garbage: half of what kubelet gives a request.
+const STREAM_WITHIN: Duration = Duration::from_secs(60);
 
 /// An image, and what opens its layers.
 pub(super) struct Resolved {
@@ -67,15 +67,25 @@ pub(super) struct Ahead {
     images: Entries<ImageKey, Resolved>,
     layers: Entries<Digest, Layer>,
     permits: Arc<Semaphore>,
+    keep: Keep,
+    /// Told of layers that nobody came for.
+    unclaimed: mpsc::UnboundedSender<Digest>,
 }
 
 impl Ahead {
-    pub(super) fn new(engine: Arc<Engine>) -> Arc<Self> {
+    /// Results stand for as long as `keep` says; `unclaimed` is told of layers that went so.
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        keep: Keep,
+        unclaimed: mpsc::UnboundedSender<Digest>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             engine,
             images: Arc::default(),
             layers: Arc::default(),
             permits: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            keep,
+            unclaimed,
         })
     }
 
@@ -84,7 +94,8 @@ impl Ahead {
         let key = key(wanted);
         let (engine, reference) = (Arc::clone(&self.engine), wanted.reference.clone());
         let manifest = wanted.manifest_digest;
-        let work = join(&self.images, key, || resolve(engine, reference, manifest));
+        let resolve = || resolve(engine, reference, manifest);
+        let work = join(self.keep, &self.images, key, resolve, || {});
         let failed = |detail: Arc<str>| unavailable("image", &wanted.reference, &detail);
         work.await.map_err(failed)
     }
@@ -124,10 +135,28 @@ impl Ahead {
         self.layers.lock().remove(digest);
     }
 
+    /// Whether a layer is being opened, or was and nobody has come for it yet.
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        self.layers.lock().contains_key(digest)
+    }
+
+    /// Whether a layer is being opened: what the store has of it may be yet to come.
+    pub(super) fn is_opening(&self, digest: &Digest) -> bool {
+        let layers = self.layers.lock();
+        layers
+            .get(digest)
+            .is_some_and(|entry| entry.work.peek().is_none())
+    }
+
     fn opening(&self, resolved: &Arc<Resolved>, number: usize) -> Option<Work<Layer>> {
         let digest = resolved.image.layers.get(number)?.descriptor.digest;
         let (resolved, permits) = (Arc::clone(resolved), Arc::clone(&self.permits));
-        Some(join(&self.layers, digest, || async move {
+        let unclaimed = self.unclaimed.clone();
+        // Who would hear of it may have ended.
+        let told = move || {
+            let _ = unclaimed.send(digest);
+        };
+        let open = || async move {
             let _permit = permits.acquire_owned().await;
             let (image, puller) = (&resolved.image, &resolved.puller);
             let Some(layer) = image.layers.get(number) else {
@@ -140,7 +169,8 @@ impl Ahead {
             resolved.start.begin(&layer);
             resolved.opened(&layer);
             Ok(layer)
-        }))
+        };
+        Some(join(self.keep, &self.layers, digest, open, told))
     }
 }
 
@@ -194,7 +224,8 @@ async fn resolve(
         None => reference.clone(),
     };
     let manifest = engine.resolver.manifest(&named).await?;
-    let puller = engine.puller(PullMode::Lazy, Trace::new(std::time::Instant::now()));
+    let mut puller = engine.puller(PullMode::Lazy, Trace::new(std::time::Instant::now()));
+    puller.stream_within = Some(STREAM_WITHIN);
     puller.look_ahead(&reference, &manifest).await;
     let image = engine.resolver.image(&reference, manifest).await?;
     let own = engine.own_start(&image).await;
@@ -211,31 +242,30 @@ async fn resolve(
 
 /// How long results stand once there are any.
 #[derive(Clone, Copy)]
-struct Keep {
-    done: Duration,
-    failed: Duration,
+pub struct Keep {
+    /// What was opened waits so long for who wants it.
+    pub done: Duration,
+    /// A failure stands so long.
+    pub failed: Duration,
 }
 
-const USUAL: Keep = Keep {
-    done: KEEP,
-    failed: KEEP_FAILED,
-};
-
-/// Joins the work for `key`, or begins it.
-fn join<K, T, F>(entries: &Entries<K, T>, key: K, begin: impl FnOnce() -> F) -> Work<T>
-where
-    K: std::hash::Hash + Eq + Send + 'static,
-    T: Send + Sync + 'static,
-    F: Future<Output = Result<Arc<T>>> + Send + 'static,
-{
-    join_for(USUAL, entries, key, begin)
+impl Default for Keep {
+    fn default() -> Self {
+        Self {
+            // Containerd pulls an image within minutes.
+            done: Duration::from_secs(600),
+            failed: Duration::from_secs(10),
+        }
+    }
 }
 
-fn join_for<K, T, F>(
+/// Joins the work for `key`, or begins it. `gone` is called once its result has stood long enough.
+fn join<K, T, F>(
     keep: Keep,
     entries: &Entries<K, T>,
     key: K,
     begin: impl FnOnce() -> F,
+    gone: impl FnOnce() + Send + 'static,
 ) -> Work<T>
 where
     K: std::hash::Hash + Eq + Send + 'static,
@@ -247,7 +277,7 @@ where
     let entry = all.entry(key).or_insert_with(|| {
         let work = spawn(begin());
         let done = Arc::default();
-        drop_later(keep, entries, (work.clone(), Arc::clone(&done)));
+        drop_later(keep, entries, (work.clone(), Arc::clone(&done)), gone);
         Entry { done, work }
     });
     entry.work.clone()
@@ -258,6 +288,7 @@ fn drop_later<K, T>(
     keep: Keep,
     entries: &Entries<K, T>,
     (work, done): (Work<T>, Arc<OnceLock<Instant>>),
+    gone: impl FnOnce() + Send + 'static,
 ) where
     K: std::hash::Hash + Eq + Send + 'static,
     T: Send + Sync + 'static,
@@ -273,6 +304,7 @@ fn drop_later<K, T>(
         tokio::time::sleep_until(since + wait).await;
         if let Some(entries) = entries.upgrade() {
             entries.lock().retain(|_, entry| is_fresh(entry, keep));
+            gone();
         }
     });
 }
@@ -332,11 +364,14 @@ mod tests {
     #[tokio::test]
     async fn results_go_though_nobody_asks_again() {
         let entries = Entries::<u8, u8>::default();
-        let work = join_for(SHORT, &entries, 1, || async { Ok(Arc::new(7)) });
+        let (told, mut tells) = mpsc::unbounded_channel();
+        let tell = move || told.send(1).unwrap();
+        let work = join(SHORT, &entries, 1, || async { Ok(Arc::new(7)) }, tell);
         let value = work.await.unwrap();
         until_empty(&entries).await;
+        assert_eq!(tells.recv().await, Some(1));
         assert_eq!(Arc::strong_count(&value), 1, "nobody else has it any more");
-        let failed = join_for(SHORT, &entries, 2, || async { Err(missing(2)) });
+        let failed = join(SHORT, &entries, 2, || async { Err(missing(2)) }, || {});
         failed.await.unwrap_err();
         until_empty(&entries).await;
     }
@@ -349,7 +384,7 @@ mod tests {
             failing.await.unwrap();
             Err(missing(1))
         };
-        let work = join(&entries, 1, || silent);
+        let work = join(Keep::default(), &entries, 1, || silent, || {});
         let done = Arc::clone(&entries.lock()[&1].done);
         assert!(done.get().is_none());
         let began_to_fail = Instant::now();
@@ -368,12 +403,16 @@ mod tests {
     #[tokio::test]
     async fn those_who_ask_meanwhile_share_the_work() {
         let entries = Entries::<u8, u8>::default();
-        let ask = |value| join(&entries, 1, move || async move { Ok(Arc::new(value)) });
+        let usual = Keep::default();
+        let ask = |value| {
+            let work = move || async move { Ok(Arc::new(value)) };
+            join(usual, &entries, 1, work, || {})
+        };
         let (first, second) = tokio::join!(ask(7), ask(8));
         assert!(Arc::ptr_eq(&first.unwrap(), &second.unwrap()));
-        let failed = join(&entries, 2, || async { Err(missing(2)) });
+        let failed = join(usual, &entries, 2, || async { Err(missing(2)) }, || {});
         failed.await.unwrap_err();
-        let again = join(&entries, 2, || async { Ok(Arc::new(9)) });
+        let again = join(usual, &entries, 2, || async { Ok(Arc::new(9)) }, || {});
         again.await.unwrap_err();
     }
 }

@@ -1,7 +1,7 @@
 //! Layers of the snapshots that were there before this process.
 //!
-//! Invariant: what has a record and no snapshot is removed, before anything is served; nothing later
-//! takes a layer for left over that is being brought. A layer that could not be mounted, as no mount
+//! Invariant: what has a record and no snapshot is removed, before anything is served; later only what
+//! was opened ahead and nobody came for. A layer that could not be mounted, as no mount
 //! server answered, is mounted by the first that does: containers have it, and what they read
 //! waits for that. A store that the process before left beyond its bounds is brought back within
 //! them.
@@ -15,6 +15,7 @@ use lazarette_fetcher::types::Digest;
 use lazarette_snapshotter::metastore::{Content, Kind};
 use lazarette_snapshotter::overlay::Snapshots;
 use lazarette_snapshotter::remote::LazyLayers as _;
+use tokio::sync::mpsc;
 
 use super::{NodeLayers, ServedLayerTable};
 use crate::Result;
@@ -61,14 +62,13 @@ impl NodeLayers {
         }
         if let Some(mut renewed) = renewed.filter(|_| !failed.is_empty()) {
             let this = Arc::downgrade(self);
-            let later = tokio::spawn(async move {
+            self.beside.lock().spawn(async move {
                 if renewed.changed().await.is_ok()
                     && let Some(this) = this.upgrade()
                 {
                     this.mount_late(failed).await;
                 }
             });
-            *self.later.lock() = Some(later);
         }
         let store = Arc::clone(&self.engine.store);
         // Nobody waits for it. Layers that are in use are known by now.
@@ -76,14 +76,41 @@ impl NodeLayers {
         Ok(mounted)
     }
 
-    /// Mounts nothing any more that could not be mounted when this process began.
-    pub(super) async fn end_restore(&self) {
-        let later = self.later.lock().take();
-        if let Some(later) = later {
-            later.abort();
-            // Aborted, or ended before.
-            let _ = later.await;
+    /// Has what is opened ahead and `unclaimed` removed.
+    pub(super) fn remove_unclaimed(
+        self: &Arc<Self>,
+        mut unclaimed: mpsc::UnboundedReceiver<Digest>,
+    ) {
+        let this = Arc::downgrade(self);
+        self.beside.lock().spawn(async move {
+            while let Some(digest) = unclaimed.recv().await
+                && let Some(this) = this.upgrade()
+            {
+                this.discard_unclaimed(&digest).await;
+            }
+        });
+    }
+
+    /// Who claims the layer meanwhile finds it removed, and containerd brings it.
+    async fn discard_unclaimed(&self, digest: &Digest) {
+        let _turn = self.turns.of(digest).await;
+        let is_held = self.held.lock().contains_key(digest);
+        if is_held || self.ahead.has(digest) || self.is_named(digest).await {
+            return;
         }
+        match self.discard(digest).await {
+            Ok(()) => tracing::debug!(%digest, "nobody came for a layer that was opened ahead"),
+            Err(error) => {
+                let error = error.report();
+                tracing::warn!(%digest, error, "cannot remove a layer that nobody came for");
+            }
+        }
+    }
+
+    /// Mounts and removes nothing any more but what is asked for.
+    pub(super) async fn end_beside(&self) {
+        let mut beside = std::mem::take(&mut *self.beside.lock());
+        beside.shutdown().await;
     }
 
     async fn try_mount(&self, digest: &Digest) -> bool {

@@ -145,6 +145,106 @@ async fn privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon() {
     node.close().await;
 }
 
+/// Waits until the node has so many layers.
+async fn until_stored(dir: &Path, count: usize) {
+    let layers = dir.join("root/layers");
+    let since = Instant::now();
+    while std::fs::read_dir(&layers).map_or(0, Iterator::count) != count {
+        assert!(since.elapsed() < Duration::from_secs(60), "not {count}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_was_opened_ahead_goes_when_nobody_comes_for_it() {
+    if !is_root("privileged_what_was_opened_ahead_goes_when_nobody_comes_for_it") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let (base, top) = (
+        gzipped(layer("base", b"below")),
+        gzipped(layer("top", b"above")),
+    );
+    let image = push_two(&registry, [&base, &top]);
+    let all = [Digest::sha256(&base.blob), Digest::sha256(&top.blob)];
+    let wanted = Wanted {
+        image: &image,
+        chain_id: base.diff_id,
+        blob: all[0],
+        all: &all,
+    };
+    // Longer than it takes from a layer being open to its being held.
+    let keep = Keep {
+        done: Duration::from_secs(5),
+        ..Keep::default()
+    };
+    let file = config(dir.path(), PATIENT, "");
+    let (node, _) = Node::open_keeping(Path::new("/none"), file, keep).await;
+    let lower = node.bring("", &wanted).await;
+    until_stored(dir.path(), 2).await;
+    until_stored(dir.path(), 1).await;
+    // It is brought anew for who comes late.
+    let late = Wanted {
+        chain_id: chain(&base, &top),
+        blob: all[1],
+        ..wanted
+    };
+    node.bring(&lower, &late).await;
+    until_stored(dir.path(), 2).await;
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_layer_that_is_let_go_while_it_comes_keeps_its_record() {
+    if !is_root("privileged_a_layer_that_is_let_go_while_it_comes_keeps_its_record") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let (base, top) = (
+        gzipped(layer("base", b"below")),
+        gzipped(layer("top", b"above")),
+    );
+    let image = push_two(&registry, [&base, &top]);
+    let [below, above] = [Digest::sha256(&base.blob), Digest::sha256(&top.blob)];
+    let (node, _) = Node::open(dir.path()).await;
+    let wanted = Wanted {
+        image: &image,
+        chain_id: base.diff_id,
+        blob: below,
+        all: &[],
+    };
+    node.bring("", &wanted).await;
+    // Asked for again, with the one above, which begins to come.
+    let later = Some("2".to_owned());
+    registry.script_on(Endpoint::Blob, Fault::Status(503, later));
+    let lowest = remote::Wanted {
+        chain_id: base.diff_id,
+        has_parent: false,
+        reference: Reference::parse(&image.reference).unwrap(),
+        manifest_digest: None,
+        blob_digest: below,
+        ahead: vec![above],
+    };
+    node.layers.claim(&lowest).await.unwrap();
+    let without_parent = remote::Wanted {
+        chain_id: chain(&base, &top),
+        blob_digest: above,
+        ahead: Vec::new(),
+        ..lowest
+    };
+    node.layers.claim(&without_parent).await.unwrap_err();
+    node.layers.release(&above).await.unwrap();
+    // What it was let go of before it came is still found.
+    until_stored(dir.path(), 2).await;
+    node.close().await;
+    let (node, restored) = Node::open(dir.path()).await;
+    assert_eq!(restored, 1);
+    until_stored(dir.path(), 1).await;
+    node.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_what_was_tried_out_is_removed_by_the_next_daemon() {
     if !is_root("privileged_what_was_tried_out_is_removed_by_the_next_daemon") {
