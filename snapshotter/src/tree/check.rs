@@ -6,6 +6,7 @@
 use lazarette_fetcher::index::{FileEntry, FileKind, LayerIndex};
 use lazarette_fetcher::types::ByteRange;
 
+use super::name::Name;
 use super::{NAME_LEN_MAX, SYMLINK_LEN_MAX, XATTR_SIZE_MAX};
 use crate::{Error, Result};
 
@@ -56,7 +57,13 @@ pub(super) fn check_name(what: Subject<'_>, path: &[u8], name: &[u8]) -> Result<
 pub(super) fn check_entry(what: Subject<'_>, entry: &FileEntry) -> Result<()> {
     let path = &entry.path;
     if !path.is_empty() {
-        check_name(what, path, split_last(path).1)?;
+        let name = split_last(path).1;
+        // The name of a whiteout stands for a shorter one, which is the one to be shown.
+        let shown = match Name::of(name) {
+            Name::Whiteout(deleted) => deleted,
+            Name::Plain | Name::Opaque | Name::Reserved | Name::Empty => name,
+        };
+        check_name(what, path, shown)?;
     }
     if entry.mtime.nanos >= 1_000_000_000 {
         return Err(what.malformed(path, "the modification time has a billion nanoseconds"));

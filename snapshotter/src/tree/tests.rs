@@ -229,7 +229,11 @@ fn whiteouts_become_what_overlay_expects() {
         file("var/file", 3),
         file(".wh..wh.plnk/7.1", 4),
         link("linked", ".wh..wh.plnk/7.1"),
+        // Of the longest name that there is.
+        file(&format!("etc/.wh.{}", "n".repeat(255)), 0),
     ]);
+    let longest = find(&tree, &format!("etc/{}", "n".repeat(255)));
+    assert!(longest.unwrap().is_whiteout());
     let gone = find(&tree, "etc/gone").unwrap();
     assert!(gone.is_whiteout());
     assert_eq!(gone.attr().mode, 0);
@@ -259,7 +263,7 @@ fn errors_name_the_path_and_the_rule() {
         .chain([file(&format!("l{}", LINK_CHAIN_MAX + 1), 1)])
         .collect();
     let deep = format!("{}f", "d/".repeat(DEPTH_MAX + 1));
-    let table: [(Vec<FileEntry>, &str); 17] = [
+    let table: [(Vec<FileEntry>, &str); 20] = [
         (
             vec![link("a/b", "no")],
             "/a/b: hard link to /no, which does not exist",
@@ -294,6 +298,12 @@ fn errors_name_the_path_and_the_rule() {
         (vec![nanos], "/n: the modification time"),
         (vec![xattr], "/x: the name of an extended attribute"),
         (vec![file(".wh.", 0)], "/.wh.: the whiteout names no file"),
+        (vec![file("a/.wh..", 0)], "/a/.wh..: a name is"),
+        (vec![file("a/.wh...", 0)], "/a/.wh...: a name is"),
+        (
+            vec![file(&format!(".wh.{}", "n".repeat(256)), 0)],
+            "a name is longer than 255 bytes",
+        ),
         (
             vec![file(".wh.a/b", 0)],
             "/.wh.a/b: a whiteout has files below it",
