@@ -21,8 +21,8 @@ use nix::sys::epoll::{EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag,
-    SockType, UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, setsockopt, shutdown,
-    socket, sockopt,
+    SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, recvmsg, sendmsg, setsockopt,
+    shutdown, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -66,6 +66,27 @@ fn seqpacket() -> io::Result<OwnedFd> {
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
     Ok(owned(fd))
+}
+
+/// The process that listened where this connection was made; it can be read once that has ended.
+/// Meant for one that lives: the kernel gives its number, which another may have after it.
+#[expect(unsafe_code, reason = "no crate in the tree wraps it")]
+pub(crate) fn process_at(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let pid = getsockopt(&socket, sockopt::PeerCredentials)?.pid();
+    // SAFETY: takes two numbers and no memory.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = nix::errno::Errno::result(fd)?;
+    let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(owned(fd))
+}
+
+/// Kills a process.
+#[expect(unsafe_code, reason = "no crate in the tree wraps it")]
+pub(crate) fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
+    let (fd, none) = (process.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: the descriptor is open while it is borrowed; no memory is named.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, none, 0) };
+    Ok(nix::errno::Errno::result(sent).map(drop)?)
 }
 
 #[expect(unsafe_code, reason = "the kernel gives numbers")]

@@ -83,6 +83,10 @@ impl Control {
     pub(super) fn run(mut self) -> Result<Ended> {
         log::ready();
         loop {
+            // It may have died where it was told something; or there was none to be had.
+            if self.guard.missing_for() == Some(Duration::ZERO) {
+                self.renew_guard();
+            }
             self.lock_unattached();
             self.send_wants();
             let mut ready = self.wait()?;
@@ -120,7 +124,9 @@ impl Control {
             let expiry = state.next_expiry();
             let expiry = expiry.map(|at| at.saturating_duration_since(now));
             let locks = (!state.to_lock().is_empty()).then_some(LOCK_PAUSE);
-            expiry.into_iter().chain(locks).chain(deaf).min()
+            let guard = self.guard.missing_for();
+            let pauses = locks.into_iter().chain(deaf).chain(guard);
+            expiry.into_iter().chain(pauses).min()
         };
         let mut ready =
             sys::wait(&fds, timeout).map_err(|e| Error::io("wait at", &self.socket, e))?;
@@ -132,8 +138,8 @@ impl Control {
 
     /// Another guard in place of one that is gone.
     fn renew_guard(&mut self) {
-        if let Err(error) = self.guard.renew() {
-            return log::say(&format!("going on without a guard: {error}"));
+        if !self.guard.renew() {
+            return;
         }
         if let Some(group) = self.shared.marked.group() {
             self.guard.keep_group(group);

@@ -75,6 +75,33 @@ impl Bed {
         open(&self.path().join("mnt/small"), false)
     }
 
+    /// The guard's process, while there is one.
+    pub(crate) fn guard(&self) -> Option<u32> {
+        let socket = self.path().join("socket");
+        let is_guard = |pid: &u32| {
+            // One that is gone by now is none.
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut args = line.split(|byte| *byte == 0).skip(1);
+            args.next() == Some(b"guard")
+                && args.any(|arg| arg == socket.as_os_str().as_encoded_bytes())
+        };
+        let all = fs::read_dir("/proc").unwrap();
+        let mut pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        pids.find(is_guard)
+    }
+
+    /// Waits for a guard other than `old`.
+    pub(crate) fn next_guard(&self, old: u32) -> u32 {
+        let since = Instant::now();
+        loop {
+            match self.guard() {
+                Some(pid) if pid != old => return pid,
+                _ => assert!(since.elapsed() < HANGS, "nobody guards the server"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Kills the server; the guard goes on.
     pub(crate) fn kill_server(&mut self) {
         self.server.kill().unwrap();

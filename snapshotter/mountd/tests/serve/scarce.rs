@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lazarette_mountd::client::Connection;
 use lazarette_mountd::ranges::Span;
-use lazarette_mountd::wire::{Message, Role};
+use lazarette_mountd::wire::{FileId, Message, Role};
 
 use crate::bed::{Bed, HANGS, ends, must_be_root, open, read_right};
 use crate::daemon::{connect, mount, try_mount};
@@ -70,6 +70,11 @@ fn make(dir: &Path, number: usize) -> (Layer, PathBuf) {
 fn mount_whole(server: &Connection, dir: &Path, number: usize) -> PathBuf {
     let (layer, at) = make(dir, number);
     let mount = mount(server, &layer, &number.to_string(), &at);
+    grant_all(server, &layer, mount);
+    at
+}
+
+fn grant_all(server: &Connection, layer: &Layer, mount: u64) {
     let number = layer.fill(0..PAGES);
     let span = Span::new(0, PAGES * PAGE).unwrap();
     let grant = Message::Grant {
@@ -79,7 +84,17 @@ fn mount_whole(server: &Connection, dir: &Path, number: usize) -> PathBuf {
         span,
     };
     server.send(&grant, &[]).unwrap();
-    at
+}
+
+/// Returns when the server has done all that was to be done before.
+fn meet(server: &Connection) {
+    let nothing = Message::Unmount {
+        request: 3,
+        mount: u64::MAX,
+    };
+    server.send(&nothing, &[]).unwrap();
+    let answer = server.receive_within(HANGS).unwrap().0;
+    assert!(matches!(answer, Message::Done { request: 3, .. }));
 }
 
 #[track_caller]
@@ -164,4 +179,49 @@ fn privileged_a_successor_without_descriptors_takes_nothing_over() {
     }
     assert!(bed.upgrade_server().success());
     mounted.0.iter().for_each(|at| is_read(at));
+}
+
+#[test]
+fn privileged_a_guard_that_cannot_be_replaced_is_replaced_later() {
+    if !must_be_root("privileged_a_guard_that_cannot_be_replaced_is_replaced_later") {
+        return;
+    }
+    let mut bed = Bed::new(1, 120);
+    let (socket, pid) = (bed.path().join("socket"), bed.server.id());
+    let (server, _) = connect(&socket);
+    let (layer, at) = make(bed.path(), 0);
+    let mounted = Mounted(vec![at]);
+    let number = mount(&server, &layer, "0", &mounted.0[0]);
+    let first = bed.guard().unwrap();
+    let before = open_files(pid);
+    leave(pid, 0);
+    sys::kill_by_id(first);
+    // It has seen that; and when it answers what it is told now, it has tried to have another.
+    let since = Instant::now();
+    while open_files(pid) >= before {
+        assert!(since.elapsed() < HANGS, "it does not see that");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    meet(&server);
+    assert_eq!(bed.guard(), None);
+    limit(pid, ENOUGH);
+    let second = bed.next_guard(first);
+    meet(&server);
+
+    bed.kill_server();
+    let file = open(&mounted.0[0].join("data"), true);
+    let read = std::thread::spawn(move || read_right(&file, 0, 1));
+    assert!(!ends(read), "nobody answers but the guard");
+    bed.start_server();
+    assert_eq!(bed.guard(), Some(second));
+    let (server, _) = connect(&socket);
+    let file = FileId::of(&layer.lend()[0]).unwrap();
+    let attach = Message::Attach {
+        request: 2,
+        mount: number,
+        file,
+    };
+    server.send(&attach, &[]).unwrap();
+    grant_all(&server, &layer, number);
+    is_read(&mounted.0[0]);
 }

@@ -1,10 +1,17 @@
 //! The server is replaced or killed, under load.
 
 use std::fs::File;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use crate::bed::{Bed, Readers, ends, must_be_root, read_right};
-use crate::daemon::Daemon;
+use lazarette_mountd::client::Connection;
+use lazarette_mountd::wire::Message;
+
+use crate::bed::{Bed, HANGS, Readers, ends, must_be_root, read_right};
+use crate::daemon::{Daemon, connect, mount};
+use crate::store::Layer;
 use crate::sys;
 
 const PAGES: u64 = 512;
@@ -115,4 +122,69 @@ fn privileged_without_a_server_reads_fail_at_once() {
     // Until it has its daemon again reads wait.
     assert!(read_right(&file, 0, 4));
     assert!(read_right(&file, 100, 2));
+}
+
+#[test]
+fn privileged_a_guard_that_dies_at_any_point_is_replaced() {
+    if !must_be_root("privileged_a_guard_that_dies_at_any_point_is_replaced") {
+        return;
+    }
+    let bed = Bed::new(1, 120);
+    let (server, _) = connect(&bed.path().join("socket"));
+    let (layer, at) = (bed.layer(), bed.path().join("mnt"));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        // Nearly all the time the server is about to tell its guard something.
+        let daemon = threads.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                come_and_go(&server, &layer, &at);
+            }
+        });
+        let _stop = StopOnDrop(&stop);
+        let mut guard = bed.guard().unwrap();
+        for _ in 0..ROUNDS {
+            sys::kill_by_id(guard);
+            guard = bed.next_guard(guard);
+        }
+        assert!(!daemon.is_finished(), "it failed");
+    });
+}
+
+/// Mounts a layer and takes it down: the guard is told of both.
+fn come_and_go(server: &Connection, layer: &Layer, at: &Path) {
+    let mount = mount(server, layer, "layer", at);
+    let unmount = Message::Unmount { request: 2, mount };
+    server.send(&unmount, &[]).unwrap();
+    let done = server.receive_within(HANGS).unwrap().0;
+    assert!(matches!(done, Message::Done { errno: 0, .. }), "{done:?}");
+}
+
+#[test]
+fn privileged_a_guard_that_takes_nothing_is_replaced() {
+    if !must_be_root("privileged_a_guard_that_takes_nothing_is_replaced") {
+        return;
+    }
+    let bed = Bed::new(1, 120);
+    let (server, _) = connect(&bed.path().join("socket"));
+    let (layer, at) = (bed.layer(), bed.path().join("mnt"));
+    let first = bed.guard().unwrap();
+    sys::pause(first, true);
+    let since = Instant::now();
+    while bed.guard() == Some(first) && since.elapsed() < HANGS {
+        come_and_go(&server, &layer, &at);
+    }
+    if bed.guard() == Some(first) {
+        sys::kill_by_id(first);
+        panic!("it is there still");
+    }
+    bed.next_guard(first);
+}
+
+/// Tells others to end, also where the test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

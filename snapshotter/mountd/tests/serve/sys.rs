@@ -74,6 +74,10 @@ pub(crate) fn detach(path: &Path) {
     let _ = umount2(path, MntFlags::MNT_DETACH);
 }
 
+pub(crate) fn kill_by_id(pid: u32) {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+}
+
 /// Stops or continues a process; returns when it is so.
 pub(crate) fn pause(pid: u32, paused: bool) {
     let signal = if paused {

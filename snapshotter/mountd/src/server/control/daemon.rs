@@ -196,6 +196,9 @@ impl Control {
         }
         let group = Arc::new(Group::new()?);
         self.guard.keep_group(&group);
+        if !self.guard.is_there() {
+            return Err(io::Error::other("there is no guard"));
+        }
         self.shared.epoll.add(group.as_ref(), QUESTIONS)?;
         self.shared.marked.adopt(Arc::clone(&group));
         Ok(group)
