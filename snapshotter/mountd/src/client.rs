@@ -15,6 +15,9 @@ use crate::{Error, Result, sys};
 /// Longest wait for what the other side does at once if it does anything.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
+/// How long who came may leave a message where it is. Nothing else is done meanwhile: readers wait.
+pub(crate) const TAKE_WAIT: Duration = Duration::from_secs(10);
+
 /// A connection.
 pub struct Connection {
     socket: OwnedFd,

@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::client::Connection;
+use crate::client::{Connection, TAKE_WAIT};
 use crate::fanotify::{Group, QUESTIONS_BYTES};
 use crate::fuse::answer::{self, Reaction, react};
 use crate::fuse::{self, REQUEST_BYTES};
@@ -228,7 +228,7 @@ impl Guard {
 
     /// A server comes: it gets everything, unless there is one.
     fn accept(&mut self) {
-        let Ok(socket) = sys::accept(self.listener.as_fd()) else {
+        let Ok(socket) = sys::accept(self.listener.as_fd(), TAKE_WAIT) else {
             // It is there still, and would be met again at once.
             return std::thread::sleep(DEAF_PAUSE);
         };

@@ -46,8 +46,7 @@ pub(crate) fn listen_at(path: &Path) -> io::Result<OwnedFd> {
 /// later what is sent.
 pub(crate) fn connect_to(path: &Path, time: Duration) -> io::Result<OwnedFd> {
     let socket = seqpacket()?;
-    let time = TimeVal::milliseconds(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
-    setsockopt(&socket, sockopt::SendTimeout, &time)?;
+    give_up_after(&socket, time)?;
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(socket)
 }
@@ -62,10 +61,18 @@ fn seqpacket() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// The next connection. Blocks unless [`wait`] said that there is one.
-pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-    Ok(owned(fd))
+/// The next connection; `WouldBlock` if later what is sent is not taken in time. Blocks unless
+/// [`wait`] said that there is one.
+pub(crate) fn accept(listener: BorrowedFd<'_>, time: Duration) -> io::Result<OwnedFd> {
+    let socket = owned(accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?);
+    give_up_after(&socket, time)?;
+    Ok(socket)
+}
+
+/// Has no message wait longer until the other side takes it.
+fn give_up_after(socket: &OwnedFd, time: Duration) -> io::Result<()> {
+    let time = TimeVal::milliseconds(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
+    Ok(setsockopt(socket, sockopt::SendTimeout, &time)?)
 }
 
 /// The process that listened where this connection was made; it can be read once that has ended.

@@ -10,7 +10,7 @@ fn pair(dir: &Path) -> (Connection, Connection) {
     let ours = Connection::connect(&path).unwrap();
     (
         ours,
-        Connection::new(sys::accept(listener.as_fd()).unwrap()),
+        Connection::new(sys::accept(listener.as_fd(), TAKE_WAIT).unwrap()),
     )
 }
 

@@ -16,7 +16,7 @@ use super::layer::{ANSWER_BYTES_MAX, EIO, Served};
 use super::link::Link;
 use super::workers::Workers;
 use super::{Config, Ended, Shared};
-use crate::client::Connection;
+use crate::client::{Connection, TAKE_WAIT};
 use crate::guard::Keeper;
 use crate::wire::{Basis, Handed, Message, Role};
 use crate::{Error, Result, log, sys};
@@ -230,7 +230,7 @@ impl Control {
     }
 
     fn accept(&mut self) {
-        match sys::accept(self.listener.as_fd()) {
+        match sys::accept(self.listener.as_fd(), TAKE_WAIT) {
             Ok(socket) if self.clients.len() < CLIENTS_MAX => {
                 self.deaf_until = None;
                 self.clients.push(Link::new(Connection::new(socket)));

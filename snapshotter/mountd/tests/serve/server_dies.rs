@@ -1,17 +1,19 @@
 //! The server is replaced or killed, under load.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use lazarette_mountd::Error;
 use lazarette_mountd::client::Connection;
-use lazarette_mountd::wire::Message;
+use lazarette_mountd::ranges::Span;
+use lazarette_mountd::wire::{Message, Role};
 
 use crate::bed::{Bed, HANGS, Readers, ends, must_be_root, read_right};
 use crate::daemon::{Daemon, connect, mount};
-use crate::store::Layer;
+use crate::store::{Layer, PAGE};
 use crate::sys;
 
 const PAGES: u64 = 512;
@@ -122,6 +124,60 @@ fn privileged_without_a_server_reads_fail_at_once() {
     // Until it has its daemon again reads wait.
     assert!(read_right(&file, 0, 4));
     assert!(read_right(&file, 100, 2));
+}
+
+#[test]
+fn privileged_a_successor_that_takes_nothing_is_given_up() {
+    /// More of them than a socket holds while nobody takes them.
+    const MOUNTS: usize = 6;
+    const SPANS: u64 = 4000;
+    if !must_be_root("privileged_a_successor_that_takes_nothing_is_given_up") {
+        return;
+    }
+    let mut bed = Bed::new(2 * SPANS, 120);
+    let socket = bed.path().join("socket");
+    let (server, _) = connect(&socket);
+    let layer = bed.layer();
+    let mut places = vec![bed.path().join("mnt")];
+    places.extend((1..MOUNTS).map(|at| bed.path().join(format!("mnt{at}"))));
+    let number = layer.fill(0..1);
+    for at in &places {
+        fs::create_dir_all(at).unwrap();
+        let mount = mount(&server, &layer, &at.display().to_string(), at);
+        for page in (0..2 * SPANS).step_by(2) {
+            let span = Span::new(page * PAGE, (page + 1) * PAGE).unwrap();
+            let grant = Message::Grant {
+                want: 0,
+                mount,
+                number,
+                span,
+            };
+            server.send(&grant, &[]).unwrap();
+        }
+    }
+    let _mounted = Mounted(&places);
+    let file = bed.open(true);
+    assert!(ends(read_behind(&file, 0, 1)));
+    let successor = Connection::connect(&socket).unwrap();
+    successor
+        .send(&Message::Hello(Role::Successor), &[])
+        .unwrap();
+    // From then on everything is handed over, and no worker is there.
+    let gone = server.receive_within(HANGS);
+    assert!(matches!(gone, Err(Error::Closed)), "{gone:?}");
+    assert!(ends(read_behind(&file, 0, 1)), "the server goes on");
+    drop(successor);
+    assert!(bed.upgrade_server().success());
+    assert!(ends(read_behind(&file, 0, 1)));
+}
+
+/// Takes down what a test mounted, also where it failed.
+struct Mounted<'a>(&'a [std::path::PathBuf]);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|at| sys::detach(at));
+    }
 }
 
 #[test]

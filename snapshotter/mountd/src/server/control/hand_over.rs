@@ -1,23 +1,19 @@
 //! Giving everything to a successor.
 //!
-//! Invariant: until the successor has said that it has everything, this server can go on;
+//! Invariant: who takes nothing is given up. Until the successor has said that it has everything, this server can go on;
 //! after that it answers nothing. No request is lost: those that wait in a session are sent
 //! again by the kernel, to the successor; questions through fanotify are handed over.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::Control;
-use crate::client::Connection;
+use crate::client::{Connection, TAKE_WAIT};
 use crate::server::layer::EIO;
 use crate::server::link::Link;
 use crate::server::workers::Workers;
 use crate::wire::{Handed, Message, Through};
 use crate::{Error, Result, log};
-
-/// How long a successor may take to say that it has everything.
-const TAKEN_WAIT: Duration = Duration::from_secs(10);
 
 impl Control {
     /// `true` when the successor has everything; this server must end then.
@@ -85,7 +81,7 @@ impl Control {
             },
             &fds,
         )?;
-        match to.receive_within(TAKEN_WAIT)? {
+        match to.receive_within(TAKE_WAIT)? {
             (Message::Taken, _) => Ok(()),
             _ => Err(Error::Protocol("it did not say that it has everything")),
         }
