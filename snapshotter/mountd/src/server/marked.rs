@@ -53,8 +53,15 @@ impl Marked {
     pub(super) fn insert(&self, file: FileId, mount: u64, mark: u64) {
         self.files.lock().insert(file, mount);
         if mark != 0 {
-            self.marks.lock().insert(mark, mount);
+            self.bears(mount, mark);
         }
+    }
+
+    /// A mount bears this mark, and none that it had.
+    fn bears(&self, mount: u64, mark: u64) {
+        let mut marks = self.marks.lock();
+        marks.retain(|_, owner| *owner != mount);
+        marks.insert(mark, mount);
     }
 
     /// Marks the kernel's mount behind `mounted` for one of ours; its number.
@@ -65,7 +72,7 @@ impl Marked {
         }
         let number = fanotify::mount_of(mounted)?;
         group.mark(mounted)?;
-        self.marks.lock().insert(number, mount);
+        self.bears(mount, number);
         Ok(number)
     }
 
@@ -144,6 +151,23 @@ impl Shared {
                 "{} is complete, and asked about all the same: {error}",
                 served.path.display()
             )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_bears_its_last_mark() {
+        let file = FileId { dev: 1, ino: 2 };
+        // Each map has an order of its own.
+        for _ in 0..50 {
+            let marked = Marked::default();
+            marked.insert(file, 1, 44);
+            marked.insert(file, 1, 50);
+            assert_eq!(marked.mark_of(1), 50);
         }
     }
 }
