@@ -252,7 +252,7 @@ pub(crate) fn end_servers(dir: &Path) {
     for (pid, _) in servers(dir) {
         sys::kill_by_id(pid);
     }
-    for name in ["merged", OVER, "mnt", "mnt", "mnt", "mnt"] {
+    for name in ["merged", OVER, "mnt2", "mnt2", "mnt", "mnt", "mnt", "mnt"] {
         sys::detach(&dir.join(name));
     }
 }

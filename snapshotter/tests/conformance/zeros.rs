@@ -360,18 +360,29 @@ fn privileged_what_is_shown_through_fanotify_is_kept_and_ends_with_its_last_user
     assert!(data.file().evict_all().is_err(), "its bytes stay");
     assert_eq!(asked_about(dir.path()), [true]);
 
+    // A second mount of the same data takes nobody's answers along when it ends.
+    fs::create_dir_all(&merged).unwrap();
+    let lowers = format!("lowerdir={}:{}", at.display(), origin.path().display());
+    sys::mount_overlay(&merged, &lowers);
+    assert!(server.unmount_layer(&mounted).is_err(), "somebody uses it");
+    let path = at.with_file_name("mnt2");
+    let path = path.as_path();
+    let second = server
+        .mount_shown(&shown, Place { path, metadata })
+        .unwrap();
+    soon(|| server.unmount_layer(&second));
+    let late = layer::fresh(layer::FRESH - 1);
+    let read = fs::read(merged.join(&late)).unwrap();
+    assert_same(&read, &layer::content(origin.path(), &late), &late);
+
     runtime.block_on(data.fill_all()).unwrap();
     assert!(server.tell_complete(&mounted, data.as_ref(), len).unwrap());
     // The next question is the last one.
     while asked_about(dir.path()) != [false] {
-        layer::read_anew(&at.join(&first)).unwrap();
+        layer::read_anew(&merged.join(&first)).unwrap();
     }
     assert!(data.file().evict_all().is_err(), "its bytes stay");
     drop(shown);
-
-    fs::create_dir_all(&merged).unwrap();
-    let lowers = format!("lowerdir={}:{}", at.display(), origin.path().display());
-    sys::mount_overlay(&merged, &lowers);
     assert!(server.unmount_layer(&mounted).is_err(), "somebody uses it");
     for name in layer::files(origin.path()) {
         let read = layer::read_anew(&merged.join(&name)).unwrap();

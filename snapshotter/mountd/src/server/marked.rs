@@ -29,8 +29,8 @@ const EBUSY: i32 = 16;
 pub(super) struct Marked {
     /// Made with the first of them.
     group: OnceLock<Arc<Group>>,
-    /// Mounts by their data files.
-    files: Mutex<HashMap<FileId, u64>>,
+    /// Mounts by their data files: one that was to end and is used still may have another beside it.
+    files: Mutex<HashMap<FileId, Vec<u64>>>,
     /// Mounts by the kernel's numbers of the mounts that bear their marks. Those numbers are
     /// used again: whoever had one before has no mark any more.
     marks: Mutex<HashMap<u64, u64>>,
@@ -51,7 +51,7 @@ impl Marked {
 
     /// Questions about this file are about that mount.
     pub(super) fn insert(&self, file: FileId, mount: u64, mark: u64) {
-        self.files.lock().insert(file, mount);
+        self.files.lock().entry(file).or_default().push(mount);
         if mark != 0 {
             self.bears(mount, mark);
         }
@@ -62,6 +62,12 @@ impl Marked {
         let mut marks = self.marks.lock();
         marks.retain(|_, owner| *owner != mount);
         marks.insert(mark, mount);
+    }
+
+    /// The mount that a question about this file is for: they are not told apart, and have the same
+    /// bytes. The last one is what its daemon goes on with.
+    fn mount_of(&self, file: FileId) -> Option<u64> {
+        self.files.lock().get(&file)?.last().copied()
     }
 
     /// Marks the kernel's mount behind `mounted` for one of ours; its number.
@@ -94,7 +100,10 @@ impl Marked {
 
     /// Forgets a mount that is not used.
     pub(super) fn remove(&self, mount: u64) {
-        self.files.lock().retain(|_, owner| *owner != mount);
+        self.files.lock().retain(|_, owners| {
+            owners.retain(|owner| *owner != mount);
+            !owners.is_empty()
+        });
         self.marks.lock().retain(|_, owner| *owner != mount);
         self.twice.remove(mount);
     }
@@ -119,7 +128,7 @@ impl Shared {
     }
 
     fn take_question(&self, group: &Group, question: Question) {
-        let mount = self.marked.files.lock().get(&question.file).copied();
+        let mount = self.marked.mount_of(question.file);
         let Some(served) = mount.and_then(|mount| self.layer(mount)) else {
             return group.deny(question.unique);
         };
