@@ -1,8 +1,8 @@
 //! Who may send a request now: the decision alone.
 //!
 //! Invariant, over all layers and hosts:
-//! - No request begins while one of a more urgent class waits. Background ones begin only
-//!   while none of another class is under way either.
+//! - No request begins while one of a more urgent class waits for the same host, or for
+//!   memory. Background ones begin only while none of another class waits or is under way at all.
 //! - Within a class it is first come, first served, by ticket, but for those whose host
 //!   has no slot: they hold nobody of another host up. Nobody overtakes a request that
 //!   waits for memory, so that a large one is not passed over forever.
@@ -13,7 +13,7 @@
 //!
 //! Pure: no I/O, no clock, no tasks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Ahead, Ask, Ticket};
@@ -85,9 +85,6 @@ impl<T> Lines<T> {
                 self.running.insert(ticket, ask);
                 return Some((ticket, tell));
             }
-            if !self.waiting[class as usize].is_empty() {
-                return None;
-            }
         }
         None
     }
@@ -129,8 +126,7 @@ impl<T> Lines<T> {
         if firsts.any(|(class, bytes)| !self.fits(class, bytes)) {
             return Ahead::Starved;
         }
-        let waits = |class: Priority| !self.waiting[class as usize].is_empty();
-        if urgent.into_iter().any(waits) || self.is_urgent_under_way() {
+        if urgent.into_iter().any(|class| self.waits(class)) || self.is_urgent_under_way() {
             return Ahead::Somebody;
         }
         Ahead::Nobody
@@ -141,11 +137,27 @@ impl<T> Lines<T> {
         self.memory
     }
 
-    /// The first of its class for which its host has a slot, and the bytes it needs.
+    /// The first of its class for which its host has a slot, and the bytes it needs. A host
+    /// for which a more urgent one waits has none: a registry that is away holds up nobody else's.
     fn first(&self, class: Priority) -> Option<(Ticket, u64)> {
         let mut line = self.waiting[class as usize].iter();
-        let (ticket, (ask, _)) = line.find(|(_, (ask, _))| self.has_slot(class, &ask.host))?;
+        let mut urgent = Priority::ALL.into_iter().filter(|other| *other < class);
+        let awaited: HashSet<&str> = match class {
+            Priority::OnDemand => HashSet::new(),
+            Priority::Profile => {
+                let readers = self.waiting[Priority::OnDemand as usize].values();
+                readers.map(|(ask, _)| &*ask.host).collect()
+            }
+            Priority::Background if urgent.any(|other| self.waits(other)) => return None,
+            Priority::Background => HashSet::new(),
+        };
+        let may = |ask: &Ask| !awaited.contains(&*ask.host) && self.has_slot(class, &ask.host);
+        let (ticket, (ask, _)) = line.find(|(_, (ask, _))| may(ask))?;
         Some((*ticket, ask.bytes))
+    }
+
+    fn waits(&self, class: Priority) -> bool {
+        !self.waiting[class as usize].is_empty()
     }
 
     fn has_slot(&self, class: Priority, host: &str) -> bool {

@@ -63,16 +63,22 @@ fn background_goes_last_and_only_while_nobody_else_does() {
 }
 
 #[test]
-fn a_busy_host_holds_up_its_own_class_only_for_itself() {
-    use Priority::{OnDemand, Profile};
+fn a_busy_host_holds_up_only_itself() {
+    use Priority::{Background, OnDemand, Profile};
     let mut lines = waiting(&[
         (1, ask(OnDemand, "a", 1)),
         (2, ask(OnDemand, "a", 1)),
         (3, ask(OnDemand, "a", 1)),
         (4, ask(OnDemand, "b", 1)),
-        (5, ask(Profile, "b", 1)),
+        (5, ask(Profile, "a", 1)),
+        (6, ask(Profile, "b", 1)),
+        (7, ask(Background, "b", 1)),
     ]);
-    assert_eq!(go(&mut lines), [1, 2, 4], "profile waits for reader 3");
+    assert_eq!(go(&mut lines), [1, 2, 4, 6], "5 waits for reader 3");
+    for ticket in [4, 6] {
+        lines.end(ticket);
+    }
+    assert_eq!(go(&mut lines), [0; 0], "background waits for all");
     lines.end(1);
     assert_eq!(go(&mut lines), [3, 5]);
 }
@@ -168,8 +174,10 @@ impl Model {
     /// Checks one that goes now against those that stay and those that went before.
     fn goes(&mut self, ticket: Ticket) {
         let ask = self.waiting.remove(&ticket).expect("it waited");
-        let stays = self.waiting.values();
-        assert!(stays.clone().all(|other| other.class >= ask.class));
+        let is_alone = ask.class == Priority::Background;
+        let mut stays = self.waiting.values();
+        let held = stays.any(|stay| stay.class < ask.class && (is_alone || stay.host == ask.host));
+        assert!(!held, "less urgent");
         let overtaken = self.waiting.iter().filter(|(other, stay)| {
             **other < ticket && stay.class == ask.class && stay.host == ask.host
         });
