@@ -3,8 +3,8 @@
 //! A layer is read from the repository that brought it here first, also for images of others:
 //! when that one is deleted, or what a pull of it came with has expired, theirs still have it.
 //!
-//! Invariant: another repository is asked only for what a registry has refused or does not
-//! have, with its own credentials; of a blob [`REPOSITORIES_MAX`] are known, and of a bounded
+//! Invariant: another repository is asked only for what a blob's own has refused or does not
+//! have, with its own credentials, and first only as long as it gives it; of a blob [`REPOSITORIES_MAX`] are known, and of a bounded
 //! number of blobs any. Does not look at the bytes: verifying is not a source's business.
 
 use std::collections::HashMap;
@@ -76,6 +76,13 @@ impl Homes {
             known.good = (repository != blob.repository).then_some(repository);
         }
     }
+
+    /// `repository`, which is not its own, could not give `blob`.
+    fn failed(&self, blob: &BlobRef, repository: &Repository) {
+        if let Some(known) = self.known.lock().get_mut(&blob.digest) {
+            known.good.take_if(|good| good == repository);
+        }
+    }
 }
 
 /// See the module's documentation.
@@ -99,7 +106,7 @@ impl<S: BlobSource> AtHome<S> {
     }
 
     async fn read(&self, blob: &BlobRef, of: Of<'_>) -> Result<Body> {
-        let mut refused = None;
+        let mut refused: Option<Error> = None;
         for repository in self.homes.order(blob) {
             let there = BlobRef {
                 repository,
@@ -121,7 +128,12 @@ impl<S: BlobSource> AtHome<S> {
                         refused = Some(error);
                     }
                 }
-                Err(error) => return Err(error),
+                Err(error) if there.repository == blob.repository => return Err(error),
+                // Its own may be well again, since it refused this.
+                Err(error) => {
+                    self.homes.failed(blob, &there.repository);
+                    refused.get_or_insert(error);
+                }
             }
         }
         Err(refused.unwrap_or_else(|| Error::NotFound {

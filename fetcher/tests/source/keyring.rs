@@ -13,7 +13,7 @@ use lazarette_fetcher::source::{
 };
 use lazarette_fetcher::test_util::contract::collect;
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, FakeRegistryBuilder, Fault};
-use lazarette_fetcher::types::{Reference, Repository};
+use lazarette_fetcher::types::{ByteRange, Reference, Repository};
 
 struct Case {
     registry: FakeRegistry,
@@ -248,4 +248,30 @@ async fn what_one_repository_refuses_is_read_from_another_that_has_it() {
     assert!(matches!(read().await, Err(Error::Malformed { .. })));
     mirrors.homes().forget(&blob.digest);
     assert!(matches!(read().await, Err(Error::Denied { .. })));
+}
+
+#[tokio::test]
+async fn another_repository_that_fails_is_left_for_the_own_one() {
+    let Case { registry, blob, .. } = case(FakeRegistry::builder(), SourceConfig::default()).await;
+    let other = FakeRegistry::start().await;
+    other.add_blob(b"bytes".to_vec());
+    let (source, mirrors) = stack::build(SourceConfig::default()).unwrap();
+    let all = ByteRange::new(0, 5).unwrap();
+    let read = async || collect(source.read_range(&blob, all).await?).await;
+    mirrors
+        .homes()
+        .note(&blob.digest, &repository(&other, "a/b"));
+    registry.always(Endpoint::Blob, Fault::Status(403, None));
+    assert_eq!(read().await.unwrap(), b"bytes");
+    registry.behave();
+    // Neither refused nor not there.
+    other.always(Endpoint::Blob, Fault::IgnoreRange);
+    assert_eq!(read().await.unwrap(), b"bytes");
+    let before = other.requests().blobs;
+    assert_eq!(read().await.unwrap(), b"bytes");
+    assert_eq!(
+        other.requests().blobs,
+        before,
+        "its own is asked first again"
+    );
 }
