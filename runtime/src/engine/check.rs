@@ -234,6 +234,11 @@ impl Engine {
             Need::Chunks(ids) => layer.fill_chunks(&ids, Priority::Background).await,
             Need::Rest | Need::Opening | Need::Replacing => layer.fill_all().await,
         };
+        // From there it comes as a whole or not at all.
+        if matches!(filled, Err(FetchError::Unsupported { .. })) {
+            let layer = opener.open_by_stream(&request, &received).await?;
+            return Ok(layer.close().await?);
+        }
         let closed = layer.close().await;
         Ok(filled.and(closed)?)
     }

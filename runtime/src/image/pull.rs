@@ -241,8 +241,13 @@ impl Puller {
         let span = self.trace.start("fill", Some(number));
         let layer = match layer.fill_all().await {
             Ok(()) => layer,
-            // What came may be right and the table wrong: the tar has a digest of its own.
-            Err(error @ (Error::Corrupt { .. } | Error::Malformed { .. })) => {
+            // What came may be right and the table wrong: the tar has a digest of its own. Or it
+            // cannot be fetched in parts from there: as a stream it came once.
+            Err(
+                error @ (Error::Corrupt { .. }
+                | Error::Malformed { .. }
+                | Error::Unsupported { .. }),
+            ) => {
                 let digest = &request.blob.digest;
                 tracing::warn!(%digest, %error, "the layer cannot be read by its table, streaming it");
                 let streamed = &progress.streamed;

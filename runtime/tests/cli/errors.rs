@@ -1,7 +1,7 @@
 //! Bad input gets a clear error and loses nothing.
 
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt as _, PermissionsExt};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,6 +187,30 @@ async fn a_registry_without_ranges_still_serves_whole_layers() {
     registry.always(Endpoint::Blob, Fault::IgnoreRange);
     let said = Laz::new().run(&["pull", &image.reference]).await;
     assert_says(&said, 0, &["pulling it whole", "ignores Range"]);
+}
+
+/// One that has been streamed has an index, by which nothing can be read from there again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_without_ranges_serves_whole_layers_again() {
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &gzipped(noise()), &Changes::default());
+    registry.always(Endpoint::Blob, Fault::IgnoreRange);
+    let laz = Laz::new();
+    ok(&laz, &["pull", &image.reference]).await;
+    ok(&laz, &["store", "evict", "--all"]).await;
+    let said = laz.run(&["pull", "--full", &image.reference]).await;
+    assert_says(&said, 0, &["streaming it"]);
+
+    let data = std::fs::File::options().write(true).open(data_file(&laz));
+    data.unwrap().write_all_at(b"rot", 5000).unwrap();
+    let repaired = ok(&laz, &["store", "check", "--repair"]).await;
+    assert_eq!(repaired["layers"][0]["repaired"], true, "{repaired}");
+    // All of it, where nobody knows any more what was there.
+    std::fs::write(data_file(&laz).with_file_name("bitmap"), b"rot").unwrap();
+    let repaired = ok(&laz, &["store", "check", "--repair"]).await;
+    assert_eq!(repaired["layers"][0]["repaired"], true, "{repaired}");
+    let df = ok(&laz, &["store", "df"]).await;
+    assert_eq!(df[0]["present_bytes"], df[0]["data_bytes"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
