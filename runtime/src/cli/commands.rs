@@ -79,9 +79,19 @@ pub(super) async fn images(engine: &Arc<Engine>, format: OutputFormat) -> Result
 
 /// `laz rmi`
 pub(super) async fn rmi(engine: &Arc<Engine>, args: RmiArgs, format: OutputFormat) -> Result<u8> {
-    let mut removed = Vec::new();
+    let (mut removed, mut failed) = (Vec::new(), None);
+    // All of them, whatever becomes of one: who asks again would be told that they are gone.
     for reference in &args.references {
-        removed.push(engine.remove_image(reference).await?);
+        match engine.remove_image(reference).await {
+            Ok(done) => removed.push(done),
+            Err(error) => {
+                eprintln!("laz: {}", error.report());
+                failed.get_or_insert(error.exit_code());
+            }
+        }
+    }
+    if let Some(code) = failed.filter(|_| removed.is_empty()) {
+        return Ok(code);
     }
     print_rows(
         format,
@@ -95,7 +105,7 @@ pub(super) async fn rmi(engine: &Arc<Engine>, args: RmiArgs, format: OutputForma
             ]
         },
     );
-    Ok(0)
+    Ok(failed.unwrap_or_default())
 }
 
 /// `laz image`

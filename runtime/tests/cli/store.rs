@@ -211,6 +211,28 @@ async fn a_check_finds_damage_and_repairs_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn removing_goes_on_behind_an_image_that_is_not_here() {
+    let registry = FakeRegistry::start().await;
+    let laz = Laz::new();
+    let image = push(&registry, &estargz(noise(1)), &Changes::default());
+    let changes = Changes {
+        tag: "v2",
+        ..Changes::default()
+    };
+    let other = push(&registry, &estargz(noise(2)), &changes).reference;
+    for name in [&image.reference, &other] {
+        ok(&laz, &["pull", name]).await;
+    }
+    let missing = other.replace(":v2", ":v3");
+    let (said, removed) = json(&laz, &["rmi", &image.reference, &missing, &other]).await;
+    assert_eq!(said.code, 125, "{said:?}");
+    assert!(said.err.contains(&missing), "{said:?}");
+    let names = [0, 1].map(|n| removed[n]["reference"].as_str().unwrap().to_owned());
+    assert_eq!(names, [image.reference, other]);
+    assert_eq!(ok(&laz, &["images"]).await, serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pruning_takes_what_no_image_names() {
     let registry = FakeRegistry::start().await;
     let laz = Laz::new();
