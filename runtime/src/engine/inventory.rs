@@ -14,6 +14,7 @@ use lazarette_snapshotter::overlay::Snapshots;
 use serde::Serialize;
 
 use super::Engine;
+use super::lazy::ServedLayerTable;
 use crate::image::{ImageRecord, ImageTable};
 use crate::{Error, Result};
 
@@ -118,10 +119,11 @@ impl Engine {
                 other => other.into(),
             })?;
         }
-        // What containerd was served stays.
+        // What containerd was served stays, and what is being brought for it.
         let mut free = Vec::new();
         for digest in plan.layers {
-            if !self.snapshots.is_named(&digest)? {
+            let is_brought = self.db.get::<ServedLayerTable>(&digest)?.is_some();
+            if !is_brought && !self.snapshots.is_named(&digest)? {
                 free.push(digest);
             }
         }

@@ -14,6 +14,7 @@ use lazarette_snapshotter::remote;
 use serde::Serialize;
 
 use super::Engine;
+use super::lazy::ServedLayerTable;
 use crate::image::ImageRecord;
 use crate::{Error, Result};
 
@@ -160,9 +161,13 @@ impl Engine {
         })
     }
 
-    /// Layers below snapshots of containers, and those that are served to containerd.
+    /// Layers below snapshots of containers, and those that are served to containerd, or are
+    /// being brought for it.
     fn used_by_containers(&self) -> Result<HashSet<Digest>> {
         let mut used = HashSet::new();
+        for entry in self.db.scan::<ServedLayerTable>(b"") {
+            used.insert(entry?.0);
+        }
         for record in self.snapshots.list()? {
             match record.kind {
                 Kind::Active | Kind::View => used.extend(self.snapshots.layers(&record.key)?),
