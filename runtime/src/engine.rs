@@ -38,6 +38,7 @@ use lazarette_fetcher::types::{Digest, Platform, Reference};
 use lazarette_snapshotter::fuse::FuseOptions;
 use lazarette_snapshotter::metastore::{DbMetastore, SnapshotTable};
 use lazarette_snapshotter::overlay::Snapshots;
+use parking_lot::Mutex;
 
 pub use check::{CheckReport, CheckedLayer, LostBlob};
 pub use index::IndexSummary;
@@ -81,6 +82,8 @@ pub struct Engine {
     /// Whether what came whole is the kernel's alone then. Nothing is evicted from it while it
     /// is mounted: a store that is to stay within a budget needs that it is.
     shows_whole: bool,
+    /// Held while what is known of starts is read, added to and written.
+    learning: Arc<Mutex<()>>,
 }
 
 impl Engine {
@@ -129,6 +132,7 @@ impl Engine {
             formats: config.formats,
             fills_layers: config.snapshotter.fill,
             shows_whole: config.snapshotter.fill && config.store.budget.is_none(),
+            learning: Arc::default(),
             mounting: FuseOptions {
                 backend: config.mounts.backend,
                 ..FuseOptions::default()

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
-use lazarette_fetcher::db::Batch;
+use lazarette_fetcher::db::{Batch, Db};
 use lazarette_fetcher::index::ChunkId;
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::plan::whole::{self, Share, Why};
@@ -360,9 +360,7 @@ impl Engine {
 
     /// Adds `theirs` to what is known of the image.
     async fn learn_from(&self, image: &Image, theirs: ImageProfiles) -> Result<ImageProfiles> {
-        let mine = self.known_or_empty(image).await;
-        let all = join(mine, theirs);
-        self.keep(all.clone()).await?;
+        let all = self.add(image, theirs).await?;
         self.shape(image).await;
         Ok(all)
     }
@@ -370,20 +368,7 @@ impl Engine {
     /// What is known of the image; damaged profiles are as good as none.
     async fn known(&self, manifest: Digest) -> Option<ImageProfiles> {
         let db = Arc::clone(&self.db);
-        let found = blocking(move || {
-            let found = db.get::<ProfileTable>(&manifest)?;
-            if let Some(profiles) = &found {
-                profiles.check(&format!("profile of {manifest}"))?;
-            }
-            Ok::<_, lazarette_fetcher::Error>(found)
-        });
-        match found.await {
-            Ok(found) => found.filter(|profiles| profiles.manifest == manifest),
-            Err(error) => {
-                tracing::warn!(digest = %manifest, %error, "profile cannot be used");
-                None
-            }
-        }
+        blocking(move || known_in(&db, manifest)).await
     }
 
     async fn known_or_empty(&self, image: &Image) -> ImageProfiles {
@@ -394,8 +379,13 @@ impl Engine {
 
     /// Remembers what one start read of an image that may have been new here. A failure
     /// costs the next start some time.
-    async fn learn(&self, (image, is_new): (&Image, bool), command: Command, touches: Vec<Touch>) {
-        let mut profiles = self.known_or_empty(image).await;
+    pub(super) async fn learn(
+        &self,
+        (image, is_new): (&Image, bool),
+        command: Command,
+        touches: Vec<Touch>,
+    ) {
+        let profiles = self.known_or_empty(image).await;
         let empty = CommandProfile::empty(&command);
         let old = profiles.of(&command).unwrap_or(&empty);
         if touches.is_empty() || !merge::teaches(old, &touches) {
@@ -407,8 +397,13 @@ impl Engine {
         let learnt = merge::merge(old, &touches, now_s());
         let fits = !is_new && merge::names_the_same(old, &learnt);
         self.pin(image, places_of(&learnt)).await;
-        profiles.put(learnt);
-        if let Err(error) = self.keep(profiles).await {
+        let add = move |mut all: ImageProfiles| {
+            let old = all.of(&command).unwrap_or(&empty);
+            let learnt = merge::merge(old, &touches, now_s());
+            all.put(learnt);
+            all
+        };
+        if let Err(error) = self.change(image, add).await {
             tracing::warn!(%error, "what this start read could not be remembered");
         }
         // Nothing is read that indexes were not shaped for before.
@@ -433,15 +428,49 @@ impl Engine {
         .await;
     }
 
-    async fn keep(&self, profiles: ImageProfiles) -> Result<()> {
-        let db = Arc::clone(&self.db);
+    /// Adds `theirs`, which are of this image, to what is known of it; all of it.
+    async fn add(&self, image: &Image, theirs: ImageProfiles) -> Result<ImageProfiles> {
+        let theirs = theirs.not_after(now_s());
+        self.change(image, |mine| join(mine, theirs)).await
+    }
+
+    /// Changes what is known of the image. One change at a time: starts end, and registries
+    /// answer, when they like, and none is to undo what another one added.
+    async fn change(
+        &self,
+        image: &Image,
+        change: impl FnOnce(ImageProfiles) -> ImageProfiles + Send + 'static,
+    ) -> Result<ImageProfiles> {
+        let (db, learning) = (Arc::clone(&self.db), Arc::clone(&self.learning));
+        let nothing = ImageProfiles::empty(image.manifest.digest, layers_of(image));
         blocking(move || {
+            let _turn = learning.lock();
+            let known = known_in(&db, nothing.manifest).unwrap_or(nothing);
+            let all = change(known.not_after(now_s()));
             let mut batch = Batch::new();
-            batch.put::<ProfileTable>(&profiles.manifest.clone(), &profiles)?;
-            db.commit(batch)
+            batch.put::<ProfileTable>(&all.manifest.clone(), &all)?;
+            db.commit(batch)?;
+            Ok(all)
         })
-        .await?;
-        Ok(())
+        .await
+    }
+}
+
+/// What is known of an image; damaged profiles are as good as none. Blocks.
+fn known_in(db: &Db, manifest: Digest) -> Option<ImageProfiles> {
+    let read = || {
+        let found = db.get::<ProfileTable>(&manifest)?;
+        if let Some(profiles) = &found {
+            profiles.check(&format!("profile of {manifest}"))?;
+        }
+        Ok::<_, lazarette_fetcher::Error>(found)
+    };
+    match read() {
+        Ok(found) => found.filter(|profiles| profiles.manifest == manifest),
+        Err(error) => {
+            tracing::warn!(digest = %manifest, %error, "profile cannot be used");
+            None
+        }
     }
 }
 

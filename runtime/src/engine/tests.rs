@@ -7,6 +7,9 @@
 //! test runs itself as the child that is killed, so that what is left is what a dead process
 //! leaves.
 
+mod keep;
+mod profiles;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -91,7 +94,7 @@ fn accounts() -> AccountFiles {
     }
 }
 
-fn profiles(image: &Image) -> ImageProfiles {
+fn profiles_of(image: &Image) -> ImageProfiles {
     let command = profile::Command::new(&["a".to_owned()]);
     let place = Place { block: 0, pages: 3 };
     let blocks = [0, 1].map(|layer| Block {
@@ -140,7 +143,11 @@ async fn perform(
         .await;
     done("accounts");
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), serde_json::to_vec(&profiles(image)).unwrap()).unwrap();
+    std::fs::write(
+        file.path(),
+        serde_json::to_vec(&profiles_of(image)).unwrap(),
+    )
+    .unwrap();
     engine.import_profiles(&images[0], file.path()).await?;
     done("profile");
     let snapshots = Arc::clone(&engine.snapshots);
@@ -222,7 +229,7 @@ async fn check(engine: &Arc<Engine>, images: &Images, done: &Steps, when: &str) 
                     for block in &mut found.commands[0].blocks {
                         (block.seen, block.born) = (1, 1);
                     }
-                    assert_eq!(found, profiles(&image), "{when}");
+                    assert_eq!(found, profiles_of(&image), "{when}");
                 }
                 Err(error) => assert!(!is_done("profile"), "{when}: {error}"),
             }

@@ -29,6 +29,9 @@ pub const COMMANDS_MAX: usize = 8;
 /// Most blocks of a command, 4 GiB of data. A start that reads more is not waiting for the
 /// first of them.
 pub const BLOCKS_MAX: usize = 64 << 10;
+/// Most starts that a document from elsewhere may count: enough for ever, and with as many to
+/// come before the count ends.
+pub const RUNS_MAX: u32 = 1 << 24;
 /// Most layers, as images have.
 const LAYERS_MAX: usize = 499;
 /// Longest program name that is kept, bytes. It is shown and compared, never run.
@@ -163,6 +166,10 @@ impl ImageProfiles {
         let profiles: Self =
             serde_json::from_slice(bytes).map_err(|e| Error::malformed(what, e.to_string()))?;
         profiles.check(what)?;
+        if let Some(profile) = profiles.commands.iter().find(|one| one.runs > RUNS_MAX) {
+            let detail = format!("{} starts, at most {RUNS_MAX}", profile.runs);
+            return Err(Error::limit(what, detail));
+        }
         Ok(profiles)
     }
 
@@ -213,11 +220,22 @@ impl ImageProfiles {
             .map(|profile| (profile, true))
     }
 
-    /// Sets the profile of a command; the least recently started one makes room.
+    /// The same, of which nothing was later than `now`, seconds since 1970. What is to come,
+    /// by a clock that was wrong or somebody's word, would be the last to make room for ever.
+    #[must_use]
+    pub fn not_after(mut self, now: u64) -> Self {
+        for profile in &mut self.commands {
+            profile.updated_at = profile.updated_at.min(now);
+        }
+        self
+    }
+
+    /// Sets the profile of a command; the least recently started one makes room, of several
+    /// one that was there before.
     pub fn put(&mut self, profile: CommandProfile) {
         self.commands
             .retain(|other| other.command != profile.command);
-        self.commands.push(profile);
+        self.commands.insert(0, profile);
         self.commands
             .sort_by_key(|profile| std::cmp::Reverse(profile.updated_at));
         self.commands.truncate(COMMANDS_MAX);
@@ -240,6 +258,14 @@ impl CommandProfile {
             }
             if block.place.pages == 0 {
                 return Err("a block without pages".to_owned());
+            }
+            let most = (self.runs.checked_sub(block.born)).map(|later| later.saturating_add(1));
+            let could = block.born > 0 && most.is_some_and(|most| block.seen <= most);
+            if !could || block.seen == 0 {
+                return Err(format!(
+                    "a block that {} of {} starts read, from number {} on",
+                    block.seen, self.runs, block.born
+                ));
             }
             if !places.insert((block.layer, block.place.block)) {
                 return Err(format!("block {} of a layer twice", block.place.block));

@@ -45,7 +45,10 @@ impl Early {
                 let (engine, image) = (Arc::clone(engine), image.clone());
                 let (command, by, news) = (command.clone(), Arc::clone(&by), news.cloned());
                 let wanted = async move {
-                    let known = engine.ask_for_profiles(&image).await?;
+                    let known = engine.ask_for_profiles(&image).await;
+                    // Others may want the database while the container runs.
+                    engine.release_db();
+                    let known = known?;
                     wanted(&known, &command, &by, news.as_ref())
                 };
                 Prefetch::start(wanted, on_present)

@@ -48,8 +48,9 @@ impl Engine {
         }
     }
 
-    /// [`Engine::pull_profiles`] for a start, which goes on without.
-    pub(super) async fn ask_for_profiles(&self, image: &Image) -> Option<ImageProfiles> {
+    /// [`Engine::pull_profiles`] for a start, which goes on without. Leaves the database open:
+    /// `lazd` must not give it up.
+    pub(in crate::engine) async fn ask_for_profiles(&self, image: &Image) -> Option<ImageProfiles> {
         let theirs = match self.find_profiles(image).await {
             Ok(theirs) => theirs?,
             Err(error) => {
@@ -57,11 +58,9 @@ impl Engine {
                 return None;
             }
         };
-        if let Err(error) = self.keep(theirs.clone()).await {
+        if let Err(error) = self.add(image, theirs.clone()).await {
             tracing::warn!(image = %image.reference, %error, "the profile found could not be remembered");
         }
-        // Others may want the database while the container runs.
-        self.release_db();
         Some(theirs)
     }
 

@@ -31,7 +31,7 @@ fn a_document_is_what_it_was() {
 #[test]
 fn hostile_documents_are_refused() {
     type Edit = fn(&mut Value);
-    let table: [(&str, Edit); 12] = [
+    let table: [(&str, Edit); 18] = [
         ("media type", |v| v["mediaType"] = json!("application/json")),
         ("layer 2", |v| v["commands"][0]["blocks"][0][0] = json!(2)),
         ("without pages", |v| {
@@ -63,6 +63,22 @@ fn hostile_documents_are_refused() {
             v["commands"][0]["blocks"][0][1] = json!(-1)
         }),
         ("malformed", |v| v["manifest"] = json!("sha256:short")),
+        ("starts", |v| {
+            v["commands"][0]["blocks"][0][3] = json!(0);
+        }),
+        ("starts", |v| {
+            v["commands"][0]["blocks"][0][3] = json!(u32::MAX);
+        }),
+        ("starts", |v| {
+            v["commands"][0]["blocks"][1][3] = json!(2);
+        }),
+        ("starts", |v| {
+            v["commands"][0]["blocks"][0][4] = json!(0);
+        }),
+        ("starts", |v| {
+            v["commands"][0]["blocks"][1][4] = json!(3);
+        }),
+        ("starts", |v| v["commands"][0]["runs"] = json!(u32::MAX)),
     ];
     for (word, edit) in table {
         let mut value = sample();
