@@ -14,7 +14,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 . "$here/../lib/lazd.sh"
 
 VERSION=v2.2.9
-PARALLEL='/^  type = "snapshot"/a \  capabilities = ["rebase"]
+PARALLEL='s/^  capabilities = .*/  capabilities = ["remap-ids", "rebase"]/
 /^# What ctr and nerdctl pull/i [debug]\n  level = "debug"\n[plugins."io.containerd.transfer.v1.local"]\n  max_concurrent_unpacks = 4'
 # The same, where containerd does not say which image a layer is of.
 PLAIN=$PARALLEL'
