@@ -117,6 +117,7 @@ BENCH=$CARGO_TARGET_DIR/debug/lazarette-benches
 # No other run is alive, so what is there is of one that was killed.
 for stale in "$LAZ_CACHE"/tmp/bench-run.*/; do [ ! -d "$stale" ] || "$BENCH" clean-up "${stale%/}"; done
 make_scratch bench-run
+at_exit end_cgroups "$(namespace_cgroups)"
 [ "${LAZ:-}" = none ] || build_laz
 STARGZ=
 if command -v go >/dev/null; then STARGZ=$("$here/peers/stargz.sh"); OPTIONS+=(--stargz "$STARGZ"); fi

@@ -40,6 +40,7 @@ say "Building the benchmark"
 (cd "$REPO" && cargo build --workspace --locked >&2)
 BENCH=$CARGO_TARGET_DIR/debug/lazarette-benches
 make_scratch bench-warm
+at_exit end_cgroups "$(namespace_cgroups)"
 LAZD=${LAZD:-$CARGO_TARGET_DIR/debug/lazd}
 CONTAINERD=${CONTAINERD_NEW:-$("$here/peers/containerd.sh")}
 start_registry "$SCRATCH/registry"

@@ -66,6 +66,18 @@ wait_for() {
   done
 }
 
+# namespace_cgroups: what runc keeps containers below, a cgroup of each hierarchy for each of containerd's namespaces.
+namespace_cgroups() {
+  find /sys/fs/cgroup -mindepth 1 -maxdepth 2 -type d \( -name default -o -name other -o -name k8s.io \) 2>/dev/null | sort
+}
+
+# end_cgroups BEFORE: removes those that were not among BEFORE; nothing else does. Fails where one has containers.
+end_cgroups() {
+  local cgroup
+  while read -r cgroup; do rmdir "$cgroup" 2>/dev/null || true; done < <(comm -13 <(echo "$1") <(namespace_cgroups))
+  [ -z "$(comm -13 <(echo "$1") <(namespace_cgroups))" ]
+}
+
 # unmount_below DIR: unmounts everything mounted at or under DIR, the deepest first.
 unmount_below() {
   awk -v d="$1" '$5 == d || index($5, d "/") == 1 {print $5}' /proc/self/mountinfo | sort -r |

@@ -17,6 +17,8 @@ begin() {
 make_node() {
   DIR=$1
   mkdir -p "$DIR"
+  CGROUPS=$(namespace_cgroups)
+  at_exit end_cgroups "$CGROUPS"
   STATE=$(mktemp -d /run/laz-test.XXXXXX)
   chmod 711 "$STATE"
   at_exit remove_tree "$STATE"
@@ -28,6 +30,8 @@ finish() {
   stop_pid "$CONTAINERD_PID"
   stop_pid "$LAZD_PID"
   end_mount_server "$DIR/run"
+  wait_for 60 'cgroups to be empty' end_cgroups "$CGROUPS" || true
+  equal 'no cgroup is left' "$(comm -13 <(echo "$CGROUPS") <(namespace_cgroups))" ''
   equal 'nothing is left mounted' "$(grep -cE " ($DIR|$STATE)/" /proc/self/mountinfo || true)" 0
   remove_tree "$STATE"
   remove_tree "$DIR"

@@ -62,6 +62,7 @@ if ! command -v go >/dev/null; then
 fi
 BIN=$("$here/stargz.sh")
 make_scratch stargz-test
+at_exit end_cgroups "$(namespace_cgroups)"
 build_laz
 start_registry "$SCRATCH/registry"
 read -r _ layout < <("$here/../images/build.sh" debian)
