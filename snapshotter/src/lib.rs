@@ -3,8 +3,8 @@
 //! A [`tree`] is the immutable inode tree of one layer, [`erofs`] writes it as an image the
 //! kernel can mount, [`fuse`] mounts either with contents that arrive when they are read,
 //! [`overlay`] stacks such mounts and local directories into snapshots whose records live in
-//! a [`metastore`], with the owners that an [`idmap`] says, and [`cleanup`] leaves nothing behind, also after a crash. [`warm`] reads ahead what a start is known to
-//! read. [`grpc`] serves
+//! a [`metastore`], with the owners that an [`idmap`] says, and [`cleanup`] leaves nothing behind,
+//! also after a crash. [`warm`] reads ahead what a start is known to read. [`grpc`] serves
 //! snapshots to containerd, which may let us bring layers by the protocol of [`remote`]. This
 //! crate knows nothing of registries, images or containers.
 

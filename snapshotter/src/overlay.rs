@@ -74,7 +74,6 @@ impl Snapshots {
             store,
             lays_mapped: OnceLock::new(),
         };
-        this.dirs.forget_unmounted()?;
         this.dirs.restore(&|| this.recorded())?;
         this.dirs.remove_orphans(&|| this.recorded())?;
         Ok(this)

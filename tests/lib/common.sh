@@ -71,11 +71,13 @@ namespace_cgroups() {
   find /sys/fs/cgroup -mindepth 1 -maxdepth 2 -type d \( -name default -o -name other -o -name k8s.io \) 2>/dev/null | sort
 }
 
-# end_cgroups BEFORE: removes those that were not among BEFORE; nothing else does. Fails where one has containers.
+# cgroups_since BEFORE: those that were not among BEFORE.
+cgroups_since() { comm -13 <(echo "$1") <(namespace_cgroups); }
+
+# end_cgroups BEFORE: removes those; nothing else does. Fails where one has containers.
 end_cgroups() {
-  local cgroup
-  while read -r cgroup; do rmdir "$cgroup" 2>/dev/null || true; done < <(comm -13 <(echo "$1") <(namespace_cgroups))
-  [ -z "$(comm -13 <(echo "$1") <(namespace_cgroups))" ]
+  cgroups_since "$1" | xargs -r rmdir 2>/dev/null || true
+  [ -z "$(cgroups_since "$1")" ]
 }
 
 # unmount_below DIR: unmounts everything mounted at or under DIR, the deepest first.

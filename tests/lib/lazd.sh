@@ -31,7 +31,7 @@ finish() {
   stop_pid "$LAZD_PID"
   end_mount_server "$DIR/run"
   wait_for 60 'cgroups to be empty' end_cgroups "$CGROUPS" || true
-  equal 'no cgroup is left' "$(comm -13 <(echo "$CGROUPS") <(namespace_cgroups))" ''
+  equal 'no cgroup is left' "$(cgroups_since "$CGROUPS")" ''
   equal 'nothing is left mounted' "$(grep -cE " ($DIR|$STATE)/" /proc/self/mountinfo || true)" 0
   remove_tree "$STATE"
   remove_tree "$DIR"

@@ -25,8 +25,8 @@ use crate::plan;
 /// are 30 ms of a gigabit, and still many round trips' worth.
 const BYTES_MAX: u64 = 4 << 20;
 
-/// After how many times [`EngineConfig::quiet`](super::EngineConfig::quiet) a layer is tried again that could not be filled: a
-/// minute.
+/// After how many times [`EngineConfig::quiet`](super::EngineConfig::quiet) a layer is tried again
+/// that could not be filled: a minute.
 const PAUSE_QUIETS: u32 = 30;
 /// How many times as long the longest pause is, after as many failures: a quarter of an hour. A
 /// registry that is away or credentials that are not here yet cost a request in that time.

@@ -128,7 +128,8 @@ impl Stream {
         }
     }
 
-    /// The same, that gives up once it is plain that it will take longer; see [`Patience`](patience::Patience).
+    /// The same, that gives up once it is plain that it will take longer; see
+    /// [`Patience`](patience::Patience).
     #[must_use]
     pub(super) fn within(self, within: Option<Duration>) -> Self {
         Self { within, ..self }

@@ -4,8 +4,9 @@
 //! when that one is deleted, or what a pull of it came with has expired, theirs still have it.
 //!
 //! Invariant: another repository is asked only for what a blob's own has refused or does not
-//! have, with its own credentials, and first only as long as it gives it; of a blob [`REPOSITORIES_MAX`] are known, and of a bounded
-//! number of blobs any. Does not look at the bytes: verifying is not a source's business.
+//! have, with its own credentials, and first only as long as it gives it; of a blob
+//! [`REPOSITORIES_MAX`] are known, and of a bounded number of blobs any. Does not look at the
+//! bytes: verifying is not a source's business.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -6,6 +6,7 @@
 use std::io::Cursor;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use lazarette_fetcher::Error;
 use lazarette_fetcher::codec::deflate::MemberCompressor;
@@ -59,11 +60,19 @@ impl World {
         layer: &Descriptor,
         diff_id: Digest,
     ) -> lazarette_fetcher::Result<(Arc<Layer>, OpenedBy)> {
-        let reference = format!("{}/a/b:t", self.registry.url_host());
-        let repository = Reference::parse(&reference).unwrap().repository().clone();
-        let mut request = LayerRequest::new(repository, layer, diff_id)?;
+        let mut request = self.request(layer, diff_id)?;
         request.read_soon = self.read_soon;
         self.opener.open(&request, &AtomicU64::new(0)).await
+    }
+
+    fn request(
+        &self,
+        layer: &Descriptor,
+        diff_id: Digest,
+    ) -> lazarette_fetcher::Result<LayerRequest> {
+        let reference = format!("{}/a/b:t", self.registry.url_host());
+        let repository = Reference::parse(&reference).unwrap().repository().clone();
+        LayerRequest::new(repository, layer, diff_id)
     }
 
     fn add_gzip(&self, tar: &[u8]) -> Descriptor {
@@ -78,6 +87,22 @@ fn read_file(layer: &Layer, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     assert!(layer.file().read_at(0, &mut bytes).unwrap());
     bytes
+}
+
+#[tokio::test]
+async fn a_stream_that_will_take_too_long_is_given_up() {
+    let tar = tar(&[("big", &noise(700_000))]);
+    let world = World::new().await;
+    let layer = world.add_gzip(&tar);
+    let hangs = Fault::HangAfter(10_000);
+    world.registry.always(Endpoint::Blob, hangs);
+    let mut request = world.request(&layer, Digest::sha256(&tar)).unwrap();
+    // What it waits for otherwise is a minute.
+    request.stream_within = Some(Duration::from_millis(60));
+    let opened = world.opener.open(&request, &AtomicU64::new(0)).await;
+    let error = opened.map(drop).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert!(world.store.open_layer(&layer.digest).unwrap().is_none());
 }
 
 #[tokio::test]

@@ -12,8 +12,9 @@
 //! the same batch), and that it is a snapshot, once it is mounted. To remove one is two as well:
 //! that there is no such snapshot, and, once it is unmounted, that nothing of it is stored. So a
 //! record of a layer without a snapshot is a layer that has yet to be brought or removed, in
-//! this process, when nobody has come for it for a while ([`Keep`]), or by [`NodeLayers::restore`] of the next; a snapshot without a record cannot
-//! be, but for one that is removed while another asks for the same: the service gives a layer a
+//! this process, when nobody has come for it for a while ([`Keep`]), or by
+//! [`NodeLayers::restore`] of the next; a snapshot without a record cannot be, but for one that is
+//! removed while another asks for the same: the service gives a layer a
 //! name only where it sees it mounted, and releases none meanwhile.
 //!
 //! Whether a layer is the one that is wanted is decided by the image's config, whose

@@ -11,6 +11,7 @@
 mod claimed;
 mod early;
 mod files;
+mod known;
 mod registry;
 mod shape;
 
@@ -22,7 +23,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
-use lazarette_fetcher::db::{Batch, Db};
 use lazarette_fetcher::index::ChunkId;
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::plan::whole::{self, Share, Why};
@@ -42,8 +42,8 @@ use crate::image::Image;
 use crate::image::pull::{Landmarks, PullMode};
 use crate::profile::ready::{ReadyLimits, Seen, decide};
 use crate::profile::{
-    Command, CommandProfile, ImageProfiles, ProfileTable, ProfileUse, ReadyBy, Recorded, Recorder,
-    Touch, merge, watch,
+    Command, CommandProfile, ImageProfiles, ProfileUse, ReadyBy, Recorded, Recorder, Touch, merge,
+    watch,
 };
 use crate::spec;
 use crate::trace::{LayerShare, Trace};
@@ -365,18 +365,6 @@ impl Engine {
         Ok(all)
     }
 
-    /// What is known of the image; damaged profiles are as good as none.
-    async fn known(&self, manifest: Digest) -> Option<ImageProfiles> {
-        let db = Arc::clone(&self.db);
-        blocking(move || known_in(&db, manifest)).await
-    }
-
-    async fn known_or_empty(&self, image: &Image) -> ImageProfiles {
-        let manifest = image.manifest.digest;
-        let known = self.known(manifest).await;
-        known.unwrap_or_else(|| ImageProfiles::empty(manifest, layers_of(image)))
-    }
-
     /// Remembers what one start read of an image that may have been new here. A failure
     /// costs the next start some time.
     pub(super) async fn learn(
@@ -394,20 +382,23 @@ impl Engine {
             }
             return;
         }
-        let learnt = merge::merge(old, &touches, now_s());
-        let fits = !is_new && merge::names_the_same(old, &learnt);
-        self.pin(image, places_of(&learnt)).await;
+        let (of, before) = (command.clone(), old.clone());
         let add = move |mut all: ImageProfiles| {
             let old = all.of(&command).unwrap_or(&empty);
             let learnt = merge::merge(old, &touches, now_s());
             all.put(learnt);
             all
         };
-        if let Err(error) = self.change(image, add).await {
-            tracing::warn!(%error, "what this start read could not be remembered");
-        }
-        // Nothing is read that indexes were not shaped for before.
-        if !fits {
+        let all = match self.change(image, add).await {
+            Ok(all) => all,
+            Err(error) => {
+                return tracing::warn!(%error, "what this start read could not be remembered");
+            }
+        };
+        let Some(learnt) = all.of(&of) else { return };
+        self.pin(image, places_of(learnt)).await;
+        // Else nothing is read that indexes were not shaped for before.
+        if is_new || !merge::names_the_same(&before, learnt) {
             self.shape(image).await;
         }
     }
@@ -427,74 +418,6 @@ impl Engine {
         })
         .await;
     }
-
-    /// Adds `theirs`, which are of this image, to what is known of it; all of it.
-    async fn add(&self, image: &Image, theirs: ImageProfiles) -> Result<ImageProfiles> {
-        let theirs = theirs.not_after(now_s());
-        self.change(image, |mine| join(mine, theirs)).await
-    }
-
-    /// Changes what is known of the image. One change at a time: starts end, and registries
-    /// answer, when they like, and none is to undo what another one added.
-    async fn change(
-        &self,
-        image: &Image,
-        change: impl FnOnce(ImageProfiles) -> ImageProfiles + Send + 'static,
-    ) -> Result<ImageProfiles> {
-        let (db, learning) = (Arc::clone(&self.db), Arc::clone(&self.learning));
-        let nothing = ImageProfiles::empty(image.manifest.digest, layers_of(image));
-        blocking(move || {
-            let _turn = learning.lock();
-            let known = known_in(&db, nothing.manifest).unwrap_or(nothing);
-            let all = change(known.not_after(now_s()));
-            let mut batch = Batch::new();
-            batch.put::<ProfileTable>(&all.manifest.clone(), &all)?;
-            db.commit(batch)?;
-            Ok(all)
-        })
-        .await
-    }
-}
-
-/// What is known of an image; damaged profiles are as good as none. Blocks.
-fn known_in(db: &Db, manifest: Digest) -> Option<ImageProfiles> {
-    let read = || {
-        let found = db.get::<ProfileTable>(&manifest)?;
-        if let Some(profiles) = &found {
-            profiles.check(&format!("profile of {manifest}"))?;
-        }
-        Ok::<_, lazarette_fetcher::Error>(found)
-    };
-    match read() {
-        Ok(found) => found.filter(|profiles| profiles.manifest == manifest),
-        Err(error) => {
-            tracing::warn!(digest = %manifest, %error, "profile cannot be used");
-            None
-        }
-    }
-}
-
-/// `theirs` added to `mine`.
-fn join(mut mine: ImageProfiles, theirs: ImageProfiles) -> ImageProfiles {
-    for profile in theirs.commands {
-        let old = mine
-            .commands
-            .iter()
-            .find(|old| old.command == profile.command);
-        let joined = match old {
-            None => profile,
-            Some(old) => {
-                let touch = |block: &crate::profile::Block| Touch {
-                    layer: block.layer,
-                    place: block.place,
-                };
-                let touches: Vec<Touch> = profile.blocks.iter().map(touch).collect();
-                merge::merge(old, &touches, old.updated_at.max(profile.updated_at))
-            }
-        };
-        mine.put(joined);
-    }
-    mine
 }
 
 fn is_of(profiles: &ImageProfiles, image: &Image) -> bool {

@@ -185,14 +185,6 @@ impl Dirs {
         mapped::end(&self.mapped(number))
     }
 
-    /// Removes what [`Dirs::show_mapped`] made and is not mounted any more.
-    pub(super) fn forget_unmounted(&self) -> Result<()> {
-        for number in self.numbers()? {
-            mapped::forget_unmounted(&self.mapped(number));
-        }
-        Ok(())
-    }
-
     fn mapped(&self, number: u64) -> PathBuf {
         self.snapshot(number).join("mapped")
     }
@@ -291,8 +283,11 @@ impl Dirs {
         };
         let mut made = Vec::new();
         for (number, kind) in recorded()? {
-            let is_written = matches!(kind, Kind::Active | Kind::View);
-            if is_written && self.make_lost(number)? {
+            if !matches!(kind, Kind::Active | Kind::View) {
+                continue;
+            }
+            mapped::forget_unmounted(&self.mapped(number));
+            if self.make_lost(number)? {
                 made.push(number);
             }
         }

@@ -106,43 +106,12 @@ async fn privileged_a_layer_that_cannot_be_removed_is_removed_by_the_next_daemon
     node.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon() {
-    if !is_root("privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let registry = FakeRegistry::start().await;
-    let (base, top) = (
-        gzipped(layer("base", b"below")),
-        gzipped(layer("top", b"above")),
-    );
-    let image = push_two(&registry, [&base, &top]);
-    let all = [Digest::sha256(&base.blob), Digest::sha256(&top.blob)];
-    let wanted = Wanted {
-        image: &image,
-        chain_id: base.diff_id,
-        blob: all[0],
-        all: &all,
-    };
-    let stored = || {
-        let layers = std::fs::read_dir(dir.path().join("root/layers"));
-        layers.map_or(0, |layers| layers.count())
-    };
-    let (node, _) = Node::open(dir.path()).await;
-    node.bring("", &wanted).await;
-    let opened = async {
-        while stored() < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let bound = Duration::from_secs(60);
-    tokio::time::timeout(bound, opened).await.unwrap();
-    node.close().await;
-    // Nobody asked for the one above.
-    let (node, restored) = Node::open(dir.path()).await;
-    assert_eq!((restored, stored()), (1, 1));
-    node.close().await;
+/// An image of two plain layers.
+fn push_base_and_top(registry: &FakeRegistry) -> (Layer, Layer, Pushed) {
+    let [base, top] =
+        [("base", b"below"), ("top", b"above")].map(|(name, text)| gzipped(layer(name, text)));
+    let image = push_two(registry, [&base, &top]);
+    (base, top, image)
 }
 
 /// Waits until the node has so many layers.
@@ -156,17 +125,39 @@ async fn until_stored(dir: &Path, count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon() {
+    if !is_root("privileged_what_was_opened_ahead_is_dropped_by_the_next_daemon") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = FakeRegistry::start().await;
+    let (base, top, image) = push_base_and_top(&registry);
+    let all = [Digest::sha256(&base.blob), Digest::sha256(&top.blob)];
+    let wanted = Wanted {
+        image: &image,
+        chain_id: base.diff_id,
+        blob: all[0],
+        all: &all,
+    };
+    let (node, _) = Node::open(dir.path()).await;
+    node.bring("", &wanted).await;
+    until_stored(dir.path(), 2).await;
+    node.close().await;
+    // Nobody asked for the one above.
+    let (node, restored) = Node::open(dir.path()).await;
+    assert_eq!(restored, 1);
+    until_stored(dir.path(), 1).await;
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_what_was_opened_ahead_goes_when_nobody_comes_for_it() {
     if !is_root("privileged_what_was_opened_ahead_goes_when_nobody_comes_for_it") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let registry = FakeRegistry::start().await;
-    let (base, top) = (
-        gzipped(layer("base", b"below")),
-        gzipped(layer("top", b"above")),
-    );
-    let image = push_two(&registry, [&base, &top]);
+    let (base, top, image) = push_base_and_top(&registry);
     let all = [Digest::sha256(&base.blob), Digest::sha256(&top.blob)];
     let wanted = Wanted {
         image: &image,
@@ -202,11 +193,7 @@ async fn privileged_a_layer_that_is_let_go_while_it_comes_keeps_its_record() {
     }
     let dir = tempfile::tempdir().unwrap();
     let registry = FakeRegistry::start().await;
-    let (base, top) = (
-        gzipped(layer("base", b"below")),
-        gzipped(layer("top", b"above")),
-    );
-    let image = push_two(&registry, [&base, &top]);
+    let (base, top, image) = push_base_and_top(&registry);
     let [below, above] = [Digest::sha256(&base.blob), Digest::sha256(&top.blob)];
     let (node, _) = Node::open(dir.path()).await;
     let wanted = Wanted {

@@ -41,6 +41,15 @@ pub(crate) fn ends<T>(thread: JoinHandle<T>) -> T {
     thread.join().unwrap()
 }
 
+/// Takes down what a test mounted, also where it failed.
+pub(crate) struct Mounted(pub(crate) Vec<PathBuf>);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|at| sys::detach(at));
+    }
+}
+
 /// A layer on disk, its mountpoint, and the server.
 pub(crate) struct Bed {
     pub(crate) dir: tempfile::TempDir,

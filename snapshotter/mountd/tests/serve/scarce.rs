@@ -10,7 +10,7 @@ use lazarette_mountd::client::Connection;
 use lazarette_mountd::ranges::Span;
 use lazarette_mountd::wire::{FileId, Message, Role};
 
-use crate::bed::{Bed, HANGS, ends, must_be_root, open, read_right};
+use crate::bed::{Bed, HANGS, Mounted, ends, must_be_root, open, read_right};
 use crate::daemon::{connect, mount, try_mount};
 use crate::store::{Layer, PAGE};
 use crate::sys;
@@ -102,15 +102,6 @@ fn is_read(at: &Path) {
     let file = open(&at.join("data"), true);
     let read = std::thread::spawn(move || read_right(&file, 0, PAGES));
     assert!(ends(read), "it fails");
-}
-
-/// Takes down what a test mounted, also where it failed.
-struct Mounted(Vec<PathBuf>);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|at| sys::detach(at));
-    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use lazarette_mountd::client::Connection;
 use lazarette_mountd::ranges::Span;
 use lazarette_mountd::wire::{Message, Role};
 
-use crate::bed::{Bed, HANGS, Readers, ends, must_be_root, read_right};
+use crate::bed::{Bed, HANGS, Mounted, Readers, ends, must_be_root, read_right};
 use crate::daemon::{Daemon, connect, mount};
 use crate::store::{Layer, PAGE};
 use crate::sys;
@@ -155,7 +155,7 @@ fn privileged_a_successor_that_takes_nothing_is_given_up() {
             server.send(&grant, &[]).unwrap();
         }
     }
-    let _mounted = Mounted(&places);
+    let _mounted = Mounted(places);
     let file = bed.open(true);
     assert!(ends(read_behind(&file, 0, 1)));
     let successor = Connection::connect(&socket).unwrap();
@@ -169,15 +169,6 @@ fn privileged_a_successor_that_takes_nothing_is_given_up() {
     drop(successor);
     assert!(bed.upgrade_server().success());
     assert!(ends(read_behind(&file, 0, 1)));
-}
-
-/// Takes down what a test mounted, also where it failed.
-struct Mounted<'a>(&'a [std::path::PathBuf]);
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|at| sys::detach(at));
-    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Giving everything to a successor.
 //!
-//! Invariant: who takes nothing is given up. Until the successor has said that it has everything, this server can go on;
-//! after that it answers nothing. No request is lost: those that wait in a session are sent
+//! Invariant: who takes nothing is given up. Until the successor has said that it has everything,
+//! this server can go on; after that it answers nothing. No request is lost: those that wait in a session are sent
 //! again by the kernel, to the successor; questions through fanotify are handed over.
 
 use std::os::fd::AsFd;
