@@ -5,6 +5,7 @@
 //! per host. Knows nothing of registries, retries or credentials.
 
 pub(crate) mod connect;
+pub(crate) mod line;
 pub(crate) mod proxy;
 pub(crate) mod tls;
 
@@ -19,10 +20,11 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use self::connect::{ConnectError, Connector};
+use self::line::{Slot, Slots};
 use self::proxy::Proxies;
 use self::tls::Certificates;
 use super::SourceConfig;
@@ -67,7 +69,7 @@ pub(crate) struct Transport {
     client: Client<Connector, Full<Bytes>>,
     connector: Connector,
     proxies: Arc<Proxies>,
-    hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
+    hosts: Mutex<HashMap<String, Arc<Slots>>>,
     concurrency: usize,
     stall: Duration,
     counters: Arc<Counters>,
@@ -122,7 +124,8 @@ impl Transport {
     }
 
     /// Sends one request and waits for the headers of its answer. Waits for a free slot
-    /// of the host without a limit of its own: the caller bounds it by its deadline.
+    /// of the host without a limit of its own: the caller bounds it by its deadline, which the
+    /// line's getting on puts off.
     pub(crate) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Fault> {
         let uri = request.uri().clone();
         let headers = request.headers_mut();
@@ -133,7 +136,7 @@ impl Transport {
         if let Some(authorization) = self.proxies.authorization_in_request(&uri) {
             headers.insert(header::PROXY_AUTHORIZATION, authorization);
         }
-        let permit = self.permit(&uri).await?;
+        let slot = self.slot(&uri).await?;
         self.counters.add(Count::Requests, 1);
         let response = match timeout(self.stall, self.client.request(request)).await {
             Ok(Ok(response)) => response,
@@ -155,26 +158,24 @@ impl Transport {
             body,
             stall: self.stall,
             counters: self.counters.clone(),
-            permit: Some(permit),
+            slot: Some(slot),
         })
     }
 
-    async fn permit(&self, uri: &Uri) -> Result<OwnedSemaphorePermit, Fault> {
+    async fn slot(&self, uri: &Uri) -> Result<Slot, Fault> {
         let authority = uri.authority().map_or("", |a| a.as_str()).to_owned();
-        let semaphore = {
+        let slots = {
             let mut hosts = self.hosts.lock();
             if hosts.len() >= HOSTS_MAX {
-                hosts.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
+                hosts.retain(|_, slots| Arc::strong_count(slots) > 1);
             }
             hosts
                 .entry(authority)
-                .or_insert_with(|| Arc::new(Semaphore::new(self.concurrency)))
+                .or_insert_with(|| Arc::new(Slots::new(self.concurrency)))
                 .clone()
         };
-        semaphore
-            .acquire_owned()
-            .await
-            .map_err(|_| Fault::broken("the source is shutting down"))
+        let taken = slots.take().await;
+        taken.map_err(|_| Fault::broken("the source is shutting down"))
     }
 
     fn silent(&self, what: &str) -> Fault {
@@ -194,13 +195,13 @@ pub(crate) struct Answer {
     body: Incoming,
     stall: Duration,
     counters: Arc<Counters>,
-    permit: Option<OwnedSemaphorePermit>,
+    slot: Option<Slot>,
 }
 
 impl Answer {
     /// Frees the host's slot; for an answer of which only a few words are of use.
     pub(crate) fn give_up_slot(&mut self) {
-        self.permit = None;
+        self.slot = None;
     }
 
     /// The next bytes, never empty; `None` at the end of the body.
@@ -226,6 +227,9 @@ impl Answer {
                 && !data.is_empty()
             {
                 self.counters.add(Count::Bytes, data.len() as u64);
+                if let Some(slot) = &self.slot {
+                    slot.moves();
+                }
                 return Ok(Some(data));
             }
         }

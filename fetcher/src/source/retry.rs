@@ -1,9 +1,10 @@
 //! When to try again, and when to give up.
 //!
-//! Invariant: no operation goes on longer than its deadline without progress, and no wait
-//! is started that would end after it. The decision ([`next_wait`]) is pure; the waiting
+//! Invariant: no operation goes on longer than its deadline without progress, its own or, while
+//! it stands in line for a host, of those before it; and no wait is started that would end after it. The decision ([`next_wait`]) is pure; the waiting
 //! is `tokio::time`, so a paused clock can stand in for it.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -14,6 +15,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::http::line::Place;
 use super::stats::{Count, Counters};
 use crate::{Error, Result};
 
@@ -202,6 +204,7 @@ pub(crate) struct Attempts {
     counters: Arc<Counters>,
     patience: Patience,
     unreachable: Arc<AtomicBool>,
+    place: Place,
     since_progress: Instant,
     failures: u32,
     last_detail: Option<String>,
@@ -222,6 +225,7 @@ impl Attempts {
             counters,
             patience: Patience::Full,
             unreachable: Arc::default(),
+            place: Place::default(),
             since_progress: Instant::now(),
             failures: 0,
             last_detail: None,
@@ -262,12 +266,20 @@ impl Attempts {
 
     /// Runs one attempt, cut off at the deadline.
     pub(crate) async fn bound<T>(
-        &self,
+        &mut self,
         attempt: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
-        match timeout_at(self.since_progress + self.deadline, attempt).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Fault::Fatal(self.out_of_time())),
+        let place = self.place.clone();
+        let mut attempt = pin!(place.with(attempt));
+        loop {
+            let end = self.since_progress + self.deadline;
+            if let Ok(outcome) = timeout_at(end, attempt.as_mut()).await {
+                return outcome;
+            }
+            match place.good_until(self.deadline) {
+                Some(later) if later > end => self.since_progress = later - self.deadline,
+                _ => return Err(Fault::Fatal(self.out_of_time())),
+            }
         }
     }
 

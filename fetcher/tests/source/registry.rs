@@ -276,6 +276,44 @@ async fn dropped_bodies_free_their_slots() {
 }
 
 #[tokio::test]
+async fn waiting_for_a_slot_is_no_failure_while_the_line_moves() {
+    let config = SourceConfig {
+        concurrency: 1,
+        deadline: Duration::from_millis(400),
+        ..SourceConfig::default()
+    };
+    let case = case(FakeRegistry::builder(), config).await;
+    let big = BlobRef {
+        digest: case.registry.add_blob(vec![7; 8 << 20]),
+        size: 8 << 20,
+        ..case.blob.clone()
+    };
+    let mut before = case.source.read_all(&big).await.unwrap();
+    let slow = async {
+        for _ in 0..12 {
+            before.next().await.unwrap().unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        before
+    };
+    let next = case.read(5, 15);
+    tokio::pin!(next);
+    let held = tokio::select! {
+        _ = &mut next => panic!("there was no slot for it"),
+        held = slow => held,
+    };
+    drop(held);
+    assert!(next.await == case.bytes[5..15]);
+
+    let stands = case.source.read_all(&big).await.unwrap();
+    let range = ByteRange::new(5, 15).unwrap();
+    let error = case.source.read_range(&case.blob, range).await.err();
+    let text = error.expect("nobody let it in").to_string();
+    assert!(text.contains("deadline of 0.4 s"), "{text}");
+    drop(stands);
+}
+
+#[tokio::test]
 async fn an_empty_blob_is_empty() {
     let mut case = case(FakeRegistry::builder(), SourceConfig::default()).await;
     case.blob.digest = case.registry.add_blob("");

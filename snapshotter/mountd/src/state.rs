@@ -49,6 +49,10 @@ pub const MOUNTS_MAX: usize = 1000;
 /// Most reads that wait at a time; further ones fail. Each takes about 150 bytes.
 pub const WAITING_MAX: usize = 16_384;
 
+/// Most interruptions kept that came before their reads. Each is of the microseconds between a
+/// request's being taken by one thread and its being known to all.
+const EARLY_MAX: usize = 64;
+
 const EIO: i32 = 5;
 const EEXIST: i32 = 17;
 const EMFILE: i32 = 24;
@@ -95,6 +99,8 @@ pub enum Decision {
     Serve(Ticket),
     /// It waits; somebody else will answer it.
     Waits,
+    /// The same, and its reader got a signal before this was known of it.
+    WaitsInterrupted,
     /// Answer with this errno.
     Refuse(i32),
 }
@@ -138,6 +144,9 @@ pub struct State {
     next_turn: u64,
     waiting: usize,
     wait_max: Duration,
+    /// Requests, with their mounts, that were interrupted and did not wait: answered meanwhile,
+    /// or not here yet. The kernel gives no number twice.
+    early: VecDeque<(u64, u64)>,
 }
 
 impl State {
@@ -151,6 +160,7 @@ impl State {
             next_turn: 1,
             waiting: 0,
             wait_max,
+            early: VecDeque::new(),
         }
     }
 
@@ -210,7 +220,10 @@ impl State {
         if layer.attached {
             self.outbox.push_back((read.mount, want));
         }
-        Decision::Waits
+        match self.early.contains(&(read.mount, read.unique)) {
+            true => Decision::WaitsInterrupted,
+            false => Decision::Waits,
+        }
     }
 
     /// Whether bytes that were read on `ticket` may be sent. `number` is the store's number,
@@ -278,11 +291,16 @@ impl State {
         read
     }
 
-    /// The read with that number, if it waits.
-    pub fn waits(&self, mount: u64, unique: u64) -> Option<Read> {
+    /// A reader got a signal: its read, if it waits. If not it is told when it comes to.
+    pub fn interrupted(&mut self, mount: u64, unique: u64) -> Option<Read> {
         let layer = self.layers.get(&mount)?;
         let mut waiting = layer.waiting.values();
-        waiting.find(|read| read.unique == unique).copied()
+        let read = waiting.find(|read| read.unique == unique).copied();
+        if read.is_none() {
+            self.early.truncate(EARLY_MAX - 1);
+            self.early.push_front((mount, unique));
+        }
+        read
     }
 
     /// Nobody waits for this request any more; the read if it waited.

@@ -13,6 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::Shared;
 use super::pace::Pace;
+use super::workers::interrupt;
 use crate::fanotify::Group;
 use crate::fuse::READ_MAX;
 use crate::fuse::answer::{self, HEADER_BYTES};
@@ -110,6 +111,10 @@ impl Shared {
             let ticket = match decision {
                 Decision::Serve(ticket) => ticket,
                 Decision::Waits => return self.poke.ring(),
+                Decision::WaitsInterrupted => {
+                    interrupt(self, served, read.unique);
+                    return self.poke.ring();
+                }
                 Decision::Refuse(errno) => return served.refuse(read.unique, errno),
             };
             let fuse = match &served.way {

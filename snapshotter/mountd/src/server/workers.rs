@@ -196,8 +196,8 @@ fn handle(shared: &Shared, served: &Served, bytes: &[u8], answer: &mut [u8]) {
 
 /// A reader of `unique` got a signal. What is cached may be read by a request that the kernel
 /// would fail for any signal, and the file with it: that one is answered only where its reader ends.
-fn interrupt(shared: &Shared, served: &Served, unique: u64) {
-    let Some(read) = shared.state.lock().waits(served.mount, unique) else {
+pub(super) fn interrupt(shared: &Shared, served: &Served, unique: u64) {
+    let Some(read) = shared.state.lock().interrupted(served.mount, unique) else {
         return;
     };
     if read.thread.is_some_and(|thread| !is_ending(thread)) {

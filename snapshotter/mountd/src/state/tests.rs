@@ -153,6 +153,25 @@ fn reads_end_by_time_interruption_and_unmount() {
 }
 
 #[test]
+fn an_interruption_that_overtakes_its_read_is_told_of_it() {
+    let (mut state, mount) = with_mount();
+    let reads = [1, 2].map(|unique| read(mount, unique, span(0, 1)));
+    assert_eq!(state.interrupted(mount, 1), None);
+    assert_eq!(state.read(reads[1]), Decision::Waits);
+    assert_eq!(state.read(reads[0]), Decision::WaitsInterrupted);
+    assert_eq!(state.interrupted(mount, 1), Some(reads[0]));
+    assert_eq!(state.interrupted(mount, 2), Some(reads[1]));
+    assert_eq!(state.interrupted(mount + 1, 1), None);
+
+    let late = |unique| read(mount, unique, span(0, 1));
+    for unique in 100..=100 + EARLY_MAX as u64 {
+        assert_eq!(state.interrupted(mount, unique), None);
+    }
+    assert_eq!(state.read(late(100)), Decision::Waits, "as many are kept");
+    assert_eq!(state.read(late(101)), Decision::WaitsInterrupted);
+}
+
+#[test]
 fn mounts_and_waiting_reads_are_bounded() {
     let (mut state, mount) = with_mount();
     for unique in 0..WAITING_MAX as u64 {
