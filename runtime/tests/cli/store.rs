@@ -9,7 +9,8 @@ use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
 use serde_json::Value;
 
 use crate::support::{
-    Changes, File, Laz, Said, busybox, estargz, gzipped, incompressible, is_root, push, tar,
+    Changes, File, IMPATIENT, Laz, PATIENT, Said, busybox, estargz, gzipped, incompressible,
+    is_root, push, tar,
 };
 
 /// A layer with one file of a MiB.
@@ -185,7 +186,9 @@ async fn a_check_finds_damage_and_repairs_it() {
 
     damage();
     registry.always(Endpoint::Blob, Fault::Status(503, None));
+    laz.give(IMPATIENT);
     let (said, found) = json(&laz, &["store", "check", "--repair"]).await;
+    laz.give(PATIENT);
     assert_eq!(said.code, 1, "the registry is away: {found}");
     assert!(
         found["layers"][0]["error"]
