@@ -196,8 +196,9 @@ impl LayerIngest {
 
     /// Makes the layer visible, complete for this process, and records nothing of its data:
     /// the next flush does. A crash before that leaves a layer of which nothing is present.
-    /// So nobody has to wait for the device, which may take as long as all the rest. A layer
-    /// with pieces that could not be fetched again is committed instead.
+    /// So nobody has to wait for the device, which may take as long as all the rest. What somebody
+    /// evicts meanwhile is absent. A layer with pieces that could not be fetched again is
+    /// committed instead.
     pub fn publish(self, index: LayerIndex, details: &[u8]) -> Result<Arc<LayerFile>> {
         if index
             .chunks
@@ -209,7 +210,7 @@ impl LayerIngest {
         let bits = Bitmap::empty(chunk_count(&index)?);
         let (file, is_ours) = self.complete(index, details, &bits)?;
         if is_ours {
-            file.adopt_all();
+            file.adopt_all()?;
         }
         Ok(file)
     }
@@ -382,3 +383,6 @@ fn remove_quietly(disk: &dyn Disk, dir: &Path) {
         tracing::debug!(%error, "left an unfinished ingest for the next start");
     }
 }
+
+#[cfg(test)]
+mod tests;

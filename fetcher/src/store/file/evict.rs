@@ -28,6 +28,10 @@
 //!
 //! A `put` holds `holes` from its first byte until its bit is set. So an eviction of this
 //! process, and catching up with another's, come wholly before or after it.
+//!
+//! A layer that was streamed has all its bytes and no bit when it gets its name, and may be
+//! evicted from at once. Who streamed it sets the bits under the layer's lock, all of them only
+//! if there was no eviction yet, and else of what it compared.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::Ordering;
 
+use super::record::try_read_bitmap;
 use super::{DATA, LayerFile};
 use crate::codec::VerifiedBytes;
 use crate::index::{Chunk, ChunkId};
@@ -71,11 +72,27 @@ impl LayerFile {
         Ok(())
     }
 
-    /// Makes every chunk present. The caller wrote all of their verified bytes before this
-    /// object was opened, and nothing of the layer has been recorded since.
-    pub(in crate::store) fn adopt_all(&self) {
+    /// Makes every chunk present that nobody evicted. The caller wrote all of their verified
+    /// bytes before the layer had its name, under a bitmap that knew of no eviction; from then on
+    /// anybody may have evicted from it, as what no bit speaks of takes room like any other. Then
+    /// the data file is compared. Blocks on the device.
+    pub(in crate::store) fn adopt_all(&self) -> Result<()> {
+        let mut recorded = self.recorded.lock();
+        // Held until the bits are set: an eviction comes wholly before or after that. From a layer
+        // that is gone nobody evicts any more, but who knows what was before.
+        let lock = self.lock_own()?;
+        let mut is_as_written = false;
+        if lock.is_some() {
+            self.catch_up(&mut recorded)?;
+            // One that is damaged does not say.
+            let stored = try_read_bitmap(&self.dir, self.bits.count())?;
+            is_as_written = stored.is_some_and(|stored| stored.generation == 0);
+        }
         let _no_holes = self.holes.read();
         for (id, chunk) in (0..).zip(&self.index.chunks) {
+            if !is_as_written && !self.is_right(id)? {
+                continue;
+            }
             self.sound.set(id);
             let len = u64::from(chunk.len);
             if self.bits.set(id) {
@@ -83,6 +100,7 @@ impl LayerFile {
                 self.came.add(len);
             }
         }
+        Ok(())
     }
 
     fn learn(&self, id: ChunkId, lesson: Option<&(&Learned, [u8; 32])>) -> io::Result<()> {
