@@ -47,6 +47,11 @@ pub(super) fn share(from: &File, to: &File, stretch: Stretch) -> io::Result<()> 
         .map_err(io::Error::from)
 }
 
+/// Whether a read failed as the device, or what checks its blocks, cannot give the bytes.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EIO)
+}
+
 /// The byte of a data file that whoever makes holes in it has locked. No file has such a
 /// byte, so this meets no lock on contents; it is apart from the locks of whole files.
 /// `laz-mountd` names the same one.

@@ -1,14 +1,17 @@
 //! Reading what is present, and comparing it with its digest before that.
 //!
 //! Invariant: bytes leave only if their chunks are present and were written by this process
-//! or found right by it, and no eviction began before they were read; see `evict`.
+//! or found right by it, and no eviction began before they were read; see `evict`. Bytes that the
+//! disk cannot give are as wrong as others that are not right: their chunk is absent.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
 use super::{DATA, LayerFile};
 use crate::codec::ChunkHasher;
 use crate::index::{Chunk, ChunkId};
+use crate::store::sys::is_unreadable;
 use crate::types::ByteRange;
 use crate::{Error, Result};
 
@@ -20,7 +23,7 @@ pub(super) const READ_ATTEMPTS_MAX: u32 = 100;
 
 impl LayerFile {
     /// Fills `buf` from `offset` of the data file if every chunk it touches is present and
-    /// sound; `false`, with `buf` untouched, if not. Padding between files reads as zeros.
+    /// sound; `false`, with anything in `buf`, if not. Padding between files reads as zeros.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
         let range = ByteRange::at(offset, buf.len() as u64)
             .filter(|range| range.end() <= self.index.data_len)
@@ -50,13 +53,36 @@ impl LayerFile {
     /// Fills `buf` if every chunk that touches `range` is present and sound: with wrong
     /// bytes, if one was evicted meanwhile.
     fn read_present(&self, range: ByteRange, buf: &mut [u8]) -> Result<bool> {
-        if !self.are_sound(touching(&self.index.chunks, range))? {
+        let ids = touching(&self.index.chunks, range);
+        if !self.are_sound(ids.clone())? {
+            return Ok(false);
+        }
+        if self.read_data(buf, range.start())? {
+            return Ok(true);
+        }
+        // Which of them that is shows when each is compared.
+        for id in ids.clone() {
+            self.sound.clear(id);
+        }
+        if !self.are_sound(ids)? {
             return Ok(false);
         }
         self.data
             .read_exact_at(buf, range.start())
             .map_err(|e| Error::io("read from", self.dir.join(DATA), e))?;
         Ok(true)
+    }
+
+    /// Fills `buf` from the data file; `false` if the disk has those bytes no more.
+    fn read_data(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        match self.data.read_exact_at(buf, offset) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof || is_unreadable(&error) => {
+                tracing::warn!(digest = %self.index.blob_digest, offset, %error, "stored bytes cannot be read");
+                Ok(false)
+            }
+            Err(error) => Err(Error::io("read from", self.dir.join(DATA), error)),
+        }
     }
 
     /// Whether all of these chunks are present and have their digest.
@@ -98,9 +124,9 @@ impl LayerFile {
         while left > 0 {
             let len = usize::try_from(left).map_or(CHECK_BYTES, |left| left.min(CHECK_BYTES));
             let piece = piece.get_mut(..len).unwrap_or_default();
-            self.data
-                .read_exact_at(piece, at)
-                .map_err(|e| Error::io("read from", self.dir.join(DATA), e))?;
+            if !self.read_data(piece, at)? {
+                return Ok(false);
+            }
             hasher.update(piece);
             at = at.saturating_add(len as u64);
             left = left.saturating_sub(len as u64);
@@ -128,8 +154,89 @@ pub(super) fn touching(chunks: &[Chunk], range: ByteRange) -> std::ops::Range<Ch
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
     use super::*;
     use crate::index::Encoding;
+    use crate::store::Store;
+    use crate::test_util::layers::{chunk_bytes, layer_of, put_chunk};
+
+    /// A layer of so many chunks, all of which this process wrote and recorded.
+    fn filled(store: &Arc<Store>, chunks: u32) -> Arc<LayerFile> {
+        let payloads: Vec<_> = (0..chunks).map(chunk_bytes).collect();
+        let file = store.create_layer(layer_of("layer", &payloads)).unwrap();
+        for id in 0..chunks {
+            put_chunk(&file, id).unwrap();
+        }
+        file.flush().unwrap();
+        file
+    }
+
+    /// Whether the chunk can be read; then it reads as it should.
+    fn read(file: &LayerFile, id: ChunkId) -> bool {
+        let mut buf = chunk_bytes(id);
+        buf.fill(0xee);
+        let at = file.chunk(id).unwrap().data_offset;
+        let read = file.read_at(at, &mut buf).unwrap();
+        assert!(!read || buf == chunk_bytes(id), "{id}");
+        read
+    }
+
+    #[test]
+    fn what_the_disk_has_no_more_is_absent_and_can_be_put_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let file = filled(&store, 4);
+        file.data
+            .set_len(file.chunk(2).unwrap().data_offset)
+            .unwrap();
+        assert!(read(&file, 1) && file.is_present(2));
+        // All of it at once: what is there yet stays, and the others go in their turn.
+        let mut all = vec![0; file.index.data_len.try_into().unwrap()];
+        for lost in [2, 3] {
+            assert!(!file.read_at(0, &mut all).unwrap());
+            let absent: Vec<ChunkId> = file.missing_from(0).collect();
+            assert_eq!(absent, [lost]);
+            put_chunk(&file, lost).unwrap();
+        }
+        assert!((0..4).all(|id| read(&file, id)));
+        assert!(file.read_at(0, &mut all).unwrap());
+    }
+
+    #[test]
+    fn a_chunk_that_the_disk_cannot_read_is_absent_and_can_be_put_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut file = Arc::into_inner(filled(&store, 1)).unwrap();
+        // Where nothing is mapped the kernel answers as for a sector that cannot be read.
+        let unreadable = File::open("/proc/self/mem").unwrap();
+        let error = unreadable.read_exact_at(&mut [0], 0).unwrap_err();
+        assert!(is_unreadable(&error), "{error}");
+        let data = std::mem::replace(&mut file.data, unreadable);
+        assert!(!file.is_right(0).unwrap());
+        assert!(file.is_present(0) && !read(&file, 0));
+        assert!(!file.is_present(0), "whoever reads it fetches it");
+        assert!(!read(&file, 0));
+        file.data = data;
+        put_chunk(&file, 0).unwrap();
+        assert!(read(&file, 0));
+    }
+
+    #[test]
+    fn a_check_looks_at_all_where_some_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let file = filled(&store, 4);
+        file.data
+            .set_len(file.chunk(3).unwrap().data_offset)
+            .unwrap();
+        let found = file.check_all().unwrap();
+        assert_eq!((found.chunks, &found.dropped[..]), (4, &[3][..]));
+        put_chunk(&file, 3).unwrap();
+        file.flush().unwrap();
+        assert!(file.check_all().unwrap().dropped.is_empty() && read(&file, 3));
+    }
 
     #[test]
     fn touching_finds_exactly_the_chunks_that_share_a_byte() {
