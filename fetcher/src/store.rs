@@ -189,12 +189,12 @@ impl Store {
             Ok(opened) => opened,
             Err(error @ Error::Malformed { .. }) if dir.join(file::PLAIN).exists() => {
                 tracing::warn!(%digest, %error, "going back to the index as it was made");
-                details::open(&dir.join(file::PLAIN))?
+                details::open(&dir.join(file::PLAIN)).map_err(|e| details::unusable(digest, e))?
             }
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return self.absent_or_damaged(&dir);
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(details::unusable(digest, error)),
         };
         if index.blob_digest != *digest {
             let detail = format!("it is of {}; remove the layer", index.blob_digest);

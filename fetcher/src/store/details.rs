@@ -26,6 +26,7 @@ use crate::index::details::SpanDetails;
 use crate::index::wire::{self, HEADER_LEN, Header};
 use crate::index::{LayerIndex, Span};
 use crate::source::BlobRef;
+use crate::types::Digest;
 use crate::{Error, Result};
 
 /// What a new layer's index has behind its tables.
@@ -101,7 +102,20 @@ pub(super) fn create(
     }
 }
 
-/// Reads the tables of the index file at `path`.
+/// What it means that the index of layer `digest` cannot be opened. One that another release
+/// made, in a form that this one does not read, is as good as damaged: a layer can be made again.
+pub(super) fn unusable(digest: &Digest, error: Error) -> Error {
+    match error {
+        Error::Unsupported { detail, .. } => Error::malformed(
+            format!("index of layer {digest}"),
+            format!("{detail}; remove the layer and pull again"),
+        ),
+        error => error,
+    }
+}
+
+/// Reads the tables of the index file at `path`. `Unsupported` where another release made it;
+/// see [`unusable`].
 pub(super) fn open(path: &Path) -> Result<(LayerIndex, Details)> {
     let io = |error| Error::io("read", path, error);
     let origin = origin::read(path.parent().unwrap_or(path))?;

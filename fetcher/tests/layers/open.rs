@@ -33,7 +33,7 @@ const EXTERNAL_TOC: &[u8] = include_bytes!("../fixtures/zstdchunked/external-toc
 struct Fixture {
     source: Arc<MemorySource>,
     opener: LayerOpener,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn fixture() -> Fixture {
@@ -43,7 +43,7 @@ fn fixture() -> Fixture {
     Fixture {
         opener: LayerOpener::new(store, Arc::clone(&source) as Arc<dyn BlobSource>),
         source,
-        _dir: dir,
+        dir,
     }
 }
 
@@ -237,4 +237,32 @@ async fn what_an_annotation_says_comes_first_is_fetched_at_once() {
     };
     let wait = std::time::Duration::from_secs(60);
     tokio::time::timeout(wait, is_here).await.unwrap();
+}
+
+/// Another release of ours made it, before or after this one.
+#[tokio::test]
+async fn a_layer_with_an_index_of_another_version_is_made_again() {
+    let f = fixture();
+    let layer = descriptor(STORAGE, STORAGE_NOTES);
+    let (opened, _) = f.open(STORAGE, &layer).await.unwrap();
+    let expected = read_all(&opened).await;
+    opened.close().await.unwrap();
+    drop(opened);
+    let path = f.dir.path().join("layers");
+    let path = path.join(layer.digest.file_name()).join("index");
+    // What would be gone back to, were it damaged.
+    std::fs::copy(&path, path.with_extension("plain")).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] += 1;
+    std::fs::write(&path, bytes).unwrap();
+    // As after the start of another release.
+    let store = Store::open(f.dir.path()).unwrap();
+    let error = store.open_layer(&layer.digest).unwrap_err().to_string();
+    let words = [layer.digest.to_string(), "remove the layer".to_owned()];
+    assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    let opener = LayerOpener::new(store, Arc::clone(&f.source) as Arc<dyn BlobSource>);
+    let f = Fixture { opener, ..f };
+    let (opened, by) = f.open(STORAGE, &layer).await.unwrap();
+    assert_eq!(by, OpenedBy::Toc);
+    assert_eq!(read_all(&opened).await, expected);
 }

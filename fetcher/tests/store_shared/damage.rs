@@ -96,16 +96,22 @@ fn a_damaged_layer_is_filled_again_or_made_again() {
         bytes[last] ^= 1;
         std::fs::write(path.join(name), &bytes).unwrap();
     };
+    let version = |name: &str| {
+        let mut bytes = std::fs::read(path.join(name)).unwrap();
+        bytes[8] += 1;
+        std::fs::write(path.join(name), &bytes).unwrap();
+    };
     let gone = |name: &str| std::fs::remove_file(path.join(name)).unwrap();
     // The file, what happens to it, and whether the layer opens then.
     type Row<'a> = (&'static str, &'a dyn Fn(&str), bool);
-    let table: [Row<'_>; 7] = [
+    let table: [Row<'_>; 8] = [
         ("bitmap", &half, true),
         ("bitmap", &flip, true),
         ("bitmap", &gone, true),
         ("index", &half, false),
         ("index", &flip, false),
         ("index", &gone, false),
+        ("index", &version, false),
         ("data", &half, false),
     ];
     for (name, damage, opens) in table {
@@ -127,6 +133,9 @@ fn a_damaged_layer_is_filled_again_or_made_again() {
                 );
                 let listed = store.layers().unwrap();
                 assert!(listed.iter().all(|(_, usage)| usage.is_err()), "{name}");
+                let checked = &store.check().unwrap().layers[0].1;
+                let is_malformed = matches!(checked, Err(Error::Malformed { .. }));
+                assert!(is_malformed, "{name}: {checked:?}");
             }
         }
         fill(&store, "torn", 8, |_| {});

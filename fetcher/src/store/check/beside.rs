@@ -52,6 +52,7 @@ impl Found {
 /// now, or without what was wrong in it. An error where the layer cannot be read any more.
 pub(super) fn check(store: &Store, digest: &Digest) -> Result<Vec<&'static str>> {
     let dir = store.layer_dir(digest);
+    let look = |dir: &Path| look(dir).map_err(|error| details::unusable(digest, error));
     if look(&dir)?.is_sound() {
         return Ok(Vec::new());
     }
