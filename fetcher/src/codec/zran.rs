@@ -16,6 +16,9 @@ use self::sys::WINDOW_LEN;
 pub const REACH: usize = WINDOW_LEN;
 /// Bytes that deflate copies at least.
 const COPY_LEN_MIN: usize = 3;
+/// Decoded bytes after a place that tell which bytes before it can be needed: a copy that
+/// begins within [`REACH`] may end behind it.
+pub const TELLING: usize = REACH + COPY_LEN_MIN - 1;
 
 /// `window` with zeros for all that is not needed to decode what follows it: `encoded`, up to
 /// [`REACH`] decoded bytes or the end of its member, of whose first byte only the `bits`
@@ -25,13 +28,13 @@ pub fn sparse_window(encoded: &[u8], bits: u8, window: &[u8]) -> Vec<u8> {
 }
 
 /// `window` with zeros for what cannot be needed to decode what follows it, however that is
-/// encoded: `next`, at least [`REACH`] bytes or all there are. Without the encoded bytes it
+/// encoded: `next`, at least [`TELLING`] bytes or all there are. Without the encoded bytes it
 /// leaves more than [`sparse_window`] does.
 ///
 /// Deflate copies three bytes at least, from at most [`REACH`] before. So a byte is needed
 /// only if it is one of three in a row that are there again behind the place, near enough.
 pub fn likely_window(window: &[u8], next: &[u8]) -> Vec<u8> {
-    let next = next.get(..REACH).unwrap_or(next);
+    let next = next.get(..TELLING).unwrap_or(next);
     let mut first: HashMap<[u8; COPY_LEN_MIN], usize> = HashMap::with_capacity(next.len());
     for (at, three) in next.windows(COPY_LEN_MIN).enumerate() {
         if let Ok(three) = three.try_into() {

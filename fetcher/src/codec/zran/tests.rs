@@ -126,6 +126,49 @@ fn a_likely_window_keeps_what_is_again_near_enough() {
     for (next, expected) in table {
         assert_eq!(kept(next), expected, "{}", next.escape_ascii());
     }
+    // One that begins within reach and ends behind it.
+    let noise = noise(REACH);
+    let xy = [&noise[..REACH - 2], b"xy", &noise[..1]].concat();
+    assert_eq!(kept(&xy), [REACH - 2, REACH - 1]);
+    let y = [&noise[..REACH - 1], b"y", &noise[..2]].concat();
+    assert_eq!(kept(&y), [REACH - 1]);
+}
+
+/// Bytes that are no ASCII.
+fn noise(len: usize) -> Vec<u8> {
+    let noise = (0_u32..).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0] | 0x80);
+    noise.take(len).collect()
+}
+
+#[test]
+fn the_farthest_copy_of_the_last_place_decodes() {
+    let mut window = noise(REACH);
+    window[REACH - 2..].copy_from_slice(b"xy");
+    let mut next = noise(REACH - 2);
+    // A stored block of all of it; then three bytes from 32768 before, as Go's writer does.
+    let len = u16::try_from(next.len()).unwrap();
+    let mut blob = vec![0];
+    blob.extend(len.to_le_bytes());
+    blob.extend((!len).to_le_bytes());
+    blob.extend(&next);
+    let last = "110" // The last block, of the fixed codes.
+        .chars()
+        .chain("0000001".chars()) // Three bytes,
+        .chain("11101".chars()) // from 24577 before at least,
+        .chain("1".repeat(13).chars().collect::<Vec<_>>()) // and 8191 more.
+        .chain("0000000".chars())
+        .collect::<Vec<_>>();
+    for bits in last.chunks(8) {
+        let bits = bits.iter().rev();
+        blob.push(bits.fold(0, |byte, bit| byte << 1 | u8::from(*bit == '1')));
+    }
+    next.extend([b'x', b'y', next[0]]);
+    let likely = likely_window(&window, &next);
+    for window in [&window, &likely] {
+        let mut pieces = Pieces::span(&blob, 0, window).unwrap();
+        let decoded = pieces.take(0, u32::try_from(next.len()).unwrap()).unwrap();
+        assert!(decoded == next);
+    }
 }
 
 #[test]

@@ -129,7 +129,8 @@ impl LayerFile {
         let Some(window) = window else {
             return Ok(None);
         };
-        let behind = ByteRange::new(at, at.saturating_add(reach).min(end));
+        let telling = zran::TELLING as u64;
+        let behind = ByteRange::new(at, at.saturating_add(telling).min(end));
         let behind = behind.map(|range| self.verified_bytes(range)).transpose()?;
         Ok(Some(match behind.flatten() {
             Some(next) => zran::likely_window(&window, &next),

@@ -43,7 +43,8 @@ impl<'a> Tar<'a> {
         let Some(window) = self.read(at.saturating_sub(reach), at)? else {
             return Ok(None);
         };
-        Ok(Some(match self.read(at, at.saturating_add(reach))? {
+        let telling = zran::TELLING as u64;
+        Ok(Some(match self.read(at, at.saturating_add(telling))? {
             Some(next) => zran::likely_window(&window, &next),
             None => window,
         }))
