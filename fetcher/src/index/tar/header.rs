@@ -3,7 +3,8 @@
 //! ```text
 //!   0 name 100 | 100 mode 8 | 108 uid 8 | 116 gid 8 | 124 size 12 | 136 mtime 12 | 148 checksum 8
 //! 156 type 1   | 157 link name 100 | 257 magic 6 | 263 version 2 | 265 user 32 | 297 group 32
-//! 329 major 8  | 337 minor 8 | 345 prefix 155 (ustar; 131 in star's, none in GNU's)
+//! 329 major 8  | 337 minor 8 | 345 prefix 155 (ustar; 131 in star's, none in GNU's
+//! but of old Go)
 //! ```
 //!
 //! Invariant: a [`Header`] comes only from a block whose checksum is right.
@@ -79,12 +80,28 @@ pub(super) fn name(block: &[u8; BLOCK_LEN]) -> Vec<u8> {
     let prefix = match (bytes(block, 257, 6), bytes(block, 508, 4)) {
         (b"ustar\0", b"tar\0") => text(block, 345, 131),
         (b"ustar\0", _) => text(block, 345, 155),
+        (b"ustar ", _) => go_prefix(block),
         _ => b"",
     };
     if prefix.is_empty() {
         name.to_vec()
     } else {
         [prefix, b"/", name].concat()
+    }
+}
+
+/// The prefix that Go before 1.8 (docker up to 1.12) wrote into GNU headers, in the place of
+/// two times. Told as Go's reader tells it: by what are no times, but text.
+fn go_prefix(block: &[u8; BLOCK_LEN]) -> &[u8] {
+    let is_no_time = |at| {
+        let field = bytes(block, at, 12);
+        field.first().is_some_and(|byte| *byte != 0) && numeric::field(field).is_none()
+    };
+    let prefix = text(block, 345, 155);
+    if (is_no_time(345) || is_no_time(357)) && prefix.is_ascii() {
+        prefix
+    } else {
+        b""
     }
 }
 

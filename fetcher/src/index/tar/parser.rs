@@ -145,12 +145,12 @@ impl Parser {
     }
 
     /// Checks that the stream ended where an entry ended. The two zero blocks may be
-    /// missing: some writers leave them out, and digests guard against a cut.
+    /// missing, and what fills the last payload's block: some writers leave them out, and
+    /// digests guard against a cut.
     pub fn finish(self) -> Result<()> {
         let complete = match &self.state {
             State::Header { filled, .. } => *filled == 0,
-            State::Padding { left } => *left == 0,
-            State::Ended => true,
+            State::Padding { .. } | State::Ended => true,
             State::Meta { .. } | State::Data { .. } => false,
         };
         if complete && self.pax.is_none() && self.long_name.is_none() && self.long_link.is_none() {

@@ -246,10 +246,19 @@ fn headers_of_other_writers() {
         block[257..265].copy_from_slice(b"ustar  \0");
         block[345..348].copy_from_slice(b"123");
     };
+    let go_1_7 = |block: &mut [u8; 512]| {
+        block[257..265].copy_from_slice(b"ustar  \0");
+        block[345..360].copy_from_slice(b"usr/local/lib/x");
+    };
+    let times = |block: &mut [u8; 512]| {
+        block[257..265].copy_from_slice(b"ustar  \0");
+        block[345..357].copy_from_slice(b"14600000000\0");
+        block[357..369].copy_from_slice(b"14600000001\0");
+    };
     let base256 = |block: &mut [u8; 512]| {
         block[108..116].copy_from_slice(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xfe])
     };
-    let table: [(Vec<u8>, &[u8], FileKind, u32); 9] = [
+    let table: [(Vec<u8>, &[u8], FileKind, u32); 11] = [
         (header(b"dir/", 0, 0, v7), b"dir", FileKind::Directory, 0),
         (plain(b"dir/", b'5'), b"dir", FileKind::Directory, 0),
         (
@@ -303,6 +312,13 @@ fn headers_of_other_writers() {
             FileKind::Fifo,
             u32::MAX - 1,
         ),
+        (
+            header(b"p", b'6', 0, go_1_7),
+            b"usr/local/lib/x/p",
+            FileKind::Fifo,
+            0,
+        ),
+        (header(b"p", b'6', 0, times), b"p", FileKind::Fifo, 0),
         (plain(b"/abs/.wh.x", b'6'), b"abs/.wh.x", FileKind::Fifo, 0),
     ];
     for (tar, path, kind, uid) in table {
@@ -424,6 +440,12 @@ fn an_end_without_zero_blocks_is_an_end() {
     assert_eq!(read(b"", 1).unwrap(), []);
     assert_eq!(read(&END, 1000).unwrap(), []);
     assert_eq!(read(&plain(b"f", b'0'), 100).unwrap().len(), 1);
+    // Go's writer fills the last block when it is closed, which some forget.
+    let unfilled = [&header(b"f", b'0', 5, |_| {})[..], b"12345"].concat();
+    for (padding, piece) in [(0, 1), (0, 1000), (1, 1), (506, 1000)] {
+        let tar = [&unfilled[..], &vec![0; padding]].concat();
+        assert_eq!(read(&tar, piece).unwrap()[0].1, b"12345", "{padding}");
+    }
     assert_eq!(
         read(&[&plain(b"f", b'0')[..], &[0; 512]].concat(), 100)
             .unwrap()

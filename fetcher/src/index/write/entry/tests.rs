@@ -124,15 +124,18 @@ fn every_kind_is_known_and_only_files_have_bytes() {
 }
 
 #[test]
-fn the_prefix_is_a_path_in_ustar_only() {
-    let with = |magic: &'static [u8; 6]| {
+fn the_prefix_is_a_path_where_it_is_no_time() {
+    let with = |magic: &'static [u8; 6], text: &'static [u8; 6]| {
         header(b'0', "name", |block| {
             block[257..263].copy_from_slice(magic);
-            block[345..351].copy_from_slice(b"prefix");
+            block[345..351].copy_from_slice(text);
         })
     };
-    assert_eq!(entry_meta(&with(b"ustar\0")).unwrap().name, "prefix/name");
-    assert_eq!(entry_meta(&with(b"ustar ")).unwrap().name, "name");
+    let name = |magic, text| entry_meta(&with(magic, text)).unwrap().name;
+    assert_eq!(name(b"ustar\0", b"prefix"), "prefix/name");
+    assert_eq!(name(b"ustar\0", b"123456"), "123456/name");
+    assert_eq!(name(b"ustar ", b"prefix"), "prefix/name");
+    assert_eq!(name(b"ustar ", b"123456"), "name");
 }
 
 #[test]
