@@ -17,6 +17,7 @@ pub mod estargz;
 pub mod ingest;
 mod limits;
 mod path;
+mod relink;
 pub mod seams;
 pub mod shape;
 pub mod soci;
@@ -364,7 +365,8 @@ pub enum FileKind {
     },
     /// Another name of the file at `target`.
     Hardlink {
-        /// Path in the same layer, in the form of [`FileEntry::path`].
+        /// Path in the same layer, in the form of [`FileEntry::path`]. Symbolic links above it
+        /// are followed.
         target: Vec<u8>,
     },
     /// A character device.

@@ -1,12 +1,14 @@
 //! Building the two tables entry by entry.
 //!
 //! Invariant: payloads and chunks get their places in the data file here and nowhere
-//! else, so every format lays it out alike. What is kept is within the [`Budget`].
+//! else, so every format lays it out alike; hard links mean what they meant in the tar. What is kept is within the [`Budget`].
 
 use std::collections::HashSet;
 
 use super::limits::{Budget, DATA_LEN_MAX, ENTRIES_MAX};
-use super::{Chunk, Encoding, FileEntry, FileKind, LayerBlob, LayerIndex, Span, align_up, path};
+use super::{
+    Chunk, Encoding, FileEntry, FileKind, LayerBlob, LayerIndex, Span, align_up, path, relink,
+};
 use crate::{Error, Result};
 
 /// Tables under construction.
@@ -141,6 +143,10 @@ impl Tables {
                 return Err(self.malformed(path, "it is a hard link to itself"));
             }
         }
+        relink::to_earlier_files(&mut self.files).map_err(|(path, rule)| Error::Unsupported {
+            what: format!("file {} of {}", path::show(&path), self.what),
+            detail: rule.to_owned(),
+        })?;
         self.files.shrink_to_fit();
         self.chunks.shrink_to_fit();
         LayerIndex::with_spans(blob, self.files, self.chunks, spans)

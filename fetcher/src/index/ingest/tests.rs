@@ -112,6 +112,40 @@ fn plan(blob: &[u8], tar: &[u8]) -> IngestPlan {
 }
 
 #[test]
+fn a_tar_may_end_with_its_last_payload() {
+    let tar = [&tar_file("a", b"first")[..], &tar_file("b", b"last")[..516]].concat();
+    for blob in [tar.clone(), gzip(&tar)] {
+        let ingested = ingest(plan(&blob, &tar), &blob, 700).unwrap();
+        assert_chunks_stand_alone(&ingested, &blob);
+        assert!(ingested.sink.0.ends_with(b"last"));
+    }
+    let short = &tar[..tar.len() - 1];
+    let error = run(plan(short, short), short, 700).unwrap_err().to_string();
+    assert!(error.contains("it is cut off"), "{error}");
+}
+
+#[test]
+fn a_link_is_the_file_that_came_before_it() {
+    let link = |name: &[u8], target: &[u8]| {
+        crate::test_util::content::tar_header(name, b'1', 0, |block| {
+            block[157..157 + target.len()].copy_from_slice(target);
+        })
+    };
+    let tar = [
+        tar_file("a", b"one"),
+        link(b"b", b"a"),
+        tar_file("a", b"two, new"),
+        TAR_END.to_vec(),
+    ]
+    .concat();
+    let ingested = ingest(plan(&tar, &tar), &tar, 700).unwrap();
+    let files = ingested.index.files.iter();
+    let files: Vec<_> = files.map(|file| (&file.path[..], &file.kind)).collect();
+    let at = |size, data_offset| FileKind::Regular { size, data_offset };
+    assert_eq!(files, [(&b"b"[..], &at(3, 0)), (b"a", &at(8, DATA_ALIGN))]);
+}
+
+#[test]
 fn every_compression_gives_the_same_data_file() {
     let tar = tar();
     let mut data_files = Vec::new();
