@@ -1,10 +1,11 @@
 //! The rules of a layer index, checked in one pass over each table.
 //!
 //! Invariant: [`tables`] and [`spans`] accept exactly what the fields of [`LayerIndex`](super::LayerIndex)
-//! and its parts document. Linear in the number of entries; the only thing it allocates is
-//! a map of the targets of hard links. Never repairs anything.
+//! and its parts document. Linear in the number of entries; the only things it allocates
+//! are a map of the targets of hard links and, where one is missing, a set of symbolic links. Never repairs anything.
 
-use std::collections::HashMap;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 
 use super::details::{DETAILS_LEN_MAX, DETAILS_TOTAL_MAX};
 use super::limits::{
@@ -13,6 +14,7 @@ use super::limits::{
 };
 use super::{
     Chunk, ChunkId, Encoding, FileEntry, FileKind, LayerBlob, LayerFormat, Span, align_up, path,
+    relink,
 };
 use crate::{Error, Result};
 
@@ -352,18 +354,51 @@ fn links(files: &[FileEntry]) -> Result<(), (&[u8], Rule)> {
             *kind = Some(&file.kind);
         }
     }
+    let symlinks = Symlinks {
+        files,
+        found: OnceCell::new(),
+    };
     for file in files {
         if let FileKind::Hardlink { target } = &file.kind {
-            link(&named, target).map_err(|rule| (file.path.as_slice(), rule))?;
+            link(&named, &symlinks, target).map_err(|rule| (file.path.as_slice(), rule))?;
         }
     }
     Ok(())
 }
 
-fn link(named: &HashMap<&[u8], Option<&FileKind>>, target: &[u8]) -> Result<(), Rule> {
+/// The symbolic links of a layer, looked for once they count.
+struct Symlinks<'a> {
+    files: &'a [FileEntry],
+    /// Their paths, and whether an entry has one of them above it.
+    found: OnceCell<(HashSet<&'a [u8]>, bool)>,
+}
+
+impl Symlinks<'_> {
+    /// Whether `path`, which no entry has, may be another way to say what one has.
+    fn may_lead(&self, path: &[u8]) -> bool {
+        let (links, is_above) = self.found.get_or_init(|| {
+            let is_link = |file: &&FileEntry| matches!(file.kind, FileKind::Symlink { .. });
+            let links = self.files.iter().filter(is_link);
+            let links: HashSet<&[u8]> = links.map(|file| file.path.as_slice()).collect();
+            let is_below =
+                |file: &FileEntry| relink::parents(&file.path).any(|dir| links.contains(dir));
+            let is_above = !links.is_empty() && self.files.iter().any(is_below);
+            (links, is_above)
+        });
+        *is_above || relink::parents(path).any(|dir| links.contains(dir))
+    }
+}
+
+/// Where symbolic links are in the way, the tree that is made of the table has the verdict.
+fn link(
+    named: &HashMap<&[u8], Option<&FileKind>>,
+    symlinks: &Symlinks<'_>,
+    target: &[u8],
+) -> Result<(), Rule> {
     let mut at = target;
     for _ in 0..LINK_DEPTH_MAX {
         match named.get(at).copied().flatten() {
+            None if symlinks.may_lead(at) => return Ok(()),
             None => {
                 return Err(format!(
                     "it is a hard link to {}, which is not in this layer",

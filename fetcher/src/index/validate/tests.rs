@@ -307,6 +307,37 @@ fn chunks_of_a_whole_span_agree_on_what_it_is() {
 }
 
 #[test]
+fn targets_may_be_told_through_symbolic_links() {
+    let link = |path, to: &str| {
+        let target = to.as_bytes().to_vec();
+        file(path, FileKind::Hardlink { target })
+    };
+    let target = b"usr/lib".to_vec();
+    let symlink = file("lib", FileKind::Symlink { target });
+    let fifo = |path| file(path, FileKind::Fifo);
+    let table = [
+        (
+            vec![symlink.clone(), fifo("usr/lib/x"), link("top", "lib/x")],
+            true,
+        ),
+        (
+            vec![symlink.clone(), fifo("lib/x"), link("z", "usr/lib/x")],
+            true,
+        ),
+        // No symbolic link is in the way.
+        (
+            vec![symlink.clone(), fifo("usr/lib/x"), link("z", "usr/x")],
+            false,
+        ),
+        (vec![fifo("usr/lib/x"), link("top", "lib/x")], false),
+    ];
+    for (files, is_right) in table {
+        let checked = check(LayerFormat::Tar, files, Vec::new());
+        assert_eq!(checked.is_ok(), is_right, "{checked:?}");
+    }
+}
+
+#[test]
 fn long_chains_and_circles_of_links_end() {
     let link = |from: usize, to: usize| {
         let target = format!("l{to}").into_bytes();
