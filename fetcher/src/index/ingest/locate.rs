@@ -4,7 +4,8 @@
 //! Gzip is entered between two deflate blocks wherever [`SPAN_LEN`] decoded bytes have
 //! passed, with as much of the 32 KiB before as the first 32 KiB behind refer to.
 //! Invariant: what is recorded decodes to what was hashed; chunks of a span follow one
-//! another. Memory: the windows that are kept, packed, and 32 bytes for each chunk.
+//! another. Memory: the windows that are kept, packed, 32 bytes for each chunk, and a bounded
+//! number of encoded bytes and of frames' places, whatever the blob holds.
 
 use std::collections::VecDeque;
 
@@ -29,6 +30,16 @@ const SKIP_MAX: u64 = 8 << 20;
 /// Decoded bytes of a zstd frame at least that is entered. Shorter ones are decoded with what
 /// is before them, so that as many frames as a blob may have take no memory.
 const FRAME_LEN_MIN: u64 = 512;
+
+/// Encoded bytes after a place that are kept to tell what its window is needed for. [`REACH`]
+/// decoded bytes take more only where most of them decode to nothing, as in empty blocks.
+const PROBE_LEN_MAX: usize = 2 * REACH;
+
+/// Places of zstd frames that are kept however little each of them holds.
+const FRAMES_MAX: usize = 4096;
+/// Decoded bytes of a frame at least that is entered beyond these: even without a file that
+/// they are dropped behind, all of a layer's come to 64 MiB.
+const FRAME_LEN_MIN_BEYOND: u64 = 64 << 10;
 
 /// What is known of one blob so far.
 pub(super) enum Locator {
@@ -150,7 +161,12 @@ impl Frames {
         if passed == 0 {
             self.0.pop_back();
         }
-        if passed == 0 || passed >= FRAME_LEN_MIN {
+        let least = if self.0.len() < FRAMES_MAX {
+            FRAME_LEN_MIN
+        } else {
+            FRAME_LEN_MIN_BEYOND
+        };
+        if passed == 0 || passed >= least {
             self.0.push_back(now);
         }
     }
@@ -218,7 +234,10 @@ impl Gzip {
     fn ran(&mut self, run: &Run<'_>, stop: &Stop<'_>, now: Position) -> Result<bool> {
         if let Some(probe) = &mut self.probe {
             probe.encoded.extend_from_slice(run.encoded);
-            if now.decoded.saturating_sub(probe.start) >= REACH as u64 {
+            // What is cut off does not tell, so all of the window is kept.
+            if now.decoded.saturating_sub(probe.start) >= REACH as u64
+                || probe.encoded.len() > PROBE_LEN_MAX
+            {
                 self.settle()?;
             }
         }
@@ -245,8 +264,10 @@ impl Gzip {
             number: None,
             window: Vec::new(),
         });
-        self.probe = Some(Probe {
-            window: end.window(),
+        let window = end.window();
+        // Of no window nothing is needed.
+        self.probe = (!window.is_empty()).then(|| Probe {
+            window,
             encoded: partial.into_iter().collect(),
             start: now.decoded,
         });
@@ -258,9 +279,6 @@ impl Gzip {
         let (Some(probe), Some(entry)) = (self.probe.take(), self.entries.last_mut()) else {
             return Ok(());
         };
-        if probe.window.is_empty() {
-            return Ok(());
-        }
         let window = sparse_window(&probe.encoded, entry.bits, &probe.window);
         let packer = match &mut self.packer {
             Some(packer) => packer,
@@ -306,3 +324,6 @@ fn span_and_digest<'a>((chunk, digest): (&Chunk, &'a [u8; 32])) -> Option<(u32, 
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
