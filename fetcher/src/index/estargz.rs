@@ -95,7 +95,19 @@ fn parse_member(
     let json = toc_json(&blob, member)?;
     let what = || format!("TOC of layer {}", blob.digest);
     let json = codec::verify(what, toc_digest, json)?;
-    toc::parse(&blob, footer.toc_offset(), &json)
+    toc::parse(&blob, footer.toc_offset(), &json).map_err(unusable)
+}
+
+/// Of a TOC that is the promised one, but breaks a rule or a limit of ours. The layer may be
+/// right all the same, which its own digests tell.
+pub(super) fn unusable(error: Error) -> Error {
+    match error {
+        Error::Malformed { what, detail } | Error::Limit { what, detail } => Error::Unsupported {
+            what,
+            detail: format!("{detail}; the layer must be pulled whole"),
+        },
+        error => error,
+    }
 }
 
 /// Decodes the gzip member of a TOC: one tar header and the JSON.

@@ -25,7 +25,7 @@
 mod annotations;
 mod footer;
 
-use super::estargz::{TOC_JSON_LEN_MAX, TocLayer, toc};
+use super::estargz::{TOC_JSON_LEN_MAX, TocLayer, toc, unusable};
 use super::{LayerBlob, LayerFormat};
 use crate::codec;
 use crate::codec::stream::{Compression, Decoder};
@@ -135,7 +135,7 @@ pub fn parse_toc(
         size: blob.size,
         format: LayerFormat::ZstdChunked,
     };
-    toc::parse(&layer, position.blob.start() - FRAME_HEADER_LEN, &json)
+    toc::parse(&layer, position.blob.start() - FRAME_HEADER_LEN, &json).map_err(unusable)
 }
 
 /// Decodes `toc`, which must come to exactly `json_len` bytes.

@@ -207,7 +207,8 @@ impl LayerOpener {
         match read {
             Ok(Some(toc)) => return self.lazily(request, toc).await.map(Some),
             Ok(None) => {}
-            Err(error @ Error::Unsupported { .. }) => {
+            // Streaming holds no table, so its limits do not matter.
+            Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) => {
                 let digest = &request.blob.digest;
                 tracing::warn!(%digest, %error, "the layer's table of contents cannot be used, pulling it whole");
             }

@@ -192,6 +192,49 @@ async fn what_cannot_be_trusted_piece_by_piece_is_streamed() {
     assert_eq!(by, OpenedBy::Stream, "a TOC image without this layer's");
 }
 
+/// An eStargz blob of one file, whose TOC breaks a rule, with the notes that promise that TOC.
+fn estargz_without_a_chunk_digest() -> (Vec<u8>, String) {
+    use std::io::Write as _;
+
+    use lazarette_fetcher::test_util::content::{tar_file, tar_header};
+    let member = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let toc = br#"{"version":1,"entries":[
+        {"name":"a","type":"reg","size":5,"offset":0,"mode":420},
+        {"name":".no.prefetch.landmark","type":"reg","size":1,"offset":0,"mode":420}]}"#;
+    let mut blob = member(&tar_file("a", b"hello"));
+    let offset = blob.len();
+    let header = tar_header(b"stargz.index.json", b'0', toc.len() as u64, |_| {});
+    let filling = vec![0; toc.len().next_multiple_of(512) - toc.len() + 1024];
+    blob.extend(member(&[&header, &toc[..], &filling].concat()));
+    blob.extend([0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0]);
+    blob.extend(format!("SG\x16\0{offset:016x}STARGZ").as_bytes());
+    blob.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let notes = serde_json::json!({ TOC_DIGEST_ANNOTATION: Digest::sha256(toc) });
+    (blob, notes.to_string())
+}
+
+#[tokio::test]
+async fn a_promised_toc_that_breaks_a_rule_leaves_the_stream() {
+    let (blob, notes) = estargz_without_a_chunk_digest();
+    let opened = fixture().open(&blob, &descriptor(&blob, &notes)).await;
+    let (layer, by) = opened.unwrap();
+    assert_eq!(by, OpenedBy::Stream);
+    assert_eq!(read_all(&layer).await, b"ahello");
+    // A TOC that is too long by what the annotation says.
+    let mut layer = descriptor(STORAGE, STORAGE_NOTES);
+    let position = "io.github.containers.zstd-chunked.manifest-position";
+    let position = layer.annotations.get_mut(position).unwrap();
+    let mut numbers: Vec<_> = position.split(':').map(str::to_owned).collect();
+    numbers[2] = (1_u64 << 40).to_string();
+    *position = numbers.join(":");
+    let (_, by) = fixture().open(STORAGE, &layer).await.unwrap();
+    assert_eq!(by, OpenedBy::Stream);
+}
+
 #[tokio::test]
 async fn a_toc_that_is_not_the_promised_one_fails_the_layer() {
     let wrong = |notes: &str| {

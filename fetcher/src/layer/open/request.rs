@@ -48,7 +48,7 @@ pub enum TocPromise {
     Json(Digest),
     /// Where it is and what it must be, of zstd:chunked.
     ZstdChunked(zstdchunked::Promise),
-    /// Things that contradict one another: the reason to pull the layer whole.
+    /// Things that contradict one another or exceed a limit: the reason to pull the layer whole.
     Contradiction(String),
 }
 
@@ -86,7 +86,9 @@ pub(super) fn toc(descriptor: &Descriptor) -> Result<TocPromise> {
     match zstdchunked::promise(descriptor) {
         Ok(Some(promise)) => return Ok(TocPromise::ZstdChunked(promise)),
         Ok(None) => {}
-        Err(Error::Unsupported { detail, .. }) => return Ok(TocPromise::Contradiction(detail)),
+        Err(Error::Unsupported { detail, .. } | Error::Limit { detail, .. }) => {
+            return Ok(TocPromise::Contradiction(detail));
+        }
         Err(error) => return Err(error),
     }
     match descriptor.annotations.get(estargz::TOC_DIGEST_ANNOTATION) {

@@ -1,9 +1,9 @@
 //! Reading a layer's table of contents, in whatever format it has.
 //!
 //! Invariant: only reads, and never more than the limits of the format at hand. `None`
-//! where the layer has no TOC to be found; [`Error::Unsupported`] where it has one that
-//! cannot be used: either way the layer must be read in another way. Anything else that
-//! fails fails the layer, above all a TOC that is not the promised one.
+//! where the layer has no TOC to be found; [`Error::Unsupported`] and [`Error::Limit`] where
+//! it has one that cannot be used: either way the layer must be read in another way. Anything
+//! else that fails fails the layer, above all a TOC that is not the promised one.
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
