@@ -13,6 +13,7 @@
 
 mod ahead;
 mod alone;
+mod asker;
 mod document;
 mod offered;
 mod proven;
@@ -40,6 +41,8 @@ use crate::types::{Descriptor, Digest, Repository};
 use crate::{Error, Result};
 
 use self::ahead::Ahead;
+pub(super) use self::asker::others_took_too_long;
+pub use self::asker::{Asker, Lines, Said};
 use self::offered::Offered;
 pub use self::offered::{OFFERED_BYTES_MAX, OfferedIndex, core_bytes, core_digest};
 pub use request::{LayerRequest, TocPromise};
@@ -132,6 +135,10 @@ impl LayerOpener {
     ) -> Result<(Arc<Layer>, OpenedBy)> {
         let turn = self.turn(request.blob.digest);
         let _turn = turn.lock().await;
+        let opens = match &request.asker {
+            Some(asker) => asker.opens().await,
+            None => None,
+        };
         let digest = request.blob.digest;
         let store = Arc::clone(&self.store);
         let stored = move || match store.open_layer(&digest)? {
@@ -154,6 +161,7 @@ impl LayerOpener {
         if let Some(layer) = self.by_index(request).await? {
             return Ok((layer, OpenedBy::Toc));
         }
+        drop(opens);
         let file = self.by_stream(request, received).await?;
         Ok(self.streamed(file, request))
     }
@@ -299,8 +307,12 @@ impl LayerOpener {
         request: &LayerRequest,
         received: &AtomicU64,
     ) -> Result<Arc<LayerFile>> {
+        let _turn = match &request.asker {
+            Some(asker) => asker.streams(&request.blob).await?,
+            None => None,
+        };
         let (source, engine) = (Arc::clone(&self.source), Arc::clone(&self.engine));
-        let body = Stream::new(source, request.blob.clone(), engine).within(request.stream_within);
+        let body = Stream::new(source, request.blob.clone(), engine).of(request.asker.clone());
         let (store, request) = (Arc::clone(&self.store), request.clone());
         let counted = Arc::clone(&self.streaming);
         // Layers that stream at once keep the cores busy; a second thread for each would

@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 pub(super) use self::ingest::{Pieces, WAITING_BYTES_MAX};
 use super::engine::{Arrival, Host};
 use super::gate::{Ask, Entering, Pass};
+use super::open::Asker;
 use super::{FetchEngine, Priority};
 use crate::link::Link;
 use crate::source::{BlobRef, BlobSource, Body};
@@ -79,8 +80,8 @@ pub(super) struct Stream {
     tasks: JoinSet<()>,
     /// Shortest time to the first byte of a body.
     first_byte: Option<Duration>,
-    /// How long all of it may take.
-    within: Option<Duration>,
+    /// Who may have it otherwise.
+    asker: Option<Asker>,
 }
 
 enum Front {
@@ -124,15 +125,15 @@ impl Stream {
             ahead: VecDeque::new(),
             tasks: JoinSet::new(),
             first_byte: None,
-            within: None,
+            asker: None,
         }
     }
 
-    /// The same, that gives up once it is plain that it will take longer; see
+    /// The same, that gives up once it is plain that `asker` will wait too long; see
     /// [`Patience`](patience::Patience).
     #[must_use]
-    pub(super) fn within(self, within: Option<Duration>) -> Self {
-        Self { within, ..self }
+    pub(super) fn of(self, asker: Option<Asker>) -> Self {
+        Self { asker, ..self }
     }
 
     /// The next bytes, none at the end. Not to be called again after an error.

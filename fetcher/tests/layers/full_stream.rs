@@ -11,7 +11,7 @@ use std::time::Duration;
 use lazarette_fetcher::Error;
 use lazarette_fetcher::codec::deflate::MemberCompressor;
 use lazarette_fetcher::index::write::{Options, write_layer};
-use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OpenedBy};
+use lazarette_fetcher::layer::open::{Asker, LayerOpener, LayerRequest, Lines, OpenedBy, Said};
 use lazarette_fetcher::layer::{EngineConfig, FetchEngine, Layer};
 use lazarette_fetcher::plan::whole::{Share, Why, decide};
 use lazarette_fetcher::source::{RegistrySource, SourceConfig};
@@ -98,11 +98,57 @@ async fn a_stream_that_will_take_too_long_is_given_up() {
     world.registry.always(Endpoint::Blob, hangs);
     let mut request = world.request(&layer, Digest::sha256(&tar)).unwrap();
     // What it waits for otherwise is a minute.
-    request.stream_within = Some(Duration::from_millis(60));
+    let asker = asker(Duration::from_millis(60), 1);
+    asker.asked.say();
+    request.asker = Some(asker);
     let opened = world.opener.open(&request, &AtomicU64::new(0)).await;
     let error = opened.map(drop).unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     assert!(world.store.open_layer(&layer.digest).unwrap().is_none());
+}
+
+/// Somebody who has not asked yet, where so many may stream.
+fn asker(within: Duration, streaming: usize) -> Asker {
+    Asker {
+        within,
+        asked: Said::default(),
+        too_long: Said::default(),
+        lines: Lines::new(1, streaming),
+    }
+}
+
+#[tokio::test]
+async fn who_is_asked_for_is_streamed_past_those_whom_nobody_wants_yet() {
+    let tar = tar(&[("big", &noise(100_000))]);
+    let world = World::new().await;
+    let layer = world.add_gzip(&tar);
+    let mut request = world.request(&layer, Digest::sha256(&tar)).unwrap();
+    let asker = asker(Duration::from_secs(600), 0);
+    request.asker = Some(asker.clone());
+    let received = AtomicU64::new(0);
+    let asked = async {
+        tokio::task::yield_now().await;
+        assert_eq!(world.registry.requests().blobs, 0);
+        asker.asked.say();
+    };
+    let (opened, ()) = tokio::join!(world.opener.open(&request, &received), asked);
+    assert_eq!(opened.unwrap().1, OpenedBy::Stream);
+}
+
+#[tokio::test]
+async fn no_layer_is_streamed_once_one_of_its_image_took_too_long() {
+    let tar = tar(&[("big", &noise(100_000))]);
+    let world = World::new().await;
+    let layer = world.add_gzip(&tar);
+    let mut request = world.request(&layer, Digest::sha256(&tar)).unwrap();
+    let asker = asker(Duration::from_secs(600), 1);
+    asker.asked.say();
+    asker.too_long.say();
+    request.asker = Some(asker);
+    let opened = world.opener.open(&request, &AtomicU64::new(0)).await;
+    let error = opened.map(drop).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert_eq!(world.registry.requests().blobs, 0);
 }
 
 #[tokio::test]

@@ -158,7 +158,7 @@ impl NodeLayers {
         // Before any of them is opened: restore() finds what is in the store by its record.
         let numbers: Vec<_> = above.iter().copied().chain([number]).collect();
         self.record(&resolved, &numbers).await?;
-        // Of layers that are streamed only so many go on at once: who is asked for is first.
+        // Those above only stand in line until they are asked for, too: who is asked for is first.
         self.ahead.begin(&resolved, &[number]);
         self.ahead.begin(&resolved, &above);
         self.share_held(&resolved, number);

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::layer::open::{LayerOpener, LayerRequest, OfferedIndex, OpenedBy};
 use lazarette_fetcher::plan::whole::{Share, Why};
+use lazarette_fetcher::source::BlobRef;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_fetcher::{Error, Result};
 use parking_lot::Mutex;
@@ -69,8 +69,6 @@ pub struct Puller {
     pub mode: PullMode,
     /// Whether a container is about to read what comes; see [`LayerRequest::read_soon`].
     pub read_soon: bool,
-    /// How long a layer may be streamed; see [`LayerRequest::stream_within`].
-    pub stream_within: Option<Duration>,
     /// Indexes that the registry has beside the image, by layer; set before layers open.
     pub offered: OnceLock<HashMap<Digest, OfferedIndex>>,
     /// SOCI zTOCs that may be used, by layer; set before layers open.
@@ -88,10 +86,10 @@ impl PullProgress {
         self.layers.lock().iter().map(|layer| layer.copied()).sum()
     }
 
-    fn begin(&self, layer: &ImageLayer) -> Arc<LayerProgress> {
+    fn begin(&self, blob: &BlobRef) -> Arc<LayerProgress> {
         let progress = Arc::new(LayerProgress {
-            digest: layer.descriptor.digest,
-            total: layer.descriptor.size,
+            digest: blob.digest,
+            total: blob.size,
             streamed: AtomicU64::new(0),
             stage: AtomicU8::new(0),
             layer: OnceLock::new(),
@@ -155,7 +153,6 @@ impl Puller {
             progress: Arc::default(),
             mode,
             read_soon: true,
-            stream_within: None,
             offered: OnceLock::new(),
             ztocs: OnceLock::new(),
         }
@@ -189,7 +186,6 @@ impl Puller {
             ztoc: self.ztocs.get().and_then(|all| all.get(digest)).cloned(),
             fetch_landmark: landmarks == Landmarks::Honour,
             read_soon: self.read_soon,
-            stream_within: self.stream_within,
             ..request
         })
     }
@@ -202,10 +198,16 @@ impl Puller {
         layer: &ImageLayer,
         landmarks: Landmarks,
     ) -> Result<Arc<Layer>> {
-        let progress = self.progress.begin(layer);
+        self.open(number, self.request(image, layer, landmarks)?)
+            .await
+    }
+
+    /// The same of the layer that `request` is for.
+    pub async fn open(&self, number: usize, request: LayerRequest) -> Result<Arc<Layer>> {
+        let progress = self.progress.begin(&request.blob);
         let request = LayerRequest {
             is_wanted_whole: self.mode == PullMode::Full,
-            ..self.request(image, layer, landmarks)?
+            ..request
         };
         let span = self.trace.start("index", Some(number));
         let (opened, by) = self.opener.open(&request, &progress.streamed).await?;
@@ -221,7 +223,7 @@ impl Puller {
                 layer: number,
                 share: Share::Full,
                 why: Why::NoTable,
-                missing_bytes: layer.descriptor.size,
+                missing_bytes: request.blob.size,
                 covered_bytes: None,
             });
         }

@@ -5,6 +5,7 @@
 
 mod asked;
 mod bed;
+mod beside;
 mod crash;
 mod crowded;
 mod early;

@@ -3,8 +3,7 @@
 //! Invariant: everything here comes from verified documents, so a digest in it may be
 //! trusted; where things are is only a hint.
 
-use std::time::Duration;
-
+use super::asker::Asker;
 use super::offered::OfferedIndex;
 use crate::index::{estargz, zstdchunked};
 use crate::source::BlobRef;
@@ -34,9 +33,9 @@ pub struct LayerRequest {
     /// Whether somebody is about to read its files: what a full stream brings is then left in
     /// the page cache, else it goes past it.
     pub read_soon: bool,
-    /// How long it may take to stream it, where who asks can have it otherwise: a stream that will
-    /// take longer is given up early, and is [`Error::Unsupported`].
-    pub stream_within: Option<Duration>,
+    /// Who it is streamed for, where they can have it otherwise: a stream that they would wait
+    /// for too long is given up early, and is [`Error::Unsupported`].
+    pub asker: Option<Asker>,
 }
 
 /// What a manifest says of a layer's table of contents.
@@ -70,7 +69,7 @@ impl LayerRequest {
             is_wanted_whole: false,
             fetch_landmark: true,
             read_soon: true,
-            stream_within: None,
+            asker: None,
         })
     }
 

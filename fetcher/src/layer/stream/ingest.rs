@@ -63,7 +63,7 @@ impl Stream {
         received: &AtomicU64,
         work: impl FnOnce(Pieces) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let mut patience = Patience::new(self.within, self.from.blob.clone());
+        let mut patience = Patience::new(self.asker.clone(), self.from.blob.clone());
         let (pieces, inbox) = mpsc::channel(PIECES_WAITING_MAX);
         // Spawned now, so that the channel is drained while the body is read.
         let worker = tokio::spawn(blocking(move || work(Pieces { inbox })));

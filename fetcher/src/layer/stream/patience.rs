@@ -1,46 +1,50 @@
 //! For how long somebody waits for a stream who could have the layer otherwise.
 //!
-//! Invariant: a stream that is given up would have taken longer than was granted, at the rate it
-//! came until then; it is given a part of that time first, to show its rate. Never ends one
-//! because of a pause alone that its rate so far makes up for.
+//! Invariant: a stream that is given up would have taken longer than was granted from when it
+//! was asked for, at the rate it came from then on; it is given a part of that time first, to
+//! show its rate. Never ends one because of a pause alone that its rate so far makes up for.
+//! One that nobody has asked for is not judged by its rate: it ends when one of its image was
+//! given up, or when nobody came for it in [`UNASKED_TIMES`] of what is granted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
+use crate::layer::open::{Asker, others_took_too_long};
 use crate::source::BlobRef;
 use crate::{Error, Result};
 
 /// A stream is looked at so many times in what it is granted.
 const LOOKS: u32 = 6;
+/// A stream that nobody asks for may take so many times as long: who pulls an image comes for all
+/// of its layers within minutes, and one that trickles shall not keep its turn for ever.
+const UNASKED_TIMES: u32 = 10;
 
 pub(super) struct Patience {
+    asker: Option<Asker>,
+    began: Instant,
+    /// From when somebody has waited.
     granted: Option<Granted>,
     blob: BlobRef,
 }
 
 struct Granted {
-    within: Duration,
     began: Instant,
+    /// Bytes that had come until then.
+    before: u64,
     looks: Interval,
 }
 
 impl Patience {
-    /// Endless without `within`.
-    pub(super) fn new(within: Option<Duration>, blob: BlobRef) -> Self {
-        let granted = within.map(|within| {
-            let (began, between) = (Instant::now(), within / LOOKS);
-            let between = between.max(Duration::from_millis(1));
-            let mut looks = interval_at(began + between, between);
-            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            Granted {
-                within,
-                began,
-                looks,
-            }
-        });
-        Self { granted, blob }
+    /// Endless without `asker`.
+    pub(super) fn new(asker: Option<Asker>, blob: BlobRef) -> Self {
+        Self {
+            asker,
+            began: Instant::now(),
+            granted: None,
+            blob,
+        }
     }
 
     /// What `next` comes to, of a stream of which `received` bytes have come.
@@ -52,22 +56,51 @@ impl Patience {
         next: impl Future<Output = Result<T>>,
         received: &AtomicU64,
     ) -> Result<T> {
-        let Some(granted) = &mut self.granted else {
+        let Some(asker) = &self.asker else {
             return next.await;
         };
         tokio::pin!(next);
+        if self.granted.is_none() {
+            let forgotten = self.began + asker.within.saturating_mul(UNASKED_TIMES);
+            tokio::select! {
+                biased;
+                () = asker.asked.wait() => {}
+                () = asker.too_long.wait() => return Err(others_took_too_long(&self.blob)),
+                came = &mut next => return came,
+                () = sleep_until(forgotten) => return Err(nobody_came(&self.blob)),
+            }
+        }
+        let granted = self
+            .granted
+            .get_or_insert_with(|| Granted::new(asker.within, received.load(Ordering::Relaxed)));
         loop {
             tokio::select! {
                 biased;
                 _ = granted.looks.tick() => {
-                    let (elapsed, within) = (granted.began.elapsed(), granted.within);
-                    let received = received.load(Ordering::Relaxed);
-                    if let Some(all) = too_long(elapsed, received, self.blob.size, within) {
-                        return Err(given_up(&self.blob, all, within));
+                    let received = received.load(Ordering::Relaxed).saturating_sub(granted.before);
+                    let size = self.blob.size.saturating_sub(granted.before);
+                    let elapsed = granted.began.elapsed();
+                    if let Some(all) = too_long(elapsed, received, size, asker.within) {
+                        asker.too_long.say();
+                        return Err(given_up(&self.blob, all, asker.within));
                     }
                 }
                 came = &mut next => return came,
             }
+        }
+    }
+}
+
+impl Granted {
+    fn new(within: Duration, before: u64) -> Self {
+        let (began, between) = (Instant::now(), within / LOOKS);
+        let between = between.max(Duration::from_millis(1));
+        let mut looks = interval_at(began + between, between);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            began,
+            before,
+            looks,
         }
     }
 }
@@ -91,9 +124,17 @@ fn given_up(blob: &BlobRef, all: Duration, within: Duration) -> Error {
     }
 }
 
+fn nobody_came(blob: &BlobRef) -> Error {
+    Error::Unsupported {
+        what: format!("layer {}", blob.digest),
+        detail: "it has no index here, and nobody came for it while it was streamed".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::open::{Lines, Said};
     use crate::types::{Digest, Reference};
 
     #[test]
@@ -115,20 +156,74 @@ mod tests {
         assert_eq!(longest, Some(Duration::from_nanos(u64::MAX)));
     }
 
-    #[tokio::test]
-    async fn who_waits_for_ever_is_not_asked_to() {
-        let received = AtomicU64::new(0);
+    fn asker(within: Duration) -> Asker {
+        Asker {
+            within,
+            asked: Said::default(),
+            too_long: Said::default(),
+            lines: Lines::new(1, 1),
+        }
+    }
+
+    fn blob() -> BlobRef {
         let repository = Reference::parse("reg.example/app").unwrap();
-        let blob = BlobRef {
+        BlobRef {
             repository: repository.repository().clone(),
             digest: Digest::sha256(b"a blob"),
             size: 1 << 30,
-        };
-        let mut patience = Patience::new(Some(Duration::from_millis(6)), blob.clone());
-        let never = std::future::pending::<Result<()>>();
-        let error = patience.wait(never, &received).await.unwrap_err();
+        }
+    }
+
+    async fn never() -> Result<()> {
+        std::future::pending().await
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_ever_is_not_asked_to() {
+        let received = AtomicU64::new(0);
+        let asker = asker(Duration::from_millis(6));
+        asker.asked.say();
+        let mut patience = Patience::new(Some(asker.clone()), blob());
+        let error = patience.wait(never(), &received).await.unwrap_err();
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-        let mut patience = Patience::new(None, blob);
+        assert!(
+            asker.too_long.is_said(),
+            "the others are streamed none the less"
+        );
+        let mut patience = Patience::new(None, blob());
         patience.wait(async { Ok(()) }, &received).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn patience_counts_from_when_somebody_waits() {
+        let within = Duration::from_millis(60);
+        let (asker, received) = (asker(within), AtomicU64::new(0));
+        let mut patience = Patience::new(Some(asker.clone()), blob());
+        // Slow, but nobody waits.
+        let slow = async {
+            tokio::time::sleep(within / 2).await;
+            received.store(10, Ordering::Relaxed);
+            Ok(())
+        };
+        patience.wait(slow, &received).await.unwrap();
+        assert!(patience.granted.is_none());
+        asker.asked.say();
+        let error = patience.wait(never(), &received).await.unwrap_err();
+        assert!(error.to_string().contains("to stream"), "{error}");
+        assert_eq!(patience.granted.unwrap().before, 10);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_asks_for_ends_with_its_image_or_when_it_is_forgotten() {
+        let received = AtomicU64::new(0);
+        let asker = asker(Duration::from_millis(1));
+        let mut patience = Patience::new(Some(asker.clone()), blob());
+        let error = patience.wait(never(), &received).await.unwrap_err();
+        assert!(error.to_string().contains("nobody came"), "{error}");
+        assert!(!asker.too_long.is_said());
+        let mut patience = Patience::new(Some(asker.clone()), blob());
+        asker.too_long.say();
+        let error = patience.wait(never(), &received).await.unwrap_err();
+        assert!(error.to_string().contains("another layer"), "{error}");
     }
 }

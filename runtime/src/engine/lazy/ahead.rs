@@ -4,25 +4,27 @@
 //! begins the work for all layers of the image, and the next ones find it done.
 //!
 //! Invariant: one piece of work per image and per layer, in a task of its own that ends by
-//! itself. Results that nobody fetches are dropped after [`Keep`], whether or not anybody asks again;
-//! until then they stand, so that the layers of an image that cannot be had do not wait for the
-//! network one after the other. Of layers that are dropped so somebody is told, who removes what
-//! is stored of them if nobody has it.
+//! itself. Who is asked for stands in no line, and is told of no trouble but that of its own
+//! image. Results that nobody fetches are dropped after [`Keep`], whether or not anybody asks
+//! again; until then they stand, so that the layers of an image that cannot be had do not wait
+//! for the network one after the other. Of layers that are dropped so somebody is told, who
+//! removes what is stored of them if nobody has it.
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use lazarette_fetcher::layer::Layer;
+use lazarette_fetcher::layer::open::{Asker, LayerRequest, Lines, Said};
 use lazarette_fetcher::prefetch::Prefetch;
 use lazarette_fetcher::types::{Digest, Reference};
 use lazarette_snapshotter::remote::Wanted;
 use lazarette_snapshotter::tree::Tree;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::super::Engine;
@@ -33,6 +35,9 @@ use crate::image::pull::{LAYERS_AT_ONCE, PullMode, Puller};
 use crate::trace::Trace;
 use crate::{Error, Result};
 
+/// Plain layers that are streamed before anybody asks for them: with the one that is asked for
+/// as many as containerd would download at once. More only take from the one somebody waits for.
+const STREAMS_AHEAD: usize = 2;
 /// How long a plain layer may be streamed while containerd waits, which lets nobody prepare a snapshot
 /// then once it wants to collect garbage: half of what kubelet gives a request.
 const STREAM_WITHIN: Duration = Duration::from_secs(60);
@@ -46,18 +51,29 @@ pub(super) struct Resolved {
     /// Brings that into the page cache, as long.
     warming: Warming,
     start: FirstStart,
+    /// Said once a layer took too long to stream: containerd brings those that are to be.
+    too_long: Said,
 }
 
 /// Something under way or done. The error is shared, so it is a text.
 type Work<T> = Shared<BoxFuture<'static, Result<Arc<T>, Arc<str>>>>;
 
-struct Entry<T> {
+struct Entry<T, N = ()> {
     /// When there was a result.
     done: Arc<OnceLock<Instant>>,
     work: Work<T>,
+    note: N,
 }
 
-type Entries<K, T> = Arc<Mutex<HashMap<K, Entry<T>>>>;
+type Entries<K, T, N = ()> = Arc<Mutex<HashMap<K, Entry<T, N>>>>;
+
+/// What is known of a layer that is being opened.
+#[derive(Clone)]
+struct Opening {
+    /// The image whose registry is asked, of all that have the layer.
+    by: Weak<Resolved>,
+    asked: Said,
+}
 
 /// The image as it was named, and its manifest if that is known.
 type ImageKey = (String, Option<Digest>);
@@ -65,8 +81,8 @@ type ImageKey = (String, Option<Digest>);
 pub(super) struct Ahead {
     engine: Arc<Engine>,
     images: Entries<ImageKey, Resolved>,
-    layers: Entries<Digest, Layer>,
-    permits: Arc<Semaphore>,
+    layers: Entries<Digest, Layer, Opening>,
+    lines: Lines,
     keep: Keep,
     /// Told of layers that nobody came for.
     unclaimed: mpsc::UnboundedSender<Digest>,
@@ -83,7 +99,7 @@ impl Ahead {
             engine,
             images: Arc::default(),
             layers: Arc::default(),
-            permits: Arc::new(Semaphore::new(LAYERS_AT_ONCE)),
+            lines: Lines::new(LAYERS_AT_ONCE, STREAMS_AHEAD),
             keep,
             unclaimed,
         })
@@ -94,8 +110,8 @@ impl Ahead {
         let key = key(wanted);
         let (engine, reference) = (Arc::clone(&self.engine), wanted.reference.clone());
         let manifest = wanted.manifest_digest;
-        let resolve = || resolve(engine, reference, manifest);
-        let work = join(self.keep, &self.images, key, resolve, || {});
+        let resolve = || ((), resolve(engine, reference, manifest));
+        let (work, ()) = join(self.keep, &self.images, key, resolve, || {});
         let failed = |detail: Arc<str>| unavailable("image", &wanted.reference, &detail);
         work.await.map_err(failed)
     }
@@ -120,14 +136,35 @@ impl Ahead {
         }
     }
 
-    /// Layer `number`, readable.
+    /// Layer `number`, readable. What another image's registry fails at is begun anew with its own.
     pub(super) async fn open(&self, resolved: &Arc<Resolved>, number: usize) -> Result<Arc<Layer>> {
         let failed =
             |detail: Arc<str>| unavailable("a layer of image", &resolved.image.reference, &detail);
-        match self.opening(resolved, number) {
-            Some(work) => work.await.map_err(failed),
-            None => Err(failed("it has no such layer".into())),
+        // Ends: of the others each is begun by somebody who asks, once.
+        while let Some((work, opening)) = self.opening(resolved, number) {
+            opening.asked.say();
+            let is_own = Weak::ptr_eq(&opening.by, &Arc::downgrade(resolved));
+            match work.await {
+                Ok(layer) => {
+                    if !is_own {
+                        resolved.has(number, &layer);
+                    }
+                    return Ok(layer);
+                }
+                Err(detail) if is_own => return Err(failed(detail)),
+                Err(error) => {
+                    tracing::debug!(%error, "a layer cannot be had for another image");
+                    self.forget_failure(&opening);
+                }
+            }
         }
+        Err(failed("it has no such layer".into()))
+    }
+
+    /// Who asks next begins anew, unless somebody has.
+    fn forget_failure(&self, of: &Opening) {
+        let is_it = |opening: &Opening| opening.asked.is(&of.asked);
+        self.layers.lock().retain(|_, entry| !is_it(&entry.note));
     }
 
     /// What was opened is held by somebody else now.
@@ -148,33 +185,53 @@ impl Ahead {
             .is_some_and(|entry| entry.work.peek().is_none())
     }
 
-    fn opening(&self, resolved: &Arc<Resolved>, number: usize) -> Option<Work<Layer>> {
+    fn opening(&self, resolved: &Arc<Resolved>, number: usize) -> Option<(Work<Layer>, Opening)> {
         let digest = resolved.image.layers.get(number)?.descriptor.digest;
-        let (resolved, permits) = (Arc::clone(resolved), Arc::clone(&self.permits));
         let unclaimed = self.unclaimed.clone();
         // Who would hear of it may have ended.
         let told = move || {
             let _ = unclaimed.send(digest);
         };
-        let open = || async move {
-            let _permit = permits.acquire_owned().await;
-            let (image, puller) = (&resolved.image, &resolved.puller);
-            let Some(layer) = image.layers.get(number) else {
-                return Err(missing(number));
+        let open = || {
+            let opening = Opening {
+                by: Arc::downgrade(resolved),
+                asked: Said::default(),
             };
-            let layer = puller
-                .layer(image, number, layer, resolved.start.landmarks())
-                .await?;
-            resolved.early.opened(number, &layer);
-            resolved.start.begin(&layer);
-            resolved.opened(&layer);
-            Ok(layer)
+            let (resolved, lines) = (Arc::clone(resolved), self.lines.clone());
+            let asker = Asker {
+                within: STREAM_WITHIN,
+                asked: opening.asked.clone(),
+                too_long: resolved.too_long.clone(),
+                lines,
+            };
+            (opening, async move { resolved.open(number, asker).await })
         };
         Some(join(self.keep, &self.layers, digest, open, told))
     }
 }
 
 impl Resolved {
+    async fn open(&self, number: usize, asker: Asker) -> Result<Arc<Layer>> {
+        let (image, puller) = (&self.image, &self.puller);
+        let Some(layer) = image.layers.get(number) else {
+            return Err(missing(number));
+        };
+        let request = LayerRequest {
+            asker: Some(asker),
+            ..puller.request(image, layer, self.start.landmarks())?
+        };
+        let layer = puller.open(number, request).await?;
+        self.has(number, &layer);
+        Ok(layer)
+    }
+
+    /// Layer `number` was opened, and is read by nobody yet.
+    fn has(&self, number: usize, layer: &Arc<Layer>) {
+        self.early.opened(number, layer);
+        self.start.begin(layer);
+        self.opened(layer);
+    }
+
     /// A layer of the image can be read, wherever it was opened.
     pub(super) fn opened(&self, layer: &Arc<Layer>) {
         let digest = layer.index().blob_digest;
@@ -224,8 +281,7 @@ async fn resolve(
         None => reference.clone(),
     };
     let manifest = engine.resolver.manifest(&named).await?;
-    let mut puller = engine.puller(PullMode::Lazy, Trace::new(std::time::Instant::now()));
-    puller.stream_within = Some(STREAM_WITHIN);
+    let puller = engine.puller(PullMode::Lazy, Trace::new(std::time::Instant::now()));
     puller.look_ahead(&reference, &manifest).await;
     let image = engine.resolver.image(&reference, manifest).await?;
     let own = engine.own_start(&image).await;
@@ -237,6 +293,7 @@ async fn resolve(
         warming,
         image,
         puller,
+        too_long: Said::default(),
     }))
 }
 
@@ -259,15 +316,17 @@ impl Default for Keep {
     }
 }
 
-/// Joins the work for `key`, or begins it. `gone` is called once its result has stood long enough.
-fn join<K, T, F>(
+/// Joins the work for `key`, or begins it, and what was noted then. `gone` is
+/// called once its result has stood long enough.
+fn join<K, T, N, F>(
     keep: Keep,
-    entries: &Entries<K, T>,
+    entries: &Entries<K, T, N>,
     key: K,
-    begin: impl FnOnce() -> F,
+    begin: impl FnOnce() -> (N, F),
     gone: impl FnOnce() + Send + 'static,
-) -> Work<T>
+) -> (Work<T>, N)
 where
+    N: Clone + Send + 'static,
     K: std::hash::Hash + Eq + Send + 'static,
     T: Send + Sync + 'static,
     F: Future<Output = Result<Arc<T>>> + Send + 'static,
@@ -275,23 +334,24 @@ where
     let mut all = entries.lock();
     all.retain(|_, entry| is_fresh(entry, keep));
     let entry = all.entry(key).or_insert_with(|| {
-        let work = spawn(begin());
-        let done = Arc::default();
+        let (note, work) = begin();
+        let (work, done) = (spawn(work), Arc::default());
         drop_later(keep, entries, (work.clone(), Arc::clone(&done)), gone);
-        Entry { done, work }
+        Entry { done, work, note }
     });
-    entry.work.clone()
+    (entry.work.clone(), entry.note.clone())
 }
 
 /// Drops the result of `work` when it has stood long enough, and says in `done` since when.
-fn drop_later<K, T>(
+fn drop_later<K, T, N>(
     keep: Keep,
-    entries: &Entries<K, T>,
+    entries: &Entries<K, T, N>,
     (work, done): (Work<T>, Arc<OnceLock<Instant>>),
     gone: impl FnOnce() + Send + 'static,
 ) where
     K: std::hash::Hash + Eq + Send + 'static,
     T: Send + Sync + 'static,
+    N: Send + 'static,
 {
     let entries = Arc::downgrade(entries);
     // Ends by itself: the work is bounded by deadlines, and what comes after by `keep`.
@@ -309,7 +369,7 @@ fn drop_later<K, T>(
     });
 }
 
-fn is_fresh<T>(entry: &Entry<T>, keep: Keep) -> bool {
+fn is_fresh<T, N>(entry: &Entry<T, N>, keep: Keep) -> bool {
     let age = entry.done.get().map(Instant::elapsed);
     match (entry.work.peek(), age) {
         (None, _) | (_, None) => true,
@@ -366,12 +426,14 @@ mod tests {
         let entries = Entries::<u8, u8>::default();
         let (told, mut tells) = mpsc::unbounded_channel();
         let tell = move || told.send(1).unwrap();
-        let work = join(SHORT, &entries, 1, || async { Ok(Arc::new(7)) }, tell);
+        let seven = || ((), async { Ok(Arc::new(7)) });
+        let (work, ()) = join(SHORT, &entries, 1, seven, tell);
         let value = work.await.unwrap();
         until_empty(&entries).await;
         assert_eq!(tells.recv().await, Some(1));
         assert_eq!(Arc::strong_count(&value), 1, "nobody else has it any more");
-        let failed = join(SHORT, &entries, 2, || async { Err(missing(2)) }, || {});
+        let fail = || ((), async { Err(missing(2)) });
+        let (failed, ()) = join(SHORT, &entries, 2, fail, || {});
         failed.await.unwrap_err();
         until_empty(&entries).await;
     }
@@ -384,7 +446,7 @@ mod tests {
             failing.await.unwrap();
             Err(missing(1))
         };
-        let work = join(Keep::default(), &entries, 1, || silent, || {});
+        let (work, ()) = join(Keep::default(), &entries, 1, || ((), silent), || {});
         let done = Arc::clone(&entries.lock()[&1].done);
         assert!(done.get().is_none());
         let began_to_fail = Instant::now();
@@ -405,14 +467,16 @@ mod tests {
         let entries = Entries::<u8, u8>::default();
         let usual = Keep::default();
         let ask = |value| {
-            let work = move || async move { Ok(Arc::new(value)) };
-            join(usual, &entries, 1, work, || {})
+            let work = move || ((), async move { Ok(Arc::new(value)) });
+            join(usual, &entries, 1, work, || {}).0
         };
         let (first, second) = tokio::join!(ask(7), ask(8));
         assert!(Arc::ptr_eq(&first.unwrap(), &second.unwrap()));
-        let failed = join(usual, &entries, 2, || async { Err(missing(2)) }, || {});
+        let fail = || ((), async { Err(missing(2)) });
+        let (failed, ()) = join(usual, &entries, 2, fail, || {});
         failed.await.unwrap_err();
-        let again = join(usual, &entries, 2, || async { Ok(Arc::new(9)) }, || {});
+        let work = || ((), async { Ok(Arc::new(9)) });
+        let (again, ()) = join(usual, &entries, 2, work, || {});
         again.await.unwrap_err();
     }
 }
