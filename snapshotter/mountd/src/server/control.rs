@@ -79,7 +79,7 @@ impl Control {
         })
     }
 
-    /// Runs until everything is handed over.
+    /// Runs until everything is handed over, or nothing could be answered any more.
     pub(super) fn run(mut self) -> Result<Ended> {
         log::ready();
         loop {
@@ -97,7 +97,7 @@ impl Control {
                 self.guard.lost(&Error::Closed);
                 self.renew_guard();
             }
-            if self.turn(&ready) {
+            if self.turn(&ready)? {
                 return Ok(Ended::HandedOver);
             }
         }
@@ -202,7 +202,7 @@ impl Control {
     }
 
     /// One turn for everybody who is ready; `true` when everything was handed over.
-    fn turn(&mut self, ready: &[bool]) -> bool {
+    fn turn(&mut self, ready: &[bool]) -> Result<bool> {
         let mut ready = ready.iter().copied();
         let newcomer = ready.next().unwrap_or(false);
         let ready: Vec<bool> = ready.skip(1).collect();
@@ -226,7 +226,7 @@ impl Control {
         if newcomer {
             self.accept();
         }
-        successor.is_some_and(|link| self.hand_over(&link))
+        successor.map_or(Ok(false), |link| self.hand_over(&link))
     }
 
     fn accept(&mut self) {

@@ -4,8 +4,10 @@
 //! into the state, before it takes another; so when all have ended, what is not answered waits.
 //! Each time a session has something one worker is told, and goes on until nothing is left: two
 //! that wake up for one request cost more than the request. Nobody is told while a worker looks.
+//! There is one worker at least, or an error.
 
 use std::fs;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -18,7 +20,7 @@ use crate::fanotify::QUESTIONS_BYTES;
 use crate::fuse::answer::{Reaction, react};
 use crate::fuse::{self, REQUEST_BYTES, SMALL};
 use crate::state::Read;
-use crate::{Error, Result};
+use crate::{Error, Result, log};
 
 /// Stack of a worker, bytes: its buffers are on the heap.
 const STACK_BYTES: usize = 128 << 10;
@@ -34,7 +36,10 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` of them.
+    /// Starts `count` of them; fewer where no more can be had.
+    ///
+    /// # Errors
+    /// Where there would be none.
     pub(super) fn start(shared: &Arc<Shared>, count: usize) -> Result<Self> {
         shared.stopping.store(false, Ordering::Relaxed);
         shared.stop.hush();
@@ -45,18 +50,15 @@ impl Workers {
                 .fuse()
                 .map(|fuse| shared.epoll.tell_again(fuse, served.mount));
         }
-        let mut workers = Self {
-            shared: Arc::clone(shared),
-            threads: Vec::new(),
-        };
-        for _ in 0..count.max(1) {
+        let threads = start_some(count.max(1), || {
             let shared = Arc::clone(shared);
             let builder = thread::Builder::new().stack_size(STACK_BYTES);
-            let thread = builder.spawn(move || work(&shared));
-            let thread = thread.map_err(|e| Error::io("start", "a worker", e))?;
-            workers.threads.push(thread);
-        }
-        Ok(workers)
+            builder.spawn(move || work(&shared))
+        });
+        Ok(Self {
+            shared: Arc::clone(shared),
+            threads: threads.map_err(|e| Error::io("start", "a worker", e))?,
+        })
     }
 
     /// Has them end and waits for that: the time of a local read.
@@ -68,6 +70,26 @@ impl Workers {
             let _ = thread.join();
         }
     }
+}
+
+/// What `start` gives when it is asked `count` times, up to the first failure. Fails with that where
+/// there is nothing before it.
+fn start_some<T>(count: usize, mut start: impl FnMut() -> io::Result<T>) -> io::Result<Vec<T>> {
+    let mut started = Vec::new();
+    while started.len() < count {
+        match start() {
+            Ok(one) => started.push(one),
+            Err(error) if started.is_empty() => return Err(error),
+            Err(error) => {
+                let there = started.len();
+                log::say(&format!(
+                    "going on with {there} of {count} workers: {error}"
+                ));
+                break;
+            }
+        }
+    }
+    Ok(started)
 }
 
 fn work(shared: &Shared) {
@@ -228,7 +250,30 @@ fn has_kill(status: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::has_kill;
+    use std::io;
+
+    use super::{has_kill, start_some};
+
+    #[test]
+    fn workers_that_have_started_are_kept() {
+        for (may_start, kept) in [
+            (0, None),
+            (1, Some(1)),
+            (2, Some(2)),
+            (4, Some(4)),
+            (9, Some(4)),
+        ] {
+            let mut left = may_start;
+            let started = start_some(4, || match left {
+                0 => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+                _ => {
+                    left -= 1;
+                    Ok(())
+                }
+            });
+            assert_eq!(started.ok().map(|all| all.len()), kept, "{may_start}");
+        }
+    }
 
     #[test]
     fn only_what_ends_a_thread_counts() {

@@ -1,4 +1,4 @@
-//! A server that may open hardly anything more.
+//! A server that may open, or start, hardly anything more.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -49,6 +49,44 @@ fn leave(pid: u32, mut left: usize) {
     limit(pid, end);
 }
 
+/// A cgroup in which a process may have one thread, in whichever of the kernel's two hierarchies
+/// has the controller.
+struct OneThread(PathBuf);
+
+impl OneThread {
+    /// Takes a process in, with the threads that it has.
+    fn take(pid: u32) -> Self {
+        let root = Path::new("/sys/fs/cgroup");
+        let apart = root.join("pids");
+        let parent = match apart.is_dir() {
+            true => apart,
+            false => {
+                // Where it is so already, this changes nothing.
+                let _ = fs::write(root.join("cgroup.subtree_control"), "+pids");
+                root.to_path_buf()
+            }
+        };
+        let group = Self(parent.join(format!("laz-mountd-test-{pid}")));
+        fs::create_dir(&group.0).unwrap();
+        fs::write(group.0.join("pids.max"), "1")
+            .expect("ENVIRONMENT: no pids controller that a test may use");
+        fs::write(group.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        group
+    }
+}
+
+impl Drop for OneThread {
+    fn drop(&mut self) {
+        // What was in it is gone a moment after it was waited for.
+        for _ in 0..1000 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Milliseconds of processor time that a process has had.
 fn cpu_ms(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -84,6 +122,18 @@ fn grant_all(server: &Connection, layer: &Layer, mount: u64) {
         span,
     };
     server.send(&grant, &[]).unwrap();
+}
+
+/// Answers for a mount of which everything is granted.
+fn attach(server: &Connection, layer: &Layer, mount: u64) {
+    let file = FileId::of(&layer.lend()[0]).unwrap();
+    let attach = Message::Attach {
+        request: 2,
+        mount,
+        file,
+    };
+    server.send(&attach, &[]).unwrap();
+    grant_all(server, layer, mount);
 }
 
 /// Returns when the server has done all that was to be done before.
@@ -173,6 +223,40 @@ fn privileged_a_successor_without_descriptors_takes_nothing_over() {
 }
 
 #[test]
+fn privileged_a_server_that_cannot_go_on_ends() {
+    if !must_be_root("privileged_a_server_that_cannot_go_on_ends") {
+        return;
+    }
+    let mut bed = Bed::new(1, 120);
+    let socket = bed.path().join("socket");
+    let (server, _) = connect(&socket);
+    let (layer, at) = make(bed.path(), 0);
+    let mounted = Mounted(vec![at]);
+    let number = mount(&server, &layer, "0", &mounted.0[0]);
+    grant_all(&server, &layer, number);
+    is_read(&mounted.0[0]);
+    drop(server);
+    let group = OneThread::take(bed.server.id());
+    // A successor that dies as soon as it has come.
+    let successor = Connection::connect(&socket).unwrap();
+    let hello = Message::Hello(Role::Successor);
+    successor.send(&hello, &[]).unwrap();
+    drop(successor);
+
+    // Whoever reads finds the guard.
+    let file = open(&mounted.0[0].join("data"), true);
+    let read = std::thread::spawn(move || while read_right(&file, 0, 1) {});
+    ends(read);
+    let ended = bed.server.wait().unwrap();
+    assert!(!ended.success(), "{ended}");
+    drop(group);
+    bed.start_server();
+    let (server, _) = connect(&socket);
+    attach(&server, &layer, number);
+    is_read(&mounted.0[0]);
+}
+
+#[test]
 fn privileged_a_guard_that_cannot_be_replaced_is_replaced_later() {
     if !must_be_root("privileged_a_guard_that_cannot_be_replaced_is_replaced_later") {
         return;
@@ -206,13 +290,6 @@ fn privileged_a_guard_that_cannot_be_replaced_is_replaced_later() {
     bed.start_server();
     assert_eq!(bed.guard(), Some(second));
     let (server, _) = connect(&socket);
-    let file = FileId::of(&layer.lend()[0]).unwrap();
-    let attach = Message::Attach {
-        request: 2,
-        mount: number,
-        file,
-    };
-    server.send(&attach, &[]).unwrap();
-    grant_all(&server, &layer, number);
+    attach(&server, &layer, number);
     is_read(&mounted.0[0]);
 }

@@ -1,8 +1,10 @@
 //! Giving everything to a successor.
 //!
 //! Invariant: who takes nothing is given up. Until the successor has said that it has everything,
-//! this server can go on; after that it answers nothing. No request is lost: those that wait in a session are sent
-//! again by the kernel, to the successor; questions through fanotify are handed over.
+//! this server can go on; after that it answers nothing. Where it could not start a worker again, it
+//! ends, and its guard answers: it is never there and answers nobody. No request is lost: those that
+//! wait in a session are sent again by the kernel, to the successor; questions through fanotify are
+//! handed over.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -17,7 +19,10 @@ use crate::{Error, Result, log};
 
 impl Control {
     /// `true` when the successor has everything; this server must end then.
-    pub(super) fn hand_over(&mut self, link: &Link) -> bool {
+    ///
+    /// # Errors
+    /// Where it has not, and this server cannot go on.
+    pub(super) fn hand_over(&mut self, link: &Link) -> Result<bool> {
         self.workers.stop();
         // Daemons come back to whoever listens then.
         self.clients.clear();
@@ -28,16 +33,13 @@ impl Control {
             self.refuse_all();
         }
         match self.give(link) {
-            Ok(()) => true,
+            Ok(()) => Ok(true),
             Err(error) => {
                 log::say(&format!(
                     "going on, as the successor did not take over: {error}"
                 ));
-                match Workers::start(&self.shared, self.workers_count) {
-                    Ok(workers) => self.workers = workers,
-                    Err(error) => log::say(&format!("cannot go on: {error}")),
-                }
-                false
+                self.workers = Workers::start(&self.shared, self.workers_count)?;
+                Ok(false)
             }
         }
     }
