@@ -37,7 +37,7 @@ use tokio::runtime::Handle;
 
 pub use self::choose::{Choice, select};
 pub use self::image::is_image_of;
-pub use self::layer::{Place, Shown};
+pub use self::layer::{Place, Shown, Unattached};
 use self::link::{Done, Link};
 pub use self::stale::clear;
 pub use self::whole::{hide_whole, is_shown_whole, show_whole};

@@ -28,6 +28,7 @@ mod ahead;
 mod choose;
 mod held;
 mod idle;
+mod late;
 mod record;
 mod restore;
 mod served;
@@ -76,7 +77,7 @@ pub struct NodeLayers {
     /// `None` where this process mounts all layers itself.
     served: Option<Arc<Served>>,
     /// What removes layers that nobody came for, and what mounts those that could not be mounted
-    /// when this process began.
+    /// or answered for.
     beside: Mutex<JoinSet<()>>,
 }
 
@@ -139,6 +140,8 @@ impl NodeLayers {
             served.close().await;
         }
         let held: Vec<Held> = self.held.lock().drain().map(|(_, held)| held).collect();
+        let late = self.served.iter().flat_map(|s| s.take_unanswered());
+        let held = held.into_iter().chain(late);
         let mut first = Ok(());
         for Held { layer, by } in held {
             if let By::Us(ours) = by {
@@ -245,16 +248,21 @@ impl NodeLayers {
         if let Some(path) = self.path(&digest) {
             return Ok(path);
         }
-        // Whoever could not use it released it since it was opened.
-        if layer.file().is_removed() {
-            return Err(unknown(&digest, &None));
-        }
-        let path = match &self.served {
-            Some(served) => served.hold(&layer).await?,
-            None => self.hold_here(&layer).await?,
-        };
+        let path = self.show(&layer).await?;
         self.fill(layer);
         Ok(path)
+    }
+
+    /// Has a layer shown. The caller has its turn.
+    async fn show(&self, layer: &Arc<Layer>) -> Result<PathBuf> {
+        // Whoever could not use it released it since it was opened.
+        if layer.file().is_removed() {
+            return Err(unknown(&layer.index().blob_digest, &None));
+        }
+        match &self.served {
+            Some(served) => served.hold(layer).await,
+            None => self.hold_here(layer).await,
+        }
     }
 
     /// Fetches the rest of a layer in the background, if the config says so: when nobody has

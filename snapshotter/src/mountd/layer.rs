@@ -39,6 +39,11 @@ use crate::{Error, Result, sys};
 /// an attempt before.
 const ORPHANS_MAX: usize = 6;
 
+/// What a server answers that has no such mount.
+const ENOENT: i32 = 2;
+/// What it answers where the mount shows another file.
+const ESTALE: i32 = 116;
+
 /// Where a layer goes.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
@@ -64,6 +69,30 @@ pub struct Shown<'a> {
     /// Through what the kernel gets them. [`Through::Fanotify`] keeps others from evicting any
     /// of the layer while it is mounted; see [`select`](super::select).
     pub through: Through,
+}
+
+/// Why a layer is not answered for where it was mounted.
+#[derive(Debug)]
+pub enum Unattached {
+    /// The mount is of no use: it shows another file, or is none any more, or nobody sees the layer
+    /// there and it cannot be finished.
+    Useless(Error),
+    /// The mount may be what containers have, and may work later.
+    NotNow(Error),
+}
+
+impl Unattached {
+    /// What the server says, or what kept it from being asked.
+    fn of(error: Error) -> Self {
+        let errno = match &error {
+            Error::Mount { source, .. } => source.raw_os_error(),
+            _ => None,
+        };
+        match errno {
+            Some(ESTALE | ENOENT) => Self::Useless(error),
+            _ => Self::NotNow(error),
+        }
+    }
 }
 
 impl MountServer {
@@ -123,19 +152,21 @@ impl MountServer {
     /// what that one did not; that takes the layer's tree.
     ///
     /// # Errors
-    /// Those of [`Self::attach`] and [`Self::mount_layer`].
+    /// Those of [`Self::attach`] and [`Self::mount_layer`], and what they mean for the mount.
     pub fn attach_layer(
         &self,
         mounted: &Mounted,
         tree: impl FnOnce() -> Result<Tree>,
         data: Arc<dyn LentData>,
         metadata: &Path,
-    ) -> Result<()> {
-        self.attach(mounted, Arc::clone(&data))?;
-        if covers(&mounted.path)? > 0 {
+    ) -> Result<(), Unattached> {
+        self.attach(mounted, Arc::clone(&data))
+            .map_err(Unattached::of)?;
+        if covers(&mounted.path).map_err(Unattached::NotNow)? > 0 {
             return Ok(());
         }
-        self.cover(mounted, &tree()?, &data, metadata)
+        let covered = tree().and_then(|tree| self.cover(mounted, &tree, &data, metadata));
+        covered.map_err(Unattached::Useless)
     }
 
     /// Unmounts a layer that nothing uses any more, and removes its mountpoint.
@@ -271,6 +302,21 @@ fn take_down_orphan(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_the_server_says_of_a_mount_makes_it_useless() {
+        let (path, os) = (Path::new("/x"), std::io::Error::from_raw_os_error);
+        for (errno, is_useless) in [(ENOENT, true), (ESTALE, true), (5, false), (24, false)] {
+            let said = Unattached::of(Error::mount("answer for", path, os(errno)));
+            assert_eq!(
+                matches!(said, Unattached::Useless(_)),
+                is_useless,
+                "{said:?}"
+            );
+            let own = Unattached::of(Error::io("open", path, os(errno)));
+            assert!(matches!(own, Unattached::NotNow(_)), "{own:?}");
+        }
+    }
 
     #[test]
     fn small_files_are_apart_where_the_server_has_them_apart() {

@@ -1,9 +1,8 @@
 //! Layers of the snapshots that were there before this process.
 //!
 //! Invariant: what has a record and no snapshot is removed, before anything is served; later only what
-//! was opened ahead and nobody came for. A layer that could not be mounted, as no mount
-//! server answered, is mounted by the first that does: containers have it, and what they read
-//! waits for that. A store that the process before left beyond its bounds is brought back within
+//! was opened ahead and nobody came for. A layer that could not be mounted is tried again
+//! ([`late`]). A store that the process before left beyond its bounds is brought back within
 //! them.
 
 use std::collections::HashSet;
@@ -14,17 +13,16 @@ use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::Digest;
 use lazarette_snapshotter::metastore::{Content, Kind};
 use lazarette_snapshotter::overlay::Snapshots;
-use lazarette_snapshotter::remote::LazyLayers as _;
 use tokio::sync::mpsc;
 
-use super::{NodeLayers, ServedLayerTable};
+use super::{NodeLayers, ServedLayerTable, late};
 use crate::Result;
 use crate::image::pull::LAYERS_AT_ONCE;
 
 impl NodeLayers {
     /// Mounts the layers of all committed snapshots, or answers for them where they are
     /// mounted; others are unmounted. What fails is logged, and tried again when somebody
-    /// wants to mount it, or there is a mount server. Returns how many are mounted.
+    /// wants to mount it, and now and then ([`late`]). Returns how many are mounted.
     pub async fn restore(self: &Arc<Self>) -> Result<usize> {
         let engine = Arc::clone(&self.engine);
         let recorded = blocking(move || {
@@ -60,15 +58,11 @@ impl NodeLayers {
                 false => failed.push(digest),
             }
         }
-        if let Some(mut renewed) = renewed.filter(|_| !failed.is_empty()) {
+        if let Some(renewed) = renewed {
             let this = Arc::downgrade(self);
-            self.beside.lock().spawn(async move {
-                if renewed.changed().await.is_ok()
-                    && let Some(this) = this.upgrade()
-                {
-                    this.mount_late(failed).await;
-                }
-            });
+            self.beside
+                .lock()
+                .spawn(late::keep_trying(this, renewed, failed));
         }
         let store = Arc::clone(&self.engine.store);
         // Nobody waits for it. Layers that are in use are known by now.
@@ -113,32 +107,8 @@ impl NodeLayers {
         beside.shutdown().await;
     }
 
-    async fn try_mount(&self, digest: &Digest) -> bool {
-        match self.mount(digest).await {
-            Ok(_) => true,
-            Err(error) => {
-                tracing::warn!(%digest, error = error.report(), "layer cannot be mounted now");
-                false
-            }
-        }
-    }
-
-    /// Mounts those of the layers that a snapshot still names.
-    async fn mount_late(&self, layers: Vec<Digest>) {
-        for digest in layers {
-            if self.is_named(&digest).await
-                && self.try_mount(&digest).await
-                // It may have been removed meanwhile.
-                && !self.is_named(&digest).await
-                && let Err(error) = self.release(&digest).await
-            {
-                tracing::warn!(%digest, %error, "layer could not be released");
-            }
-        }
-    }
-
     /// Where that cannot be told, it is.
-    async fn is_named(&self, digest: &Digest) -> bool {
+    pub(super) async fn is_named(&self, digest: &Digest) -> bool {
         let (snapshots, digest) = (self.snapshots(), *digest);
         let named = blocking(move || snapshots.is_named(&digest)).await;
         named.unwrap_or(true)

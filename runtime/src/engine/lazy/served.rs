@@ -2,10 +2,12 @@
 //!
 //! Invariant: every layer that is held with the server is answered for by the connection
 //! that is current, or none is and another one is being made, from the beginning on. Meanwhile
-//! nothing is mounted. Ending this ends no mount.
+//! nothing is mounted. What cannot be answered for is held no longer, and kept for who tries
+//! again. Ending this ends no mount.
 //!
 //! Locks: `current`, shared while a layer is mounted or unmounted, alone while the
-//! connection is replaced; within it the layers that are held, for a moment.
+//! connection is replaced; within it the layers that are held, for a moment; within those the
+//! ones that are not answered for.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -58,6 +60,8 @@ pub(super) struct Served {
     /// Counts connections.
     renewed: watch::Sender<u64>,
     keeper: Mutex<Option<JoinHandle<()>>>,
+    /// What was held, and could not be answered for with the server that is current.
+    unanswered: Mutex<Vec<Held>>,
     /// Held while a layer is read to see whether it is whole.
     reading: Turn<()>,
 }
@@ -103,6 +107,7 @@ impl Served {
             current: RwLock::new(session.clone()),
             renewed: watch::channel(0).0,
             keeper: Mutex::default(),
+            unanswered: Mutex::default(),
             reading: Turn::default(),
         });
         let keeper = tokio::spawn(Arc::clone(&served).keep_connected(session));
@@ -144,6 +149,16 @@ impl Served {
     /// Changes whenever there is another server.
     pub(super) fn renewals(&self) -> watch::Receiver<u64> {
         self.renewed.subscribe()
+    }
+
+    /// What could not be answered for, and is not held any more; containers may have it.
+    pub(super) fn take_unanswered(&self) -> Vec<Held> {
+        std::mem::take(&mut *self.unanswered.lock())
+    }
+
+    /// Has one of them tried once more, later.
+    pub(super) fn leave_unanswered(&self, held: Held) {
+        self.unanswered.lock().push(held);
     }
 
     /// Has the server show a layer, and holds it. Nobody else does the same for this layer
@@ -338,10 +353,10 @@ impl Served {
                         held.by = By::Server(path);
                     }
                 }
-                // Tried again when somebody wants to mount it.
+                // Tried again soon, or when somebody wants to mount it.
                 Err(error) => {
                     tracing::warn!(%digest, error = error.report(), "layer is not answered for");
-                    held.remove(&digest);
+                    self.unanswered.lock().extend(held.remove(&digest));
                 }
             }
         }

@@ -20,7 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lazarette_fetcher::layer::Layer;
 use lazarette_fetcher::types::Digest;
-use lazarette_snapshotter::mountd::{self, Choice, MountServer, Mounted, Place, Shown, Through};
+use lazarette_snapshotter::mountd::{
+    self, Choice, MountServer, Mounted, Place, Shown, Through, Unattached,
+};
 use lazarette_snapshotter::tree::Tree;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -191,7 +193,8 @@ impl Session {
     }
 
     /// Answers for a layer from now on, where it is mounted already or else where it will
-    /// be then. Nobody else does the same for this layer meanwhile.
+    /// be then. Nobody else does the same for this layer meanwhile. Where it fails, what is mounted
+    /// stays, as containers may have it; it may work later.
     pub(super) fn hold(&self, layer: &Arc<Layer>) -> Result<PathBuf> {
         let path = self.hold_lazily(layer)?;
         if layer.file().is_known_whole() {
@@ -204,21 +207,31 @@ impl Session {
         let digest = layer.index().blob_digest;
         let metadata = self.places.metadata(&digest);
         let tree = || Tree::build(layer.index());
+        let mut first = None;
+        // All of them: each may be what some container has.
         for mounted in self.mounts_of(&digest) {
             let data = Arc::clone(layer) as _;
             match self.server.attach_layer(&mounted, tree, data, &metadata) {
                 Ok(()) => {
                     self.know(mounted.clone(), Fate::Stays);
-                    return Ok(mounted.path);
+                    first = first.or(Some(mounted.path));
                 }
-                Err(error) if self.is_closed() => return Err(error.into()),
                 // Of a data file that was removed meanwhile, or mounted no more.
-                Err(error) => {
-                    tracing::info!(%digest, %error, "layer is mounted anew");
+                Err(Unattached::Useless(error)) if !self.is_closed() => {
+                    tracing::info!(%digest, %error, "a mount of a layer is of no use any more");
                     self.end(&mounted);
+                }
+                Err(Unattached::Useless(error) | Unattached::NotNow(error)) => {
+                    return Err(error.into());
                 }
             }
         }
+        first.map_or_else(|| self.mount_anew(layer), Ok)
+    }
+
+    fn mount_anew(&self, layer: &Arc<Layer>) -> Result<PathBuf> {
+        let digest = layer.index().blob_digest;
+        let metadata = self.places.metadata(&digest);
         let path = self.places.fresh();
         let place = Place {
             path: &path,
@@ -226,7 +239,7 @@ impl Session {
         };
         let shown = Shown {
             blob_digest: digest,
-            tree: &tree()?,
+            tree: &Tree::build(layer.index())?,
             data: Arc::clone(layer) as _,
             through: self.places.through,
         };

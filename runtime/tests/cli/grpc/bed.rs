@@ -30,7 +30,7 @@ use crate::support::{self, PATIENT, Pushed, estargz, tar};
 use crate::sys;
 
 /// Longest wait for what has to happen, on a machine that does much else.
-const WAIT_MAX: Duration = Duration::from_secs(300);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(300);
 /// In the config where layers are to be evicted from while they are mounted: without a budget
 /// those that are complete are the kernel's alone.
 pub(super) const EVICTABLE: &str = "[store]\nbudget = \"1t\"\n";

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::asked::ASKED;
-use super::bed::{Bed, EIO, Evicting, Readers, mount, program};
+use super::bed::{Bed, EIO, Evicting, Readers, WAIT_MAX, mount, program};
 use super::lowers;
 use crate::support::{IMPATIENT, PATIENT, install, is_root};
 use crate::sys;
@@ -246,6 +246,14 @@ async fn privileged_a_mount_server_that_dies_costs_errors_and_nothing_else() {
     assert_eq!(bed.mounts().len(), mounted.len());
 }
 
+/// Begins to replace the mount server.
+fn start_successor(bed: &Bed) -> Child {
+    let mut successor = Command::new(program("laz-mountd"));
+    let socket = bed.path().join("state/mountd.sock");
+    successor.arg("--socket").arg(socket).arg("--take-over");
+    successor.stdout(Stdio::null()).spawn().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_mount_server_that_is_upgraded_costs_nothing() {
     if !is_root("privileged_a_mount_server_that_is_upgraded_costs_nothing") {
@@ -258,13 +266,7 @@ async fn privileged_a_mount_server_that_is_upgraded_costs_nothing() {
     let evicting = Evicting::start(bed.store());
     for _ in 0..5 {
         let before = bed.servers()[0];
-        let mut successor = Command::new(program("laz-mountd"))
-            .arg("--socket")
-            .arg(bed.path().join("state/mountd.sock"))
-            .arg("--take-over")
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut successor = start_successor(&bed);
         bed.wait_for_end_of(before);
         // Missing bytes come from lazd, which has found the new one.
         readers.wait_for(100);
@@ -276,6 +278,33 @@ async fn privileged_a_mount_server_that_is_upgraded_costs_nothing() {
     assert_eq!(readers.failed(), 0, "{}", bed.files.log());
     assert_eq!(bed.mounts(), mounted);
     readers.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_layer_that_cannot_be_answered_for_at_once_is_soon() {
+    if !is_root("privileged_a_layer_that_cannot_be_answered_for_at_once_is_soon") {
+        return;
+    }
+    let mut bed = Bed::new(PATIENT).await;
+    bed.start_lazd(&program("lazd"));
+    let mounted = bed.mounts();
+    assert!(bed.store().evict());
+    // What has to be lent to a mount server, and cannot be for a while.
+    let [there, away] = ["evictions", "away"].map(|name| bed.path().join("root").join(name));
+    fs::rename(&there, &away).unwrap();
+    let before = bed.servers()[0];
+    let successor = start_successor(&bed);
+    bed.reap_later(successor);
+    bed.wait_for_end_of(before);
+    let since = Instant::now();
+    while !bed.files.log().contains("is not answered for") {
+        assert!(since.elapsed() < WAIT_MAX, "{}", bed.files.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(bed.mounts(), mounted, "containers have these");
+    fs::rename(&away, &there).unwrap();
+    bed.files.read_all();
+    assert_eq!(bed.mounts(), mounted, "{}", bed.files.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
