@@ -4,8 +4,10 @@
 //! that names every host. A host is asked again only by its own source, which resumes; once
 //! that has given up, the next one goes on from the byte where it broke. The bytes of two
 //! hosts in one body are no less trusted than those of one: whoever reads them verifies.
+//! All who sent some of it count as sending until the body is dropped or at its end.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -24,6 +26,8 @@ pub(super) struct Relay {
     /// What is still to come, ascending, none of it empty.
     left: VecDeque<ByteRange>,
     live: Option<(Candidate, Body)>,
+    /// Whose bytes are in it.
+    senders: Vec<Arc<str>>,
     /// Hosts that have not been asked.
     rest: VecDeque<Candidate>,
     tried: Tried,
@@ -39,6 +43,7 @@ impl Relay {
             want,
             left: parts.iter().copied().filter(is_some).collect(),
             live: None,
+            senders: Vec::new(),
             rest: VecDeque::new(),
             tried: Tried::default(),
         }
@@ -63,6 +68,7 @@ impl Relay {
                     let standing = &self.mirrors.shared.standing;
                     standing.worked(&candidate);
                     standing.sends(&candidate, &self.blob.digest);
+                    self.senders.push(candidate.name.clone());
                     self.live = Some((candidate, body));
                     return Ok(());
                 }
@@ -95,6 +101,15 @@ impl Relay {
             };
             self.mirrors.failed(&mut self.tried, candidate, error);
             self.live = None;
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        for name in &self.senders {
+            let standing = &self.mirrors.shared.standing;
+            standing.sent(name, &self.blob.digest);
         }
     }
 }

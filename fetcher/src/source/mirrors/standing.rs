@@ -1,8 +1,13 @@
 //! Which hosts are asked later than their turn: those that did not answer lately, and for a
 //! blob those that sent other bytes.
 //!
+//! Other bytes are laid to a host whose body of that blob is being read at that moment:
+//! whoever is distrusted already before others, so that what it still sends of requests that
+//! went out earlier does not cost a good host its place.
+//!
 //! Invariant: nobody is left out, only put back, for the others may fail too; and nobody for
-//! ever: a host that did not answer is tried again after a while, by one question at a time.
+//! ever: a host that did not answer is tried again after a while, by one question at a time,
+//! and where all of a blob's hosts are distrusted, whoever was so last is asked last.
 //! The host that decides is never put back for not answering. Both tables are bounded, and a
 //! full one is emptied: what is lost is learned again. Locks are never nested.
 
@@ -35,7 +40,9 @@ pub(super) struct Standing {
 #[derive(Default)]
 struct Senders {
     last: Option<Arc<str>>,
-    /// Those whose bytes were not the blob's.
+    /// Those with a body that is being read, once for each, in the order of their beginning.
+    live: Vec<Arc<str>>,
+    /// Those whose bytes were not the blob's; who was found so last is last.
     bad: Vec<Arc<str>>,
 }
 
@@ -51,8 +58,8 @@ impl Standing {
         });
         let bad = bad.unwrap_or_default();
         candidates.sort_by_cached_key(|candidate| {
-            let is_bad = bad.contains(&candidate.name);
-            (is_bad, !is_bad && self.is_off(candidate, now))
+            let bad = bad.iter().position(|name| *name == candidate.name);
+            (bad, bad.is_none() && self.is_off(candidate, now))
         });
     }
 
@@ -86,26 +93,56 @@ impl Standing {
         self.off.lock().remove(&candidate.name);
     }
 
-    /// It sends a blob.
+    /// It sends a blob, until [`Self::sent`] is told so.
     pub(super) fn sends(&self, candidate: &Candidate, blob: &Digest) {
         let mut blobs = self.blobs.lock();
         if blobs.len() >= BLOBS_MAX && !blobs.contains_key(blob) {
             blobs.clear();
         }
-        blobs.entry(*blob).or_default().last = Some(candidate.name.clone());
+        let senders = blobs.entry(*blob).or_default();
+        senders.last = Some(candidate.name.clone());
+        senders.live.push(candidate.name.clone());
     }
 
-    /// Who sent that blob last sent something else.
+    /// Nobody reads any more what a host of that name began to send of a blob.
+    pub(super) fn sent(&self, name: &str, blob: &Digest) {
+        let mut blobs = self.blobs.lock();
+        if let Some(senders) = blobs.get_mut(blob)
+            && let Some(at) = senders.live.iter().position(|live| **live == *name)
+        {
+            senders.live.remove(at);
+        }
+    }
+
+    /// Somebody who sends that blob, or who sent it last, sent something else.
     pub(super) fn distrust(&self, blob: &Digest) {
         let mut blobs = self.blobs.lock();
         let Some(senders) = blobs.get_mut(blob) else {
             return;
         };
-        if let Some(last) = senders.last.take()
-            && !senders.bad.contains(&last)
-        {
-            tracing::warn!(host = %last, digest = %blob, "other hosts are asked before this one");
-            senders.bad.push(last);
+        let Some(name) = senders.suspect() else {
+            return;
+        };
+        match senders.bad.iter().position(|bad| *bad == name) {
+            Some(at) => {
+                senders.bad.remove(at);
+            }
+            None => {
+                tracing::warn!(host = %name, digest = %blob, "other hosts are asked before this one");
+            }
+        }
+        senders.bad.push(name);
+    }
+}
+
+impl Senders {
+    /// Whose bytes were most likely wrong.
+    fn suspect(&mut self) -> Option<Arc<str>> {
+        let mut live = self.live.iter();
+        let known = live.find(|name| self.bad.contains(name));
+        match known.or(self.live.first()) {
+            Some(name) => Some(name.clone()),
+            None => self.last.take(),
         }
     }
 }

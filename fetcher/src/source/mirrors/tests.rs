@@ -73,9 +73,43 @@ fn who_sent_other_bytes_comes_last_for_that_blob() {
     // Said twice of one sending.
     standing.distrust(&bad);
     assert_eq!(order(&bad), "up a");
+    standing.sent("a", &bad);
     standing.sends(&all[1], &bad);
     standing.distrust(&bad);
     assert_eq!(order(&bad), "a up", "all of them have");
+    standing.sent("up", &bad);
+    standing.sends(&all[0], &bad);
+    standing.distrust(&bad);
+    assert_eq!(order(&bad), "up a", "whoever did last is asked last");
+}
+
+#[test]
+fn what_one_host_sent_is_not_laid_to_the_next() {
+    let standing = Standing::default();
+    let all = [candidate("a", false), candidate("up", true)];
+    let blob = Digest::sha256(b"blob");
+    let order = || {
+        let mut order = all.to_vec();
+        standing.order(&mut order, Some(&blob), Instant::now());
+        names(&order).join(" ")
+    };
+    // Two requests at once, then the first of them once more.
+    standing.sends(&all[0], &blob);
+    standing.sends(&all[0], &blob);
+    standing.distrust(&blob);
+    standing.sent("a", &blob);
+    assert_eq!(order(), "up a");
+    standing.sends(&all[1], &blob);
+    standing.distrust(&blob);
+    assert_eq!(order(), "up a", "the second of them was a's, too");
+    // One body with bytes of both.
+    let other = Digest::sha256(b"other");
+    standing.sends(&all[0], &other);
+    standing.sends(&all[1], &other);
+    standing.distrust(&other);
+    let mut order = all.to_vec();
+    standing.order(&mut order, Some(&other), Instant::now());
+    assert_eq!(names(&order), ["up", "a"]);
 }
 
 #[test]
