@@ -2,8 +2,10 @@
 //!
 //! Invariant: a missing file or entry means anonymous, never an error; a broken one means
 //! anonymous too, with the reason kept for the moment the registry refuses. Secrets are
-//! never printed.
+//! never printed. A helper that never ends takes one thread for its host, and no more than
+//! [`LOOKUPS_MAX`] hosts take one at once: all else on blocking threads goes on.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -12,11 +14,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential_from_reader};
+use futures_util::FutureExt as _;
+use futures_util::future::Shared;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::keyring::Keyring;
 
 /// Longest time a credential helper may take; one that asks a cloud's API needs seconds.
 const HELPER_MAX: Duration = Duration::from_secs(20);
+/// Look-ups that have not ended. Each holds a blocking thread, of which there are a few hundred
+/// for everything; a helper that works is done with its host in a moment.
+const LOOKUPS_MAX: usize = 32;
 /// Largest config file that is read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -84,6 +93,22 @@ impl Found {
 pub(crate) struct Credentials {
     path: Option<PathBuf>,
     keyring: Arc<Keyring>,
+    lookups: Lookups,
+}
+
+/// Look-ups that have not ended, by host.
+type Lookups = Arc<Mutex<HashMap<String, Shared<oneshot::Receiver<Found>>>>>;
+
+/// Takes a host's look-up off when it ends, however that is.
+struct UnderWay {
+    host: String,
+    lookups: Lookups,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.lookups.lock().remove(&self.host);
+    }
 }
 
 impl Credentials {
@@ -92,6 +117,7 @@ impl Credentials {
         Self {
             path,
             keyring: Arc::default(),
+            lookups: Lookups::default(),
         }
     }
 
@@ -101,21 +127,57 @@ impl Credentials {
     }
 
     /// The config's credentials for `host` as it stands in a reference. Helpers are other programs:
-    /// they run on a blocking thread, and one that takes too long is given up on.
+    /// they run on a blocking thread, and one that takes too long is given up on. Nobody ends it,
+    /// so whoever asks for its host again waits for the same one.
     pub(crate) async fn find(&self, host: &str) -> Found {
         let Some(path) = self.path.clone() else {
             return anonymous(None);
         };
-        let host = host.to_owned();
-        let lookup = tokio::task::spawn_blocking(move || find_blocking(&path, &host));
-        match tokio::time::timeout(HELPER_MAX, lookup).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => anonymous(Some(format!("the look-up failed: {error}"))),
+        let name = host.to_owned();
+        let look = move || find_blocking(&path, &name);
+        match tokio::time::timeout(HELPER_MAX, self.look_up(host, look)).await {
+            Ok(found) => found,
             Err(_) => anonymous(Some(format!(
                 "the credential helper did not answer within {} s",
                 HELPER_MAX.as_secs()
             ))),
         }
+    }
+
+    /// What the look-up for `host` finds that is under way, or else `look`.
+    async fn look_up(&self, host: &str, look: impl FnOnce() -> Found + Send + 'static) -> Found {
+        let (lookup, begun) = {
+            let mut lookups = self.lookups.lock();
+            let is_full = lookups.len() >= LOOKUPS_MAX;
+            match lookups.get(host) {
+                Some(lookup) => (lookup.clone(), None),
+                None if is_full => {
+                    let trouble = format!("{LOOKUPS_MAX} credential helpers have not answered yet");
+                    return anonymous(Some(trouble));
+                }
+                None => {
+                    let (tell, told) = oneshot::channel();
+                    let lookup = told.shared();
+                    lookups.insert(host.to_owned(), lookup.clone());
+                    (lookup, Some(tell))
+                }
+            }
+        };
+        if let Some(tell) = begun {
+            let under_way = UnderWay {
+                host: host.to_owned(),
+                lookups: Arc::clone(&self.lookups),
+            };
+            // Ends by itself, or never; then it is the only one of its host.
+            tokio::task::spawn_blocking(move || {
+                let found = look();
+                drop(under_way);
+                // Nobody may be waiting any more.
+                let _ = tell.send(found);
+            });
+        }
+        let gone = |_| anonymous(Some("the look-up ended without an answer".to_owned()));
+        lookup.await.unwrap_or_else(gone)
     }
 }
 
@@ -202,6 +264,8 @@ fn convert(credential: DockerCredential) -> Credential {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     fn find(config: &str, host: &str) -> Found {
@@ -248,5 +312,53 @@ mod tests {
         assert!(broken.trouble.unwrap().contains("config.json"));
         let helper = find(r#"{"credHelpers":{"h.lan":"laz-no-such-helper"}}"#, "h.lan");
         assert!(helper.trouble.is_some());
+    }
+
+    #[tokio::test]
+    async fn one_that_never_ends_is_the_only_one_of_its_host() {
+        let credentials = Credentials::new(None);
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let stuck = move || {
+            let _ = wait.recv();
+            anonymous(Some("stuck".to_owned()))
+        };
+        let at_once = Duration::ZERO;
+        let first = credentials.look_up("h.lan", stuck);
+        assert!(tokio::time::timeout(at_once, first).await.is_err());
+        for _ in 0..3 {
+            let again = credentials.look_up("h.lan", || panic!("a second one has begun"));
+            assert!(tokio::time::timeout(at_once, again).await.is_err());
+        }
+        let given = || Found::given(basic("u", "p"));
+        let other = credentials.look_up("other.lan", given).await;
+        assert!(
+            other.credential == basic("u", "p"),
+            "other hosts do not wait"
+        );
+        let mut waiting = pin!(credentials.look_up("h.lan", || panic!("a second one has begun")));
+        assert!(tokio::time::timeout(at_once, &mut waiting).await.is_err());
+        drop(end);
+        assert_eq!(waiting.await.trouble.as_deref(), Some("stuck"));
+        let next = credentials.look_up("h.lan", given).await;
+        assert!(next.credential == basic("u", "p"), "it has ended");
+    }
+
+    #[tokio::test]
+    async fn helpers_that_never_end_leave_threads_for_others() {
+        let credentials = Credentials::new(None);
+        let mut ends = Vec::new();
+        for nr in 0..LOOKUPS_MAX {
+            let (end, wait) = std::sync::mpsc::channel::<()>();
+            ends.push(end);
+            let stuck = move || {
+                let _ = wait.recv();
+                anonymous(None)
+            };
+            let host = format!("h{nr}.lan");
+            let lookup = credentials.look_up(&host, stuck);
+            assert!(tokio::time::timeout(Duration::ZERO, lookup).await.is_err());
+        }
+        let more = credentials.look_up("more.lan", || panic!("one too many has begun"));
+        assert!(more.await.trouble.unwrap().contains("not answered"));
     }
 }
