@@ -3,18 +3,25 @@
 //! Invariant: memory stays bounded whatever the input (zstd windows over 128 MiB are
 //! refused by the decoder). Never bounds the output: callers count what they take.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Cursor, Read};
 
-use super::stream::{Compression, detect};
+use super::stream::{Compression, DETECT_LEN, detect};
 
 /// Bytes read ahead of a decoder.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// The decoded bytes of `input`, whose compression is told from its first bytes. All
 /// members or frames are decoded, one after another.
-pub fn decoder<'a>(input: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
-    Ok(match detect(input.fill_buf()?) {
+pub fn decoder<'a>(mut input: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    // One read may bring fewer, however much is still to come.
+    let mut head = Vec::with_capacity(DETECT_LEN);
+    input
+        .by_ref()
+        .take(DETECT_LEN as u64)
+        .read_to_end(&mut head)?;
+    let compression = detect(&head);
+    let input = BufReader::with_capacity(BUFFER_BYTES, Cursor::new(head).chain(input));
+    Ok(match compression {
         Compression::Stored => Box::new(input),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
@@ -25,6 +32,16 @@ pub fn decoder<'a>(input: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Se
 mod tests {
     use super::*;
     use crate::codec::deflate::MemberCompressor;
+
+    /// Brings one byte a read.
+    struct Slow(io::Cursor<Vec<u8>>);
+
+    impl Read for Slow {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let len = buf.len().min(1);
+            self.0.read(&mut buf[..len])
+        }
+    }
 
     #[test]
     fn decodes_every_compression_and_all_members() {
@@ -43,10 +60,14 @@ mod tests {
             (frames, Compression::Zstd),
         ] {
             assert_eq!(detect(&encoded), compression);
-            let mut back = Vec::new();
-            let mut decoder = decoder(io::Cursor::new(encoded)).unwrap();
-            decoder.read_to_end(&mut back).unwrap();
-            assert_eq!(back, plain, "{compression:?}");
+            let whole: Box<dyn Read + Send> = Box::new(io::Cursor::new(encoded.clone()));
+            let slow = Box::new(Slow(io::Cursor::new(encoded)));
+            for input in [whole, slow] {
+                let mut back = Vec::new();
+                let mut decoder = decoder(input).unwrap();
+                decoder.read_to_end(&mut back).unwrap();
+                assert_eq!(back, plain, "{compression:?}");
+            }
         }
     }
 }
