@@ -25,7 +25,7 @@ header=$dir/common.h
 {
   flock 9
   if [ ! -e "$header.tried" ]; then
-    printf '#include %s\n' '<algorithm>' '<atomic>' '<functional>' '<iostream>' '<map>' '<memory>' '<mutex>' \
+    printf '#include %s\n' '<algorithm>' '<atomic>' '<functional>' '<map>' '<memory>' '<mutex>' \
       '<set>' '<sstream>' '<string>' '<thread>' '<unordered_map>' '<unordered_set>' '<vector>' \
       '"rocksdb/db.h"' '"rocksdb/options.h"' '"rocksdb/table.h"' '"rocksdb/utilities/options_type.h"' \
       '"db/db_impl/db_impl.h"' '"table/block_based/block_based_table_reader.h"' \

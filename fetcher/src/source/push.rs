@@ -2,12 +2,14 @@
 //!
 //! Through `oci-client`, whose upload sessions are complete. Invariant: a blob is streamed
 //! in one PUT, never buffered whole, and an upload whose bytes do not have the stated size
-//! and digest is broken off before the registry can commit it. A write is not retried: a
-//! stream cannot be replayed, so that is the caller's to do.
+//! and digest is broken off before the registry can commit it. An upload may take as long as it
+//! likes while it moves. A write is not retried: a stream cannot be replayed, so that is the
+//! caller's to do.
 
 mod fault;
 mod login;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference as OciReference, RegistryOperation};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout_at};
 
 use self::fault::{Wrong, error};
 use self::login::Login;
@@ -27,6 +30,7 @@ use super::SourceConfig;
 use super::auth::credentials::{Credential, Credentials};
 use super::endpoint::Endpoint;
 use super::http::tls;
+use super::retry::seconds;
 use crate::types::{Digest, Hasher, MediaType, Reference, Repository};
 use crate::{Error, Result};
 
@@ -74,14 +78,18 @@ impl Pusher {
         let ask = Ask::new(format!("blob {digest}"), repository);
         let session = self.session(&ask, repository, None).await?;
         let failed = Arc::new(Mutex::new(None));
-        let checked = checked(bytes, *digest, size, failed.clone());
+        let moved = Arc::new(Mutex::new(Instant::now()));
+        let moves = Arc::clone(&moved);
+        let checked = checked(bytes, *digest, size, failed.clone())
+            .inspect(move |_| *moves.lock() = Instant::now());
         let text = digest.to_string();
         let upload = session
             .client
             .push_blob_stream(&session.target, checked, &text, Some(size));
-        match upload.await {
-            Ok(_) => Ok(()),
-            Err(refused) => match failed.lock().take() {
+        match while_moving(&moved, self.config.deadline, upload).await {
+            None => Err(ask.silent("the upload stood still for", self.config.deadline)),
+            Some(Ok(_)) => Ok(()),
+            Some(Err(refused)) => match failed.lock().take() {
                 Some(Wrong::Bytes(actual)) => Err(Error::Corrupt {
                     what: ask.what,
                     expected: *digest,
@@ -249,7 +257,8 @@ impl Pusher {
                     data: der.to_vec(),
                 })
                 .collect(),
-            read_timeout: Some(self.config.deadline),
+            // It would be for a whole upload: it begins with the request and ends with the answer.
+            read_timeout: None,
             connect_timeout: Some(self.config.connect_timeout),
             http_proxy: proxy.http.clone().or_else(unused),
             https_proxy: proxy.https.clone().or_else(unused),
@@ -259,17 +268,13 @@ impl Pusher {
         })
     }
 
-    /// Runs a short exchange within the deadline. Uploads have none as a whole: their
-    /// silence is bounded by the client's read timeout.
+    /// Runs a short exchange within the deadline. Uploads have none as a whole, see
+    /// [`while_moving`].
     async fn bounded<T>(&self, ask: &Ask, work: impl Future<Output = OciResult<T>>) -> Result<T> {
         let limit: Duration = self.config.deadline;
         match tokio::time::timeout(limit, work).await {
             Ok(outcome) => outcome.map_err(|refused| error(&ask.what, &ask.host, refused)),
-            Err(_) => Err(Error::Unavailable {
-                what: ask.what.clone(),
-                host: ask.host.clone(),
-                detail: format!("no answer within the deadline of {} s", limit.as_secs()),
-            }),
+            Err(_) => Err(ask.silent("no answer within the deadline of", limit)),
         }
     }
 }
@@ -292,11 +297,38 @@ impl Ask {
             host: repository.host().to_owned(),
         }
     }
+
+    fn silent(&self, how: &str, limit: Duration) -> Error {
+        Error::Unavailable {
+            what: self.what.clone(),
+            host: self.host.clone(),
+            detail: format!("{how} {}", seconds(limit)),
+        }
+    }
 }
 
 /// The library's name of a host: it maps Docker Hub's API itself.
 fn host_of(repository: &Repository) -> String {
     repository.host().to_owned()
+}
+
+/// The outcome of `upload`, or nothing once `limit` has passed since it `moved`: since a piece of it
+/// was taken, or the last one, after which the registry may have to do as much again.
+async fn while_moving<T>(
+    moved: &Mutex<Instant>,
+    limit: Duration,
+    upload: impl Future<Output = T>,
+) -> Option<T> {
+    let mut upload = pin!(upload);
+    loop {
+        let end = *moved.lock() + limit;
+        if let Ok(outcome) = timeout_at(end, upload.as_mut()).await {
+            return Some(outcome);
+        }
+        if *moved.lock() + limit <= end {
+            return None;
+        }
+    }
 }
 
 /// The digest a manifest's Location ends with, if it ends with one.
@@ -403,6 +435,20 @@ mod tests {
             let (out, wrong) = run(pieces, b"abc").await;
             assert!(out.len() < 3 && wrong.is_some(), "{out:?} {wrong:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_upload_may_take_long_and_may_not_stand_still() {
+        let (limit, hour) = (Duration::from_millis(10), Duration::from_secs(3600));
+        let moved = Mutex::new(Instant::now());
+        let long = async {
+            *moved.lock() = Instant::now() + hour;
+            tokio::time::sleep(5 * limit).await;
+        };
+        assert_eq!(while_moving(&moved, limit, long).await, Some(()));
+        *moved.lock() = Instant::now();
+        let still = std::future::pending::<()>();
+        assert_eq!(while_moving(&moved, limit, still).await, None);
     }
 
     #[test]

@@ -5,11 +5,13 @@
     reason = "a test whose set-up fails must stop there"
 )]
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::stream;
 use lazarette_fetcher::source::{BlobRef, BlobSource, Pusher, RegistrySource, SourceConfig};
 use lazarette_fetcher::test_util::contract::collect;
-use lazarette_fetcher::test_util::{FakeRegistry, FakeRegistryBuilder};
+use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, FakeRegistryBuilder, Fault};
 use lazarette_fetcher::types::{Digest, MediaType, Reference, Repository};
 use lazarette_fetcher::{Error, Result};
 
@@ -98,6 +100,18 @@ async fn each_kind_of_credential_pushes_where_it_is_accepted() {
         let body = source.read_all(&blob).await.unwrap();
         assert_eq!(collect(body).await.unwrap(), BLOB, "{row}");
     }
+}
+
+#[tokio::test]
+async fn a_registry_that_takes_a_blob_and_says_nothing_costs_the_deadline() {
+    let mut case = Case::new(FakeRegistry::builder(), "{}").await;
+    case.config.deadline = Duration::from_millis(300);
+    case.registry.always(Endpoint::Upload, Fault::Hang);
+    let pusher = Pusher::new(case.config.clone());
+    let error = push(&pusher, &case.repository("a/b")).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("stood still for 0.3 s"), "{text}");
+    assert!(error.is_transient(), "{text}");
 }
 
 #[tokio::test]

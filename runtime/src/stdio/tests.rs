@@ -1,6 +1,7 @@
 //! Tests of the pumps, with pipes and a pty but no container.
 
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
@@ -271,14 +272,37 @@ fn raw_mode_is_taken_back_on_every_path() {
 #[tokio::test]
 async fn standard_input_is_read_in_blocks_and_ends() {
     let text = "0123456789".repeat(10_000);
-    let source = io::Cursor::new(text.clone().into_bytes());
+    let (source, writer) = crate::sys::process::pipe().unwrap();
+    let mut writer = std::fs::File::from(writer);
+    let written = text.clone();
+    let user = std::thread::spawn(move || writer.write_all(written.as_bytes()));
     let mut read = String::new();
-    StdinReader::reading(source)
+    StdinReader::reading(std::fs::File::from(source))
         .unwrap()
         .read_to_string(&mut read)
         .await
         .unwrap();
     assert_eq!(read, text);
+    user.join().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_non_blocking_input_that_is_empty_is_waited_for() {
+    let pipe = crate::sys::process::pipe().unwrap();
+    let (master, slave) = crate::sys::terminal::open_pair().unwrap();
+    for (source, writer) in [pipe, (slave, master)] {
+        let source = std::fs::File::from(nonblocking(source).unwrap());
+        let shared = source.try_clone().unwrap();
+        let mut reader = StdinReader::reading(source).unwrap();
+        let mut line = [0; 4];
+        let early = tokio::time::timeout(Duration::from_millis(50), reader.read_exact(&mut line));
+        assert!(early.await.is_err(), "there is nothing to read yet");
+        let mut writer = std::fs::File::from(writer);
+        writer.write_all(b"key\n").unwrap();
+        reader.read_exact(&mut line).await.unwrap();
+        assert_eq!(&line, b"key\n");
+        assert!(crate::sys::process::is_nonblocking(&shared).unwrap());
+    }
 }
 
 /// A task that only remembers the signals it was sent.

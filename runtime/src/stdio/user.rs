@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::Resizer;
 use crate::executor::{Size, Task};
-use crate::sys::{number, terminal};
+use crate::sys::{number, process, terminal};
 
 /// Bytes read from standard input at a time.
 const BLOCK_BYTES: usize = 16 << 10;
@@ -89,7 +89,9 @@ impl StdinReader {
         Self::reading(io::stdin())
     }
 
-    pub(super) fn reading(mut source: impl Read + Send + 'static) -> io::Result<Self> {
+    /// Also of one that is non-blocking, as another process that shares it made it: that flag
+    /// belongs to all who do.
+    pub(super) fn reading(mut source: impl Read + AsFd + Send + 'static) -> io::Result<Self> {
         let (sender, blocks) = mpsc::channel(1);
         std::thread::Builder::new()
             .name("stdin".to_owned())
@@ -100,6 +102,12 @@ impl StdinReader {
                         Ok(0) => return,
                         Ok(read) => Ok(block.get(..read).unwrap_or_default().to_vec()),
                         Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            match process::wait_readable(source.as_fd()) {
+                                Ok(()) => continue,
+                                Err(error) => Err(error),
+                            }
+                        }
                         Err(error) => Err(error),
                     };
                     let failed = message.is_err();

@@ -129,6 +129,11 @@ pub(crate) fn poll_two(
     }
 }
 
+/// Waits until a descriptor is readable or hung up, without limit.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    poll_two(fd, fd, None).map(drop)
+}
+
 /// A close-on-exec pipe: read end, write end.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)

@@ -65,7 +65,10 @@ pub(super) async fn handle(
     }
     let fault = shared.fault(endpoint);
     Ok(match endpoint {
-        Endpoint::Upload => upload::blob(&shared, request).await,
+        Endpoint::Upload => match fault.filter(|_| request.method() == Method::PUT) {
+            Some(fault) => misbehave(fault, Bytes::new()).await,
+            None => upload::blob(&shared, request).await,
+        },
         Endpoint::Manifest if request.method() == Method::PUT => {
             upload::manifest(&shared, request).await
         }

@@ -22,7 +22,7 @@ use crate::image::pull::LAYERS_AT_ONCE;
 impl NodeLayers {
     /// Mounts the layers of all committed snapshots, or answers for them where they are
     /// mounted; others are unmounted. What fails is logged, and tried again when somebody
-    /// wants to mount it, and now and then ([`late`]). Returns how many are mounted.
+    /// wants to mount it, and now and then (`late.rs`). Returns how many are mounted.
     pub async fn restore(self: &Arc<Self>) -> Result<usize> {
         let engine = Arc::clone(&self.engine);
         let recorded = blocking(move || {
