@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# clang++, and for RocksDB a quicker one: what nearly all of its 343 files include is parsed once, not
-# 343 times (a precompiled header): the whole takes less than half the time. What comes out is the same.
+# clang++, and for RocksDB a quicker one: what many of its 343 files include is parsed once, not 343
+# times (a precompiled header), which saves a third of the time and more. What comes out is the same: no
+# header is among them that has an initialiser in each file (<iostream>, db_impl.h), run at every start.
 # Never fails where clang++ would not: whatever goes wrong with the header, the file is compiled without.
 set -u
 
@@ -28,7 +29,7 @@ header=$dir/common.h
     printf '#include %s\n' '<algorithm>' '<atomic>' '<functional>' '<map>' '<memory>' '<mutex>' \
       '<set>' '<sstream>' '<string>' '<thread>' '<unordered_map>' '<unordered_set>' '<vector>' \
       '"rocksdb/db.h"' '"rocksdb/options.h"' '"rocksdb/table.h"' '"rocksdb/utilities/options_type.h"' \
-      '"db/db_impl/db_impl.h"' '"table/block_based/block_based_table_reader.h"' \
+      '"db/version_edit.h"' '"table/block_based/block_based_table_reader.h"' \
       '"utilities/transactions/transaction_base.h"' >"$header"
     clang++ "${flags[@]}" -fpch-instantiate-templates -x c++-header "$header" -o "$header.pch" 2>/dev/null
     : >"$header.tried"
