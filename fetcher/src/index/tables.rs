@@ -1,7 +1,8 @@
 //! Building the two tables entry by entry.
 //!
 //! Invariant: payloads and chunks get their places in the data file here and nowhere
-//! else, so every format lays it out alike; hard links mean what they meant in the tar. What is kept is within the [`Budget`].
+//! else, so every format lays it out alike; hard links mean what they meant in the tar. What is
+//! kept is within the [`Budget`].
 
 use std::collections::HashSet;
 

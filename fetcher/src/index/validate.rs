@@ -2,7 +2,8 @@
 //!
 //! Invariant: [`tables`] and [`spans`] accept exactly what the fields of [`LayerIndex`](super::LayerIndex)
 //! and its parts document. Linear in the number of entries; the only things it allocates
-//! are a map of the targets of hard links and, where one is missing, a set of symbolic links. Never repairs anything.
+//! are a map of the targets of hard links and, where one is missing, a set of symbolic links.
+//! Never repairs anything.
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};

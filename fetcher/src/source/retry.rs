@@ -1,8 +1,9 @@
 //! When to try again, and when to give up.
 //!
 //! Invariant: no operation goes on longer than its deadline without progress, its own or, while
-//! it stands in line for a host, of those before it; and no wait is started that would end after it. The decision ([`next_wait`]) is pure; the waiting
-//! is `tokio::time`, so a paused clock can stand in for it.
+//! it stands in line for a host, of those before it; and no wait is started that would end after
+//! it. The decision ([`next_wait`]) is pure; the waiting is `tokio::time`, so a paused clock can
+//! stand in for it.
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -3,10 +3,25 @@
 //! The same arguments give the same bytes, everywhere and always. Entries that only a parser
 //! meets (long names, extensions, wrong sums) are made where parsers are tested.
 
+use crate::index::{FileEntry, FileKind, Timestamp};
+
 /// Bytes of a tar's block.
 const BLOCK_LEN: usize = 512;
 /// What a tar ends with.
 pub const TAR_END: [u8; 2 * BLOCK_LEN] = [0; 2 * BLOCK_LEN];
+
+/// An entry of a file table, of root and without anything that has to be told.
+pub fn entry(path: impl AsRef<[u8]>, kind: FileKind) -> FileEntry {
+    FileEntry {
+        path: path.as_ref().to_vec(),
+        kind,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        xattrs: Vec::new(),
+    }
+}
 
 /// `len` random bytes of which only the bits of `mask` are set: with fewer bits they
 /// compress better.

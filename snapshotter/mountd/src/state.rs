@@ -145,7 +145,7 @@ pub struct State {
     waiting: usize,
     wait_max: Duration,
     /// Requests, with their mounts, that were interrupted and did not wait: answered meanwhile,
-    /// or not here yet. The kernel gives no number twice.
+    /// or not here yet. The kernel gives no two requests one number.
     early: VecDeque<(u64, u64)>,
 }
 

@@ -5,6 +5,7 @@ mod kernel;
 mod reader;
 
 use lazarette_fetcher::index::{FileEntry, FileKind, LayerFormat, LayerIndex, Timestamp};
+use lazarette_fetcher::test_util::content::entry;
 use lazarette_fetcher::types::Digest;
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
@@ -24,18 +25,6 @@ pub(super) fn image_for(tree: &Tree, devices: Devices) -> Vec<u8> {
     image.write_to(&mut bytes).unwrap();
     assert_eq!(bytes.len() as u64, image.image_len());
     bytes
-}
-
-fn entry(path: impl Into<Vec<u8>>, kind: FileKind) -> FileEntry {
-    FileEntry {
-        path: path.into(),
-        kind,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        mtime: Timestamp::default(),
-        xattrs: Vec::new(),
-    }
 }
 
 fn tree(files: Vec<FileEntry>, data_len: u64) -> Tree {

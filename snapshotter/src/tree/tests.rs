@@ -5,6 +5,7 @@ mod links;
 use std::collections::BTreeMap;
 
 use lazarette_fetcher::index::{FileEntry, FileKind, LayerFormat, LayerIndex, Timestamp};
+use lazarette_fetcher::test_util::content::entry;
 use lazarette_fetcher::types::Digest;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::{Config, FileFailurePersistence};
@@ -22,18 +23,6 @@ fn index(files: Vec<FileEntry>) -> LayerIndex {
         chunks: Vec::new(),
         spans: Vec::new(),
         data_len: DATA_LEN,
-    }
-}
-
-pub(super) fn entry(path: &str, kind: FileKind) -> FileEntry {
-    FileEntry {
-        path: path.as_bytes().to_vec(),
-        kind,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        mtime: Timestamp::default(),
-        xattrs: Vec::new(),
     }
 }
 

@@ -136,8 +136,9 @@ fn a_likely_window_keeps_what_is_again_near_enough() {
 
 /// Bytes that are no ASCII.
 fn noise(len: usize) -> Vec<u8> {
-    let noise = (0_u32..).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0] | 0x80);
-    noise.take(len).collect()
+    let mut noise = crate::test_util::content::noise(1, 0x7f, len);
+    noise.iter_mut().for_each(|byte| *byte |= 0x80);
+    noise
 }
 
 #[test]

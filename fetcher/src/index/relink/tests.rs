@@ -1,19 +1,7 @@
 //! Tables with names that are taken twice, against what extracting them leaves.
 
 use super::*;
-use crate::index::Timestamp;
-
-fn entry(path: &str, kind: FileKind) -> FileEntry {
-    FileEntry {
-        path: path.as_bytes().to_vec(),
-        kind,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        mtime: Timestamp::default(),
-        xattrs: Vec::new(),
-    }
-}
+use crate::test_util::content::entry;
 
 /// `A=3` is a file of 3 bytes, `B>A` a hard link, `S@x` a symbolic one, `d/` a directory.
 fn table(text: &str) -> Vec<FileEntry> {

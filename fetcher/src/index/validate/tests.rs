@@ -2,19 +2,8 @@
 
 use super::*;
 use crate::index::{LayerIndex, Timestamp};
+use crate::test_util::content::entry as file;
 use crate::types::{ByteRange, Digest};
-
-fn file(path: &str, kind: FileKind) -> FileEntry {
-    FileEntry {
-        path: path.as_bytes().to_vec(),
-        kind,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        mtime: Timestamp::default(),
-        xattrs: Vec::new(),
-    }
-}
 
 fn regular(size: u64, data_offset: u64) -> FileEntry {
     file("f", FileKind::Regular { size, data_offset })
@@ -341,7 +330,7 @@ fn targets_may_be_told_through_symbolic_links() {
 fn long_chains_and_circles_of_links_end() {
     let link = |from: usize, to: usize| {
         let target = format!("l{to}").into_bytes();
-        file(&format!("l{from}"), FileKind::Hardlink { target })
+        file(format!("l{from}"), FileKind::Hardlink { target })
     };
     let chain = |len: usize| (0..len).map(|n| link(n, n + 1)).collect::<Vec<_>>();
     let mut good = chain(30);

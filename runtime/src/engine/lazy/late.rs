@@ -24,8 +24,7 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Tries with one mount server: a quarter of an hour, longer than a read waits.
 const TRIES_MAX: u32 = 10;
 
-/// Tries `unmounted`, and what the mount server is not answered for, until there are no layers
-/// any more.
+/// Tries `unmounted`, and what is not answered for, until there are no layers any more.
 pub(super) async fn keep_trying(
     layers: Weak<NodeLayers>,
     mut renewed: watch::Receiver<u64>,
