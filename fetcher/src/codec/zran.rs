@@ -6,16 +6,16 @@
 
 mod referred;
 pub(super) mod sys;
-
-use std::collections::HashMap;
+mod threes;
 
 use self::referred::referred;
 use self::sys::WINDOW_LEN;
+use self::threes::Threes;
 
 /// Decoded bytes after a place in which it can be referred back past it.
 pub const REACH: usize = WINDOW_LEN;
 /// Bytes that deflate copies at least.
-const COPY_LEN_MIN: usize = 3;
+const COPY_LEN_MIN: usize = threes::LEN;
 /// Decoded bytes after a place that tell which bytes before it can be needed: a copy that
 /// begins within [`REACH`] may end behind it.
 pub const TELLING: usize = REACH + COPY_LEN_MIN - 1;
@@ -35,20 +35,15 @@ pub fn sparse_window(encoded: &[u8], bits: u8, window: &[u8]) -> Vec<u8> {
 /// only if it is one of three in a row that are there again behind the place, near enough.
 pub fn likely_window(window: &[u8], next: &[u8]) -> Vec<u8> {
     let next = next.get(..TELLING).unwrap_or(next);
-    let mut first: HashMap<[u8; COPY_LEN_MIN], usize> = HashMap::with_capacity(next.len());
-    for (at, three) in next.windows(COPY_LEN_MIN).enumerate() {
-        if let Ok(three) = three.try_into() {
-            first.entry(three).or_insert(at);
-        }
-    }
+    let behind = Threes::new(next);
     let around = [window, next.get(..COPY_LEN_MIN - 1).unwrap_or(next)].concat();
     let mut needed = vec![0; window.len()];
     for (at, three) in around.windows(COPY_LEN_MIN).enumerate() {
         // From the oldest byte of a whole window it is REACH to the place itself.
         let before = window.len().saturating_sub(at);
-        let is_again = first
-            .get(three)
-            .is_some_and(|behind| before.saturating_add(*behind) <= REACH);
+        let is_again = behind
+            .first(three)
+            .is_some_and(|behind| before.saturating_add(behind) <= REACH);
         if is_again {
             let run = at..at.saturating_add(COPY_LEN_MIN).min(window.len());
             if let (Some(to), Some(from)) = (needed.get_mut(run.clone()), window.get(run)) {

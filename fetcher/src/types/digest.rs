@@ -54,15 +54,13 @@ impl Digest {
         let err = |reason| ParseError::new("digest", text, reason);
         let (algorithm, hex) = text
             .split_once(':')
-            .ok_or(err("no ':' after the algorithm"))?;
+            .ok_or_else(|| err("no ':' after the algorithm"))?;
         match algorithm {
             "sha256" => decode_hex(hex).map(Self::Sha256),
             "sha512" => decode_hex(hex).map(Self::Sha512),
             _ => return Err(err("the algorithm is not sha256 or sha512")),
         }
-        .ok_or(err(
-            "the rest is not lower-case hex of the algorithm's length",
-        ))
+        .ok_or_else(|| err("the rest is not lower-case hex of the algorithm's length"))
     }
 
     /// The algorithm.
