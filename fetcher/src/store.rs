@@ -111,7 +111,10 @@ impl Store {
     /// Says that chunks will be looked up soon, so that what that reads comes from the disk
     /// meanwhile: some MiB, which go before what is read after this. Never waits.
     pub fn expect_lookups(&self) {
-        self.chunks.read_soon();
+        // A store without layers has nothing to be found.
+        if self.had_layers.load(Ordering::Relaxed) {
+            self.chunks.read_soon();
+        }
     }
 
     /// [`Store::open`] with another way to change files.

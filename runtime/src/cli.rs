@@ -79,7 +79,14 @@ async fn dispatch(args: Args, origin: Instant) -> Result<u8, Error> {
     {
         config.mounts.backend = name.into();
     }
-    let engine = Engine::open(config)?;
+    let engine = match &args.command {
+        // For the first miss, or the image itself.
+        Command::Run(run) => Engine::open_to_ask(config, run.words.reference.repository()),
+        Command::Pull(pull) => Engine::open_to_ask(config, pull.reference.repository()),
+        Command::Images | Command::Rmi(_) | Command::Store(_) | Command::Image(_) => {
+            Engine::open(config)
+        }
+    }?;
     let format = args.output;
     match args.command {
         Command::Run(run) => run::run(engine, *run, format, origin).await,

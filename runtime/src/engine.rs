@@ -34,7 +34,7 @@ use lazarette_fetcher::source::{Mirrors, Pusher, stack};
 use lazarette_fetcher::store::{Bounds, Store};
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::trust::TrustedKeys;
-use lazarette_fetcher::types::{Digest, Platform, Reference};
+use lazarette_fetcher::types::{Digest, Platform, Reference, Repository};
 use lazarette_snapshotter::fuse::FuseOptions;
 use lazarette_snapshotter::metastore::{DbMetastore, SnapshotTable};
 use lazarette_snapshotter::overlay::Snapshots;
@@ -90,11 +90,23 @@ impl Engine {
     /// Opens the store and the database under the configured root, creating them first
     /// where they are missing.
     pub fn open(config: Config) -> Result<Arc<Self>> {
-        Self::open_with(config, &|path, tables| Db::open(path, tables))
+        Self::open_with(config, None, &|path, tables| Db::open(path, tables))
+    }
+
+    /// [`Engine::open`] for who asks for something in `repository` next: connections to its
+    /// registry begin meanwhile. In an async runtime only.
+    pub fn open_to_ask(config: Config, repository: &Repository) -> Result<Arc<Self>> {
+        Self::open_with(config, Some(repository), &|path, tables| {
+            Db::open(path, tables)
+        })
     }
 
     /// [`Engine::open`] with another way to open the database.
-    fn open_with(config: Config, open_db: OpenDb<'_>) -> Result<Arc<Self>> {
+    fn open_with(
+        config: Config,
+        asked: Option<&Repository>,
+        open_db: OpenDb<'_>,
+    ) -> Result<Arc<Self>> {
         let (root, state) = (config.root(), config.state());
         let bounds = Bounds {
             budget: config.store.budget,
@@ -106,6 +118,9 @@ impl Engine {
         let (opened, built) = std::thread::scope(|scope| {
             let opening = scope.spawn(|| open_both(&root, bounds, open_db));
             let built = stack::build(config.source);
+            if let (Some(repository), Ok((_, registry))) = (asked, &built) {
+                registry.connect_ahead(repository);
+            }
             let opened = opening.join();
             (opened.unwrap_or_else(|panic| resume_unwind(panic)), built)
         });

@@ -85,8 +85,13 @@ impl ChunkTable {
     /// Has the kernel read all of it soon: a start looks at hundreds of places in it, each of
     /// which would wait for the disk.
     pub(super) fn read_soon(&self) {
-        if let Some(file) = &self.file {
-            sys::read_soon(file);
+        let Some(Ok(file)) = self.file.as_ref().map(File::try_clone) else {
+            return;
+        };
+        // Pages for all of it take the kernel milliseconds, beside which a start can go on.
+        let reader = std::thread::Builder::new().name("laz-ahead".to_owned());
+        if let Err(error) = reader.spawn(move || sys::read_soon(&file)) {
+            tracing::debug!(%error, "known chunks are read as they are looked up");
         }
     }
 

@@ -66,8 +66,6 @@ impl Engine {
         prepared: impl FnOnce(),
     ) -> Result<StartRecord> {
         require_root()?;
-        // For the first miss, or the image itself: it comes while the rest is opened.
-        self.registry.connect_ahead(request.reference.repository());
         let executor = executor(&request)?;
         let warming = Arc::clone(&executor);
         drop(tokio::task::spawn_blocking(move || warming.warm_up()));

@@ -59,7 +59,7 @@ fn open(dir: &Path, commits: &Arc<FaultyCommits>) -> Arc<Engine> {
         let commits = Arc::clone(commits);
         Db::open_on(path, tables, commits)
     };
-    Engine::open_with(config, &open_db).unwrap()
+    Engine::open_with(config, None, &open_db).unwrap()
 }
 
 /// Two images of one base.
