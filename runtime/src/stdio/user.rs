@@ -159,6 +159,8 @@ pub async fn forward_signals(task: &dyn Task, terminal: Option<Resizer>) -> io::
     let mut user1 = signal(SignalKind::user_defined1())?;
     let mut user2 = signal(SignalKind::user_defined2())?;
     let mut resized = signal(SignalKind::window_change())?;
+    // What changed while the container was started.
+    resize(terminal.as_ref());
     loop {
         let number = tokio::select! {
             _ = interrupt.recv() => number::SIGINT,
