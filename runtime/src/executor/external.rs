@@ -146,18 +146,28 @@ fn last_error(log: &[u8]) -> Option<String> {
         .next_back()
 }
 
-/// Docker's exit code for a runtime's error text, and what to tell the user beyond it.
+/// What runtimes say of a command they found: of a directory, runc the second, crun the third.
+const CANNOT_BE_INVOKED: [&str; 4] = [
+    "permission denied",
+    "is a directory",
+    "operation not permitted",
+    "exec format error",
+];
+
+/// Docker's exit code for a runtime's error text, and what to tell the user beyond it. What
+/// went wrong is named by Go's words for it or, by crun, by the C library's: they differ in case.
 fn classify(reason: &str) -> (u8, &'static str) {
+    let reason = reason.to_lowercase();
     let about_command = reason.contains("exec");
     let says = |part: &str| about_command && reason.contains(part);
-    if says("executable file not found") || says("executable not found") {
+    if says("executable file") && says("not found") || says("executable not found") {
         (127, ": the command is not in the image's PATH")
     } else if says("no such file or directory") {
         (
             127,
             ": the command, or the interpreter it names, is not in the image",
         )
-    } else if says("permission denied") || says("is a directory") || says("exec format error") {
+    } else if CANNOT_BE_INVOKED.into_iter().any(says) {
         (126, ": the command cannot be invoked")
     } else {
         (125, "")
@@ -177,6 +187,14 @@ mod tests {
                 "exec: \"/nope\": stat /nope: no such file or directory",
                 127,
             ),
+            (
+                "executable file `nope` not found in $PATH: No such file or directory",
+                127,
+            ),
+            ("open executable: No such file or directory", 127),
+            ("exec container process `/x`: Exec format error", 126),
+            ("open executable: Permission denied", 126),
+            ("open executable: Operation not permitted", 126),
             ("exec: \"/etc/passwd\": permission denied", 126),
             ("exec: \"/etc\": is a directory", 126),
             ("exec /x: exec format error", 126),
