@@ -108,6 +108,12 @@ impl Mirrors {
         &self.shared.homes
     }
 
+    /// The registries themselves, for who reads what it is about to change: a mirror may have it
+    /// as it was.
+    pub fn registry(&self) -> &RegistrySource {
+        &self.shared.registry
+    }
+
     /// What has been done so far, at all hosts together.
     pub fn stats(&self) -> SourceStats {
         self.shared.registry.stats()

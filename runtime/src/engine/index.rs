@@ -120,7 +120,7 @@ impl Engine {
             });
         }
         let count = blobs.len();
-        let ends = (self.resolver.source.as_ref(), &self.pusher);
+        let ends = (self.registry.registry(), &self.pusher);
         let repository = image.reference.repository();
         let digest = artifact::push(ends, repository, &image.manifest, INDEX_TYPE, blobs).await?;
         Ok((count, digest))

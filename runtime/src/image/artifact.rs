@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures_util::stream;
-use lazarette_fetcher::source::{BlobSource, Pusher};
+use lazarette_fetcher::source::{BlobSource, Pusher, RegistrySource};
 use lazarette_fetcher::types::{Descriptor, Digest, MediaType, Reference, Repository};
 use lazarette_fetcher::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,7 @@ pub struct ArtifactBlob {
 /// Pushes an artifact of `kind`, which is its blobs' media type too, for the image whose
 /// manifest is `subject`. Returns the digest of its manifest.
 pub async fn push(
-    (source, sink): (&dyn BlobSource, &Pusher),
+    (source, sink): (&RegistrySource, &Pusher),
     repository: &Repository,
     subject: &Descriptor,
     kind: &str,
@@ -96,7 +96,7 @@ pub async fn push(
 
 /// Adds an artifact to the index under the subject's tag.
 async fn list_by_tag(
-    (source, sink): (&dyn BlobSource, &Pusher),
+    (source, sink): (&RegistrySource, &Pusher),
     repository: &Repository,
     subject: &Digest,
     pushed: &Descriptor,

@@ -3,8 +3,9 @@
 
 use std::cell::RefCell;
 
+use lazarette_fetcher::source::{BlobSource as _, RegistrySource, SourceConfig};
 use lazarette_fetcher::test_util::{FakeRegistry, Paging};
-use lazarette_fetcher::types::{Digest, MediaType};
+use lazarette_fetcher::types::{Digest, MediaType, Reference};
 use serde_json::{Value, json};
 
 use crate::store::present;
@@ -74,6 +75,41 @@ pub(crate) fn artifact(subject: &Value) -> Value {
         "config": {"mediaType": "application/vnd.oci.empty.v1+json", "size": 2,
                    "digest": Digest::sha256(b"{}").to_string()},
     })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_of_referrers_is_added_to_as_the_registry_has_it() {
+    let bare = || FakeRegistry::builder().without_referrers();
+    let registry = bare().start().await.unwrap();
+    let mirror = bare().start().await.unwrap();
+    let (image, own) = push_image(&registry);
+    push_image(&mirror);
+    let tag = own["digest"].as_str().unwrap().replace(':', "-");
+    let theirs = push_document(&registry, "", &artifact(&own));
+    push_document(&registry, &tag, &index_of(std::slice::from_ref(&theirs)));
+    // The mirror has the list as it was before.
+    push_document(&mirror, &tag, &index_of(&[]));
+    let laz = Laz::new();
+    let hosts = laz.path("certs.d").join(registry.url_host());
+    std::fs::create_dir_all(&hosts).unwrap();
+    let mirrored = format!("[host.\"http://{}\"]\n", mirror.url_host());
+    std::fs::write(hosts.join("hosts.toml"), mirrored).unwrap();
+    let config = std::fs::read_to_string(laz.path("config.toml")).unwrap();
+    let dir = laz.path("certs.d").display().to_string();
+    let config = config.replacen("[source]\n", &format!("[source]\nhosts_dir = {dir:?}\n"), 1);
+    std::fs::write(laz.path("config.toml"), config).unwrap();
+    let key = KEY.replace(".pub", ".pem");
+    let push = ["image", "index", "--push", "--key", &key, &image.reference];
+    let said = laz.run(&push).await;
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(mirror.requests().blobs > 0, "the mirror is not asked");
+    let list = format!("{}/test/image:{tag}", registry.url_host());
+    let source = RegistrySource::new(SourceConfig::default()).unwrap();
+    let list = source.resolve(&Reference::parse(&list).unwrap()).await;
+    let list: Value = serde_json::from_slice(&list.unwrap().bytes).unwrap();
+    let listed = list["manifests"].as_array().unwrap();
+    assert_eq!(listed.len(), 2, "{list}");
+    assert_eq!(listed[0]["digest"], theirs["digest"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,7 +26,7 @@ impl Engine {
             bytes: serde_json::to_vec(&profiles).unwrap_or_default().into(),
             annotations: BTreeMap::new(),
         };
-        let ends = (self.resolver.source.as_ref(), &self.pusher);
+        let ends = (self.registry.registry(), &self.pusher);
         let repository = image.reference.repository();
         let pushed = artifact::push(ends, repository, &image.manifest, MEDIA_TYPE, vec![blob]);
         Ok((profiles, pushed.await?))
