@@ -45,9 +45,11 @@ pub struct ManifestDocument {
 /// The image config.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ConfigDocument {
-    /// `linux`.
+    /// `linux`, or nothing: some tools that make an image without a base leave it empty.
+    #[serde(default, deserialize_with = "or_default")]
     pub os: String,
-    /// Go's architecture name.
+    /// Go's architecture name, or nothing.
+    #[serde(default, deserialize_with = "or_default")]
     pub architecture: String,
     /// Architecture variant.
     #[serde(default)]
@@ -158,9 +160,16 @@ impl ConfigDocument {
         parse(what, bytes)
     }
 
-    /// The platform the image was built for.
-    pub fn platform(&self) -> Platform {
-        Platform::new(&self.os, &self.architecture, self.variant.as_deref())
+    /// The platform the image was built for; what it does not say of it is as on `host`.
+    pub fn platform(&self, host: &Platform) -> Platform {
+        fn said<'a>(text: &'a str, host: &'a str) -> &'a str {
+            if text.is_empty() { host } else { text }
+        }
+        let os = said(&self.os, &host.os);
+        if self.architecture.is_empty() {
+            return Platform::new(os, &host.architecture, host.variant.as_deref());
+        }
+        Platform::new(os, &self.architecture, self.variant.as_deref())
     }
 }
 
@@ -259,6 +268,28 @@ mod tests {
         let bare =
             br#"{"os":"linux","architecture":"amd64","config":null,"rootfs":{"diff_ids":[]}}"#;
         assert!(ConfigDocument::parse("config", bare).is_ok());
+    }
+
+    #[test]
+    fn what_a_config_does_not_say_of_its_platform_is_as_on_the_host() {
+        let host = Platform::new("linux", "arm", Some("v7"));
+        for (said, platform) in [
+            (r#""os":"","architecture":"""#, host.clone()),
+            (r#""architecture":null"#, host.clone()),
+            (r#""os":"linux""#, host.clone()),
+            (
+                r#""architecture":"amd64""#,
+                Platform::new("linux", "amd64", None),
+            ),
+            (
+                r#""os":"windows""#,
+                Platform::new("windows", "arm", Some("v7")),
+            ),
+        ] {
+            let json = format!(r#"{{{said},"config":null,"rootfs":{{"diff_ids":[]}}}}"#);
+            let config = ConfigDocument::parse("config", json.as_bytes()).unwrap();
+            assert_eq!(config.platform(&host), platform, "{said}");
+        }
     }
 
     #[test]

@@ -146,8 +146,9 @@ fn join(
         manifest,
     } = resolved;
     let what = format!("image {reference}");
-    if !config.platform().runs_on(host) {
-        return Err(foreign(&what, host, &config.platform().to_string()));
+    let platform = config.platform(host);
+    if !platform.runs_on(host) {
+        return Err(foreign(&what, host, &platform.to_string()));
     }
     let diff_ids = &config.rootfs.diff_ids;
     if diff_ids.len() != manifest.layers.len() {
