@@ -57,7 +57,7 @@ pub(super) async fn pull(
             human_bytes(report.fetched_bytes),
             copied_words(report.copied_bytes)
         )),
-    }
+    }?;
     Ok(0)
 }
 
@@ -73,7 +73,7 @@ pub(super) async fn images(engine: &Arc<Engine>, format: OutputFormat) -> Result
             human_bytes(image.image_bytes),
             format!("{:.0} %", percent(image.present_bytes, image.data_bytes)),
         ]
-    });
+    })?;
     Ok(0)
 }
 
@@ -104,7 +104,7 @@ pub(super) async fn rmi(engine: &Arc<Engine>, args: RmiArgs, format: OutputForma
                 human_bytes(removed.freed_bytes),
             ]
         },
-    );
+    )?;
     Ok(failed.unwrap_or_default())
 }
 
@@ -145,7 +145,7 @@ async fn index(
             human_bytes(index.index_bytes),
             format!("{:.0} %", index.lazy_percent),
         ]
-    });
+    })?;
     if let (true, Some(key)) = (args.push, &args.key) {
         let (count, digest) = engine.push_indexes(&image, &layers, key).await?;
         eprintln!("{count} indexes pushed as {digest}");
@@ -171,7 +171,7 @@ async fn convert(engine: &Arc<Engine>, args: ConvertArgs, format: OutputFormat) 
     match format {
         OutputFormat::Json => print_json(&report),
         OutputFormat::Table => emit(&format!("{}@{}\n", args.dst, report.manifest.digest)),
-    }
+    }?;
     Ok(0)
 }
 

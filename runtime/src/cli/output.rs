@@ -1,13 +1,14 @@
 //! Tables for people, JSON for programs.
 //!
-//! Invariant: a result is printed once, whole, to standard output. A closed pipe ends
-//! the output quietly, as `head` expects.
+//! Invariant: a result is printed once, whole, to standard output, or the command fails. A
+//! closed pipe ends the output quietly, as `head` expects.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 use serde::Serialize;
 
 use super::OutputFormat;
+use crate::{Error, Result};
 
 /// Prints `rows` as JSON, or as a table with `header` and the cells `row` makes of each.
 pub(super) fn print_rows<T: Serialize, const N: usize>(
@@ -15,28 +16,35 @@ pub(super) fn print_rows<T: Serialize, const N: usize>(
     rows: &[T],
     header: [&str; N],
     row: impl Fn(&T) -> [String; N],
-) {
+) -> Result<()> {
     match format {
         OutputFormat::Json => print_json(&rows),
         OutputFormat::Table => {
             let cells: Vec<[String; N]> = rows.iter().map(row).collect();
-            emit(&table(header, &cells));
+            emit(&table(header, &cells))
         }
     }
 }
 
 /// Prints one value as JSON.
-pub(super) fn print_json<T: Serialize>(value: &T) {
-    if let Ok(mut text) = serde_json::to_string_pretty(value) {
-        text.push('\n');
-        emit(&text);
-    }
+pub(super) fn print_json<T: Serialize>(value: &T) -> Result<()> {
+    let mut text =
+        serde_json::to_string_pretty(value).map_err(|error| unwritten(io::Error::other(error)))?;
+    text.push('\n');
+    emit(&text)
 }
 
 /// Prints text as it is.
-pub(super) fn emit(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+pub(super) fn emit(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn unwritten(error: io::Error) -> Error {
+    Error::io("write to", "standard output", error)
 }
 
 fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {

@@ -64,7 +64,7 @@ pub(super) async fn profile(
             human_bytes(row.bytes),
             row.layers.to_string(),
         ]
-    });
+    })?;
     Ok(0)
 }
 

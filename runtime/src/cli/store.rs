@@ -36,7 +36,7 @@ async fn df(engine: &Arc<Engine>, args: DfArgs, format: OutputFormat) -> Result<
         match format {
             OutputFormat::Json => print_json(&summary),
             OutputFormat::Table => emit(&summary_line(&summary)),
-        }
+        }?;
         return Ok(0);
     }
     let layers = engine.layers().await?;
@@ -53,9 +53,9 @@ async fn df(engine: &Arc<Engine>, args: DfArgs, format: OutputFormat) -> Result<
             human_bytes(layer.disk_bytes),
             human_bytes(layer.copied_bytes),
         ]
-    });
+    })?;
     if format == OutputFormat::Table {
-        emit(&format!("\n{}", summary_line(&summary)));
+        emit(&format!("\n{}", summary_line(&summary)))?;
     }
     Ok(0)
 }
@@ -65,7 +65,7 @@ async fn check(engine: &Arc<Engine>, args: CheckArgs, format: OutputFormat) -> R
     match format {
         OutputFormat::Json => print_json(&report),
         OutputFormat::Table => emit(&check_text(&report)),
-    }
+    }?;
     Ok(if report.is_sound() { 0 } else { DAMAGED })
 }
 
@@ -81,9 +81,9 @@ async fn prune(engine: &Arc<Engine>, format: OutputFormat) -> Result<u8> {
                 human_bytes(pruned.freed_bytes)
             );
             text.push_str(&kept_text(&pruned.kept));
-            emit(&text);
+            emit(&text)
         }
-    }
+    }?;
     Ok(0)
 }
 
@@ -104,9 +104,9 @@ async fn evict(engine: &Arc<Engine>, args: EvictArgs, format: OutputFormat) -> R
             );
             text.push_str(&kept_text(&report.kept));
             text.push_str(&summary_line(&report.store));
-            emit(&text);
+            emit(&text)
         }
-    }
+    }?;
     Ok(0)
 }
 

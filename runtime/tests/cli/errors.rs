@@ -323,6 +323,24 @@ async fn arguments_that_make_no_sense_are_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_cannot_be_written_is_an_error() {
+    let laz = Laz::new();
+    for format in [&["images"][..], &["--output", "json", "images"]] {
+        let mut command = laz.command(&[], format);
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        command.stdout(full.unwrap());
+        assert_says(&said(command).await, 125, &["standard output", "No space"]);
+        // Who has read enough closes its end: nothing is wrong.
+        let (closed, end) = std::io::pipe().unwrap();
+        drop(closed);
+        let mut command = laz.command(&[], format);
+        command.stdout(end);
+        let quiet = said(command).await;
+        assert!(quiet.code == 0 && quiet.err.is_empty(), "{quiet:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn privileged_a_full_disk_is_named_and_nothing_is_half_recorded() {
     if !is_root("privileged_a_full_disk_is_named_and_nothing_is_half_recorded") {
         return;
