@@ -80,6 +80,16 @@ end_cgroups() {
   [ -z "$(cgroups_since "$1")" ]
 }
 
+# What a script's containers are below that says --cgroup "$CGROUP/NAME": other scripts may run beside it, and have
+# containers in cgroups of their own. The names of containers have to differ, too: runc keeps them by these.
+CGROUP=/test-of-$$
+own_cgroups() { find /sys/fs/cgroup -mindepth 1 -maxdepth 2 -type d -name "${CGROUP#/}" 2>/dev/null | sort; }
+# end_own_cgroups: removes them; nothing else does. Fails where one has containers.
+end_own_cgroups() {
+  own_cgroups | xargs -r rmdir 2>/dev/null || true
+  [ -z "$(own_cgroups)" ]
+}
+
 # unmount_below DIR: unmounts everything mounted at or under DIR, the deepest first.
 unmount_below() {
   awk -v d="$1" '$5 == d || index($5, d "/") == 1 {print $5}' /proc/self/mountinfo | sort -r |

@@ -17,8 +17,7 @@ begin() {
 make_node() {
   DIR=$1
   mkdir -p "$DIR"
-  CGROUPS=$(namespace_cgroups)
-  at_exit end_cgroups "$CGROUPS"
+  at_exit end_own_cgroups
   STATE=$(mktemp -d /run/laz-test.XXXXXX)
   chmod 711 "$STATE"
   at_exit remove_tree "$STATE"
@@ -30,8 +29,8 @@ finish() {
   stop_pid "$CONTAINERD_PID"
   stop_pid "$LAZD_PID"
   end_mount_server "$DIR/run"
-  wait_for 60 'cgroups to be empty' end_cgroups "$CGROUPS" || true
-  equal 'no cgroup is left' "$(cgroups_since "$CGROUPS")" ''
+  wait_for 60 'cgroups to be empty' end_own_cgroups || true
+  equal 'no cgroup is left' "$(own_cgroups)" ''
   equal 'nothing is left mounted' "$(grep -cE " ($DIR|$STATE)/" /proc/self/mountinfo || true)" 0
   remove_tree "$STATE"
   remove_tree "$DIR"

@@ -69,7 +69,7 @@ crictl() { crictl_at "$DIR/run/cri.sock" "$@"; }
 direct() { crictl_at "$DIR/c/containerd.sock" "$@"; }
 
 # looks_at IMAGE: a container reads something of it.
-looks_at() { "${CTR[@]}" run --rm --snapshotter lazarette "$1" "test-$RANDOM" sha256sum /bin/bash; }
+looks_at() { "${CTR[@]}" run --rm --cgroup "$CGROUP/look" --snapshotter lazarette "$1" "test-$$-$RANDOM" sha256sum /bin/bash; }
 # looks WHAT IMAGE: and what it should.
 looks() {
   local out code=0

@@ -152,7 +152,7 @@ check() {
   CTR+=(--namespace k8s.io)
   pull debian:chunked
   BESIDE=$(snapshots | awk '{print $1}')
-  works 'a container of another image runs' "${CTR[@]}" run -d --snapshotter lazarette "$REGISTRY/debian:chunked" "beside-$$" sleep infinity
+  works 'a container of another image runs' "${CTR[@]}" run -d --cgroup "$CGROUP/beside" --snapshotter lazarette "$REGISTRY/debian:chunked" "beside-$$" sleep infinity
   OTHERS=$(snapshots | grep -c .)
   by_name
   by_pull

@@ -62,7 +62,7 @@ unpacks() {
   start_lazd snapshotter.sock
   reconnected
   is_right "$1: is that after a restart of lazd" "$1"
-  equal "$1: runs" "$("${CTR[@]}" run --rm --snapshotter lazarette "$image" "test-$1" sh -c "$SUM" 2>/dev/null)" "$EXPECTED_SUM"
+  equal "$1: runs" "$("${CTR[@]}" run --rm --cgroup "$CGROUP/$1" --snapshotter lazarette "$image" "test-$$-$1" sh -c "$SUM" 2>/dev/null)" "$EXPECTED_SUM"
   works "removes $1" "${CTR[@]}" images rm --sync "$image"
   nothing_left "$1"
 }

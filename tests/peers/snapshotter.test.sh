@@ -22,7 +22,7 @@ LOOK='cat /etc/debian_version && sha256sum /bin/bash && echo mine >/etc/mine && 
 # looks WHAT IMAGE: a container of it reads what it should.
 looks() {
   local out code=0
-  out=$("${CTR[@]}" run --rm --snapshotter lazarette "$2" "test-$RANDOM" sh -c "$LOOK" 2>&1) || code=$?
+  out=$("${CTR[@]}" run --rm --cgroup "$CGROUP/look" --snapshotter lazarette "$2" "test-$$-$RANDOM" sh -c "$LOOK" 2>&1) || code=$?
   equal "$1" "$code $out" "0 $EXPECTED"
 }
 
@@ -46,7 +46,7 @@ of_others() {
   local out code=0 image=$1; shift
   works 'pulls without a word of us' "$@" "$image"
   equal 'we have no snapshot of it' "$(snapshots)" ""
-  out=$("${CTR[@]}" run --rm "$image" "test-$RANDOM" sh -c "$LOOK" 2>&1) || code=$?
+  out=$("${CTR[@]}" run --rm --cgroup "$CGROUP/look" "$image" "test-$$-$RANDOM" sh -c "$LOOK" 2>&1) || code=$?
   equal 'runs on overlayfs' "$code $out" "0 $EXPECTED"
   works 'removes it' "${CTR[@]}" images rm --sync "$image"
 }
@@ -131,7 +131,7 @@ mounted() { awk -v d="$DIR/run/" 'index($5, d) == 1 {print $3, $5}' /proc/self/m
 # outlives IMAGE: a container reads its files, anew each time, while lazd is killed and comes back.
 outlives() {
   local expected reader kill sums=$DIR/sums
-  works 'runs in the background' "${CTR[@]}" run -d --snapshotter lazarette "$1" outlives sleep infinity
+  works 'runs in the background' "${CTR[@]}" run -d --cgroup "$CGROUP/outlives" --snapshotter lazarette "$1" outlives sleep infinity
   expected=$("${CTR[@]}" task exec --exec-id first outlives sh -c "$SUM")
   equal 'a container reads what is right' "$expected" "$EXPECTED_SUM"
   "${CTR[@]}" task exec --exec-id second outlives sh -c "for i in 1 2 3 4 5 6 7 8; do $SUM || exit; done" >"$sums" 2>&1 &
@@ -175,7 +175,7 @@ in_user_namespace() {
   settles 'what was mounted for it is gone' 0 mounted_for_snapshots
 }
 run_mapped() {
-  "${CTR[@]}" run -d --snapshotter lazarette --uidmap 0:100000:65536 --gidmap 0:100000:65536 --remap-labels "$1" mapped sleep infinity
+  "${CTR[@]}" run -d --cgroup "$CGROUP/mapped" --snapshotter lazarette --uidmap 0:100000:65536 --gidmap 0:100000:65536 --remap-labels "$1" mapped sleep infinity
 }
 # mapped_inside WHAT: owners are what the image says, and it can write.
 mapped_inside() {
@@ -209,7 +209,7 @@ copied() {
 # held IMAGE: what a container needs outlives the image, and nothing outlives both.
 held() {
   local layers; layers=$(lazy_mounts)
-  works 'runs in the background' "${CTR[@]}" run -d --snapshotter lazarette "$1" held sleep infinity
+  works 'runs in the background' "${CTR[@]}" run -d --cgroup "$CGROUP/held" --snapshotter lazarette "$1" held sleep infinity
   works 'removes its image' "${CTR[@]}" images rm --sync "$1"
   equal 'it is gone' "$("${CTR[@]}" images ls -q | grep -cx "$1" || true)" 0
   equal 'its layers are held' "$(lazy_mounts)" "$layers"

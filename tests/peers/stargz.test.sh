@@ -45,7 +45,7 @@ check() {
     bad "ctr-remote pulls $1:$2" "$(tail -n 2 "$SCRATCH/rpull")"; return
   fi
   ok "ctr-remote pulls $1:$2"
-  out=$("${CTR[@]}" run --rm --snapshotter=stargz "$image" "test-$1-$2" sh -c 'cat /etc/debian_version && sha256sum /bin/bash' 2>&1) || true
+  out=$("${CTR[@]}" run --rm --cgroup "$CGROUP/$2" --snapshotter=stargz "$image" "test-$$-$2" sh -c 'cat /etc/debian_version && sha256sum /bin/bash' 2>&1) || true
   if [ "$out" = "$(laz run "$image" sh -c 'cat /etc/debian_version && sha256sum /bin/bash')" ]; then
     ok "$1:$2 reads the same under stargz-snapshotter and laz"
   else bad "$1:$2 reads the same under stargz-snapshotter and laz" "$out"; fi
@@ -62,7 +62,7 @@ if ! command -v go >/dev/null; then
 fi
 BIN=$("$here/stargz.sh")
 make_scratch stargz-test
-at_exit end_cgroups "$(namespace_cgroups)"
+at_exit end_own_cgroups
 build_laz
 start_registry "$SCRATCH/registry"
 read -r _ layout < <("$here/../images/build.sh" debian)

@@ -58,12 +58,14 @@ at_exit end_pods
 CTR+=(--namespace k8s.io)
 
 ids='[{"host_id": 100000, "container_id": 0, "length": 65536}]'
-security="\"linux\": {\"security_context\": {\"namespace_options\": {\"userns_options\": {\"mode\": 0, \"uids\": $ids, \"gids\": $ids}}}}"
+security="\"security_context\": {\"namespace_options\": {\"userns_options\": {\"mode\": 0, \"uids\": $ids, \"gids\": $ids}}}"
 cat >"$SCRATCH/pod.json" <<POD
-{"metadata": {"name": "pod", "namespace": "default", "uid": "1", "attempt": 1}, "log_directory": "$SCRATCH/logs", $security}
+{"metadata": {"name": "pod", "namespace": "default", "uid": "1", "attempt": 1}, "log_directory": "$SCRATCH/logs",
+  "linux": {"cgroup_parent": "$CGROUP", $security}}
 POD
 cat >"$SCRATCH/container.json" <<CONTAINER
-{"metadata": {"name": "one"}, "image": {"image": "$IMAGE"}, "command": ["sleep", "infinity"], "log_path": "log", $security}
+{"metadata": {"name": "one"}, "image": {"image": "$IMAGE"}, "command": ["sleep", "infinity"], "log_path": "log",
+  "linux": {$security}}
 CONTAINER
 
 works 'pulls' crictl pull "$IMAGE"
