@@ -34,11 +34,23 @@ end_mount_server() {
 }
 
 # What a machine carries of containers: mounts, cgroups and processes of ours. Two of these are
-# compared to prove that a run leaves nothing behind.
+# compared to prove that a run leaves nothing behind. What scripts that run beside this one have is left out: it is
+# in scratch directories and nodes of their own.
 traces_left() {
-  awk '{print "mount", $2, $3}' /proc/mounts
-  find /sys/fs/cgroup -mindepth 1 -type d -printf 'cgroup %p\n' 2>/dev/null | grep -iE 'laz' || true
-  pgrep -lx 'laz|laz-.*' | sed 's/^[0-9]* /process /' || true
+  local pid
+  awk -v all="$LAZ_CACHE/tmp/" -v own="$SCRATCH/" 'index($2, all) == 1 && index($2, own) != 1 || $2 ~ "^/run/laz-test[.]" {next}
+    {print "mount", $2, $3}' /proc/mounts
+  find /sys/fs/cgroup -mindepth 1 -type d -printf 'cgroup %p\n' 2>/dev/null | grep -i laz | without_other_nodes || true
+  for pid in $(pgrep -x 'laz|laz-.*'); do
+    is_of_another "$pid" || sed 's/^/process /' "/proc/$pid/comm"
+  done 2>/dev/null || true
+}
+without_other_nodes() { awk -v own="/lazarette-node-$$" '!/\/lazarette-node-/ || index($0 "/", own "/")'; }
+# is_of_another PID: it names a scratch directory that is not of this script, or is in a node that is not.
+is_of_another() {
+  tr '\0' '\n' <"/proc/$1/cmdline" | awk -v all="$LAZ_CACHE/tmp/" -v own="$SCRATCH/" \
+    'index($0, all) && !index($0, own) {found = 1} END {exit !found}' ||
+    grep -F /lazarette-node- "/proc/$1/cgroup" | grep -qvE "/lazarette-node-$$(/|\$)"
 }
 
 # traces_since TRACES: what is there now and was not there then. What ends by itself meanwhile, as the guard of
