@@ -26,7 +26,7 @@ build() {
 }
 
 mkdir -p "$LAZ_CACHE/peers"
-exec 9>"$LAZ_CACHE/peers/containerd-go.lock"
+exec 9>"$LAZ_CACHE/peers/containerd-go-$VERSION.lock"
 flock 9
 [ -x "$DIR/containerd-shim-runc-v2" ] || { make_scratch containerd-go; build; }
 echo "$DIR"
