@@ -257,7 +257,7 @@ pub fn build(
         .version(OCI_VERSION)
         .root(root)
         .hostname(hostname)
-        .mounts(mounts::mounts(bundle, &options.volumes)?)
+        .mounts(mounts::mounts(bundle, &options.volumes, facts)?)
         .process(process(options, image, accounts, facts)?)
         .linux(linux(options, facts)?)
         .build()?)

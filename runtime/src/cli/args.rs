@@ -86,7 +86,7 @@ pub struct RunArgs {
     /// User, and group, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// Mount a directory or file of the host
+    /// Mount a directory or file of the host, with what is mounted below it
     #[arg(short, long, value_name = "SRC:DST[:ro]")]
     pub volume: Vec<Volume>,
     /// Network: the host's, or none but loopback

@@ -38,6 +38,8 @@ pub struct HostFacts {
     pub oom_score_adj: i32,
     /// Our hard limit of open files.
     pub nofile_hard: u64,
+    /// Whether a mount can be made read-only with all that is mounted below it.
+    pub recursive_read_only: bool,
     /// Host name.
     pub hostname: String,
     /// Text of `/etc/hosts`.
@@ -58,6 +60,7 @@ impl HostFacts {
             cgroup_hierarchies: hierarchies(Path::new("/sys/fs/cgroup"))?,
             oom_score_adj: oom_score_adj.trim().parse().map_err(io::Error::other)?,
             nofile_hard: process::nofile_hard()?,
+            recursive_read_only: process::can_change_mount_trees(),
             hostname: process::hostname(),
             hosts: text("/etc/hosts")?,
             resolv_conf: text("/etc/resolv.conf")?,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, MountBuilder};
 
-use super::{SpecError, Volume};
+use super::{HostFacts, SpecError, Volume};
 
 /// Files and directories of the kernel that a container must not see.
 pub(super) const MASKED_PATHS: &[&str] = &[
@@ -97,7 +97,11 @@ const FIXED: &[Fixed] = &[
 
 /// All mounts of a container: the fixed ones, the files generated in `bundle`, then the
 /// volumes, outer ones before inner ones.
-pub(super) fn mounts(bundle: &Path, volumes: &[Volume]) -> Result<Vec<Mount>, SpecError> {
+pub(super) fn mounts(
+    bundle: &Path,
+    volumes: &[Volume],
+    facts: &HostFacts,
+) -> Result<Vec<Mount>, SpecError> {
     let mut mounts = Vec::with_capacity(FIXED.len() + super::GENERATED.len() + volumes.len());
     for fixed in FIXED {
         mounts.push(
@@ -113,7 +117,7 @@ pub(super) fn mounts(bundle: &Path, volumes: &[Volume]) -> Result<Vec<Mount>, Sp
         mounts.push(bind(
             bundle.join(name),
             Path::new("/etc").join(name),
-            false,
+            &["rw"],
         )?);
     }
     let mut volumes: Vec<&Volume> = volumes.iter().collect();
@@ -122,19 +126,28 @@ pub(super) fn mounts(bundle: &Path, volumes: &[Volume]) -> Result<Vec<Mount>, Sp
         mounts.push(bind(
             volume.source.clone(),
             volume.destination.clone(),
-            volume.read_only,
+            access(volume.read_only, facts),
         )?);
     }
     Ok(mounts)
 }
 
-fn bind(source: PathBuf, destination: PathBuf, read_only: bool) -> Result<Mount, SpecError> {
-    let access = if read_only { "ro" } else { "rw" };
+/// `ro` is of the mount itself: what is mounted below it needs the other word. A runtime that
+/// does not know that one takes it for data of the file system, which a bind mount has none of.
+fn access(read_only: bool, facts: &HostFacts) -> &'static [&'static str] {
+    match (read_only, facts.recursive_read_only) {
+        (true, true) => &["ro", "rro"],
+        (true, false) => &["ro"],
+        (false, _) => &["rw"],
+    }
+}
+
+fn bind(source: PathBuf, destination: PathBuf, access: &[&str]) -> Result<Mount, SpecError> {
     Ok(MountBuilder::default()
         .destination(destination)
         .typ("bind")
         .source(source)
-        .options(owned(&["rbind", "rprivate", access]))
+        .options(owned(&[&["rbind", "rprivate"], access].concat()))
         .build()?)
 }
 

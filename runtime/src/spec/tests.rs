@@ -13,6 +13,7 @@ fn facts() -> HostFacts {
         cgroup_hierarchies: vec!["cpu".into(), "memory".into()],
         oom_score_adj: -500,
         nofile_hard: 20_000,
+        recursive_read_only: true,
         hostname: "node".into(),
         ..HostFacts::default()
     }
@@ -102,6 +103,20 @@ fn golden_everything_asked_for() {
         built(&options, &image()),
         include_str!("testdata/full.json"),
     );
+}
+
+#[test]
+fn an_old_kernel_is_not_asked_for_what_it_cannot_do() {
+    let mut options = options();
+    options.volumes = vec!["/x:/data:ro".parse().unwrap()];
+    let facts = HostFacts {
+        recursive_read_only: false,
+        ..facts()
+    };
+    let built = build(Path::new("/b"), &options, &image(), &accounts(), &facts).unwrap();
+    let mounts = built.mounts().as_ref().unwrap();
+    let options = mounts.last().unwrap().options().as_ref().unwrap();
+    assert_eq!(*options, ["rbind", "rprivate", "ro"]);
 }
 
 #[test]

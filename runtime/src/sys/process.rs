@@ -1,4 +1,4 @@
-//! Processes: subreaper, umask, pidfd, wait, exec, poll, what they share, modes of descriptors.
+//! Processes: subreaper, umask, pidfd, wait, exec, poll, what they share, modes of descriptors, what the kernel can.
 //!
 //! Used by the executor host (a single-threaded process) and, for pidfds, by the engine.
 //! Never ends a process by name or group: only by a pidfd, which cannot be reused.
@@ -41,6 +41,18 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
 /// What this process, and those it starts, leave off the modes of files they make.
 pub(crate) fn set_umask(bits: u32) {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(bits));
+}
+
+/// Whether this kernel can make a whole tree of mounts read-only at once (Linux 5.12).
+#[expect(
+    unsafe_code,
+    reason = "mount_setattr has no safe wrapper in our dependencies"
+)]
+pub(crate) fn can_change_mount_trees() -> bool {
+    let (path, attr): (_, *const libc::mount_attr) = (c"".as_ptr(), std::ptr::null());
+    // SAFETY: a size of 0 is refused before anything is read or changed, where the call exists.
+    let outcome = unsafe { libc::syscall(libc::SYS_mount_setattr, -1, path, 0, attr, 0_usize) };
+    outcome == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
 }
 
 /// A descriptor for the process `pid`, close-on-exec; readable once the process has ended.

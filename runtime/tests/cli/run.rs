@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::{
     Changes, File, IMPATIENT, Laz, busybox, estargz, gzipped, incompressible, install, is_root,
-    plain, push, said, tar,
+    plain, push, said, tar, with_own_mounts,
 };
 
 pub(crate) fn user_land() -> Vec<u8> {
@@ -293,6 +293,31 @@ async fn privileged_options_reach_the_container() {
         said.out, "7\n8\nv\n/etc\nbox\nfrom the host\nread-only\nread-only\n",
         "{said:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_read_only_volume_is_that_also_below_other_mounts() {
+    if !is_root("privileged_a_read_only_volume_is_that_also_below_other_mounts") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &estargz(user_land()), &Changes::default());
+    let laz = Laz::new();
+    let shared = laz.path("shared").display().to_string();
+    std::fs::create_dir_all(format!("{shared}/inner")).unwrap();
+    let mounted = format!("mount -t tmpfs inner {shared}/inner && exec \"$0\" \"$@\"");
+    let wrapper = with_own_mounts(&mounted);
+    let wrapper = wrapper.each_ref().map(String::as_str);
+    let (open, read_only) = (format!("{shared}:/open"), format!("{shared}:/shut:ro"));
+    let script = "busybox touch /open/inner/file; \
+                  busybox touch /shut/inner/file 2>&1 | busybox grep -c Read-only";
+    for runtime in [&[][..], &["--runtime", "runc"]] {
+        let volumes = ["run", "-v", &open, "-v", &read_only];
+        let command = [&image.reference, "/bin/busybox", "sh", "-c", script];
+        let args = [&volumes[..], runtime, &command].concat();
+        let said = said(laz.command(&wrapper, &args)).await;
+        assert_eq!((said.code, said.out.as_str()), (0, "1\n"), "{said:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
