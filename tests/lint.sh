@@ -18,7 +18,7 @@ check_licences() {
   fi
 }
 
-mapfile -t scripts < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run)
+mapfile -t scripts < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run tests/lib/cxx)
 step 'shell scripts (shellcheck)' shellcheck "${scripts[@]}"
 step 'the fences can fail (self-test)' tests/fences.sh --self-test
 step 'fences between modules' tests/fences.sh

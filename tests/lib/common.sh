@@ -9,7 +9,8 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 LAZ_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/lazarette
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$LAZ_CACHE/target}
 # Where rustup and a Go taken by hand put their programs: a login shell knows, make may not.
-PATH=$PATH:$HOME/.cargo/bin:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+# Before them, what compiles RocksDB in two minutes instead of twelve.
+PATH=$REPO/tests/lib/cxx:$PATH:$HOME/.cargo/bin:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
 mkdir -p "$LAZ_CACHE"
 
 # say LINE...: one plain line on stderr, so that stdout stays free for results.
