@@ -7,6 +7,7 @@
 
 mod follow;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use lazarette_fetcher::index::{FileEntry, FileKind, LayerIndex};
@@ -36,6 +37,8 @@ pub(super) struct Draft<'a> {
     pub(super) nodes: Vec<Node<'a>>,
     /// Directories that hide the ones below, and deleted names per directory.
     whiteouts: Vec<(NodeId, &'a [u8])>,
+    /// Names gone through for links so far.
+    steps: Cell<usize>,
 }
 
 pub(super) struct Node<'a> {
@@ -81,6 +84,7 @@ impl<'a> Draft<'a> {
             what,
             nodes: vec![Node::directory(None)],
             whiteouts: Vec::new(),
+            steps: Cell::new(0),
         }
     }
 
@@ -232,6 +236,7 @@ impl<'a> Draft<'a> {
 
     /// What `path` names, itself not followed; the directories above it are.
     fn lookup(&self, link: &FileEntry, path: &'a [u8]) -> Result<Option<NodeId>> {
+        self.step(&link.path, components(path).count())?;
         let mut names = components(path);
         if let Some(found) = names.try_fold(ROOT, |at, name| self.child(at, name)) {
             return Ok(Some(found));

@@ -154,3 +154,42 @@ fn circles_and_long_ways_end() {
         assert!(error.contains(message), "{error}");
     }
 }
+
+/// What each path may cost is not what all of them may.
+#[test]
+fn many_long_ways_end() {
+    let around = "x/../".repeat(800);
+    let mut files = vec![
+        symlink("a", &format!("{around}b")),
+        symlink("b", &format!("{around}d")),
+        dir("x"),
+    ];
+    // Real layers have as many that lead through a few names each.
+    let mut real = vec![symlink("lib", "usr/lib"), file("lib/target", 1)];
+    for number in 0..8_000 {
+        files.push(file(&format!("a/{number}"), 0));
+        real.push(link(&format!("lib/{number}"), "lib/target"));
+    }
+    let error = Tree::build(&index(files)).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            crate::Error::Store(lazarette_fetcher::Error::Limit { .. })
+        ),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("lead through more than"),
+        "{error}"
+    );
+    // The root, usr, usr/lib, lib, and the file with its names.
+    assert_eq!(Tree::build(&index(real)).unwrap().len(), 5);
+
+    // A chain that each of many walks to its end.
+    let name = |number| format!("{}c{number}", "deep/".repeat(100));
+    let mut files = vec![file(&name(0), 1)];
+    files.extend((1..60).map(|number| link(&name(number), &name(number - 1))));
+    files.extend((0..3_500).map(|number| link(&format!("h/{number}"), &name(59))));
+    let error = Tree::build(&index(files)).unwrap_err().to_string();
+    assert!(error.contains("lead through more than"), "{error}");
+}
