@@ -6,8 +6,8 @@
 //!
 //! Invariant: the records are the truth. A directory is made before the record that names
 //! it and removed after that record is gone, so a crash leaves at most directories that no
-//! record names, and [`Snapshots::open`] removes those; what a power cut took of a snapshot that
-//! was being written it makes again, empty. Never mounts a snapshot by itself:
+//! record names, and [`Snapshots::open`] removes those (what they hold is deleted while others
+//! go on); what a power cut took of a snapshot that was being written it makes again, empty. Never mounts a snapshot by itself:
 //! [`Mount`] is a value, [`Mount::mount_at`] the only thing that acts on anything that is there. For a
 //! snapshot whose owners are mapped ([`crate::idmap`]) it mounts what lies below, as it shall be
 //! seen; that ends with the snapshot.
@@ -76,6 +76,7 @@ impl Snapshots {
         };
         this.dirs.restore(&|| this.recorded())?;
         this.dirs.remove_orphans(&|| this.recorded())?;
+        this.dirs.empty_trash_meanwhile()?;
         Ok(this)
     }
 
@@ -324,7 +325,8 @@ impl Snapshots {
 
     /// Removes what removed snapshots left and could not be removed then.
     pub fn cleanup(&self) -> Result<()> {
-        self.dirs.remove_orphans(&|| self.recorded())
+        self.dirs.remove_orphans(&|| self.recorded())?;
+        self.dirs.empty_trash()
     }
 
     /// Finds out whether overlay takes the directories that are written to, by making one of

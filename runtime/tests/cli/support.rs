@@ -315,6 +315,19 @@ pub(crate) fn install(program: &Path, to: &Path) {
     assert!(install.status().unwrap().success());
 }
 
+/// Waits for what a thread deletes.
+pub(crate) fn wait_until_empty(dir: &Path) {
+    let since = std::time::Instant::now();
+    while std::fs::read_dir(dir).unwrap().count() > 0 {
+        assert!(
+            since.elapsed().as_secs() < 60,
+            "not empty: {}",
+            dir.display()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 /// A wrapper that runs a command, `"$0" "$@"`, by `script` with mounts of its own.
 pub(crate) fn with_own_mounts(script: &str) -> [String; 5] {
     let script = without_others_mounts(script);

@@ -6,7 +6,7 @@
 //! <root>/snapshots/<n>/work   overlay's own
 //! <root>/snapshots/<n>/none   empty: the lower of one that lies on nothing yet
 //! <root>/snapshots/<n>/mapped what lies below, with other owners: mounts, see `mapped`
-//! <root>/trash/<n>.<pid>.<k>  being deleted
+//! <root>/trash/<n>.<pid>.<k>  being deleted, by whoever opens the directories or sweeps
 //! ```
 //!
 //! Invariant: a number names one directory as long as it exists. A directory that awaits
@@ -81,7 +81,10 @@ impl Dirs {
             trashed: AtomicU64::new(0),
             mapping: Mutex::default(),
         };
-        let last = dirs.numbers()?.into_iter().max().unwrap_or(0);
+        // Not those in the trash either: a process with this one's number may have put them there.
+        let last = dirs.numbers()?.into_iter().max();
+        let last = last.max(dirs.trashed_numbers()?.into_iter().max());
+        let last = last.unwrap_or(0);
         dirs.next.store(last.saturating_add(1), Ordering::Relaxed);
         Ok(dirs)
     }
@@ -232,26 +235,34 @@ impl Dirs {
     /// Removes a directory that no record names. What fails is logged and left to the next
     /// [`Dirs::remove_orphans`]: the snapshot itself is gone already.
     pub(super) fn discard(&self, number: u64) {
-        // As one, so that nothing is mounted there in between.
-        let alone = self.mapping.lock();
-        if let Err(error) = mapped::end(&self.mapped(number)) {
-            tracing::warn!(number, %error, "what a snapshot shows with other owners stays");
-            return;
-        }
-        let unique = self.trashed.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{number}.{}.{unique}", std::process::id());
-        let trash = self.root.join("trash").join(name);
-        let path = self.snapshot(number);
-        let renamed = fs::rename(&path, &trash);
-        drop(alone);
-        let outcome = renamed.and_then(|()| fs::remove_dir_all(&trash));
-        if let Err(error) = outcome {
-            tracing::warn!(path = %path.display(), %error, "snapshot directory cannot be removed");
+        if let Some(trash) = self.to_trash(number) {
+            delete(&trash);
         }
     }
 
-    /// Removes the directories that are not among `recorded()`, and the trash. Does nothing
-    /// while another process makes a snapshot: the next open will.
+    /// Takes a directory that no record names out of the way; where to, unless that fails.
+    fn to_trash(&self, number: u64) -> Option<PathBuf> {
+        // As one, so that nothing is mounted there in between.
+        let _alone = self.mapping.lock();
+        if let Err(error) = mapped::end(&self.mapped(number)) {
+            tracing::warn!(number, %error, "what a snapshot shows with other owners stays");
+            return None;
+        }
+        let unique = self.trashed.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{number}.{}.{unique}", std::process::id());
+        let trash = self.trash().join(name);
+        let path = self.snapshot(number);
+        match fs::rename(&path, &trash) {
+            Ok(()) => Some(trash),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "snapshot directory cannot be removed");
+                None
+            }
+        }
+    }
+
+    /// Removes the directories that are not among `recorded()`. Does nothing while another
+    /// process makes a snapshot: the next open will. What they hold is for [`Self::empty_trash`].
     pub(super) fn remove_orphans(&self, recorded: &dyn Fn() -> Result<Recorded>) -> Result<()> {
         let Some(_alone) = self.lock_alone()? else {
             return Ok(());
@@ -261,18 +272,35 @@ impl Dirs {
         for number in self.numbers()? {
             if !recorded.contains_key(&number) {
                 tracing::info!(number, "removing a snapshot directory that nothing names");
-                self.discard(number);
-            }
-        }
-        let trash = self.root.join("trash");
-        for path in list(&trash)? {
-            if let Err(error) = fs::remove_dir_all(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %path.display(), %error, "trash cannot be removed");
+                self.to_trash(number);
             }
         }
         Ok(())
+    }
+
+    /// Deletes what lies in the trash, which may be millions of files, and is nobody's: no lock
+    /// is held, and another process, or thread, may be doing the same.
+    pub(super) fn empty_trash(&self) -> Result<()> {
+        list(&self.trash())?.iter().for_each(|path| delete(path));
+        Ok(())
+    }
+
+    /// Does that, if there is anything, while the caller goes on. What is left when this process
+    /// ends is for the next.
+    pub(super) fn empty_trash_meanwhile(&self) -> Result<()> {
+        let todo = list(&self.trash())?;
+        if todo.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(
+            directories = todo.len(),
+            "deleting what is left of removed snapshots"
+        );
+        std::thread::Builder::new()
+            .name("laz-trash".to_owned())
+            .spawn(move || todo.iter().for_each(|path| delete(path)))
+            .map(drop)
+            .map_err(|source| Error::io("start a thread to empty", self.trash(), source))
     }
 
     /// Makes the directories among `recorded()` again that a power cut took from snapshots that
@@ -340,6 +368,10 @@ impl Dirs {
         ]
     }
 
+    fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
     fn snapshot(&self, number: u64) -> PathBuf {
         self.root.join("snapshots").join(number.to_string())
     }
@@ -349,6 +381,14 @@ impl Dirs {
         Ok(names
             .iter()
             .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+            .collect())
+    }
+
+    fn trashed_numbers(&self) -> Result<Vec<u64>> {
+        let names = list(&self.trash())?;
+        Ok(names
+            .iter()
+            .filter_map(|path| path.file_stem()?.to_str()?.split('.').next()?.parse().ok())
             .collect())
     }
 
@@ -385,6 +425,15 @@ impl Drop for Made<'_> {
         if !self.kept {
             self.dirs.discard(self.number);
         }
+    }
+}
+
+/// Deletes a directory of the trash, if it is there. What fails is logged.
+fn delete(trash: &Path) {
+    if let Err(error) = fs::remove_dir_all(trash)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %trash.display(), %error, "trash cannot be deleted");
     }
 }
 

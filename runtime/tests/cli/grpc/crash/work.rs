@@ -16,6 +16,7 @@ use super::log::{Changes, Known, Log, What};
 use super::{Image, content};
 use crate::grpc::bed::{mount, mounts};
 use crate::grpc::{Node, Wanted, lowers, read};
+use crate::support::wait_until_empty;
 use crate::sys;
 
 /// One who asks for snapshots that nobody else asks for: those of two images with the same
@@ -276,7 +277,7 @@ pub(in crate::grpc) async fn check(node: &Node, dir: &Path, images: &[Image], lo
     }
     let found: usize = places.values().map(Vec::len).sum();
     assert_eq!(found, count, "directories: {places:?}");
-    assert_eq!(fs::read_dir(dir.join("root/trash")).unwrap().count(), 0);
+    wait_until_empty(&dir.join("root/trash"));
     check_layers(node, dir, images, log);
 }
 

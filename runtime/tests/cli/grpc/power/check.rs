@@ -17,6 +17,7 @@ use crate::grpc::crash::Image;
 use crate::grpc::crash::log::Log;
 use crate::grpc::crash::work::check;
 use crate::grpc::{Node, config};
+use crate::support::wait_until_empty;
 use crate::sys;
 
 /// What was promised.
@@ -91,8 +92,7 @@ impl Check {
         check(&node, dir, &self.images, &mut log).await;
         seen.snapshots += log.there().len();
         for left in ["root/ingest", "root/trash"] {
-            let left = fs::read_dir(dir.join(left)).unwrap();
-            assert_eq!(left.count(), 0);
+            wait_until_empty(&dir.join(left));
         }
         self.synced(&node, cut, &mut seen).await;
         let image = &self.images[self.images.len() - 1];
