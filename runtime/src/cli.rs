@@ -79,6 +79,7 @@ async fn dispatch(args: Args, origin: Instant) -> Result<u8, Error> {
     {
         config.mounts.backend = name.into();
     }
+    start::raise_open_files();
     let engine = match &args.command {
         // For the first miss, or the image itself.
         Command::Run(run) => Engine::open_to_ask(config, run.words.reference.repository()),

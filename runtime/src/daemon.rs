@@ -92,9 +92,7 @@ async fn run(args: Args) -> Result<()> {
         root: args.root,
         state: args.state,
     })?;
-    if let Err(error) = crate::sys::process::raise_open_files() {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
+    start::raise_open_files();
     let sockets = std::iter::once(config.snapshotter_socket()).chain(config.cri_socket());
     let bound = socket::bind(&config.state(), sockets.collect())?;
     let containerd = config.cri.as_ref().map(|cri| cri.containerd.clone());

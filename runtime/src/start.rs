@@ -1,4 +1,4 @@
-//! What both programs do first: settings from file, flags and environment; logging.
+//! What both programs do first: settings from file, flags and environment; logging; limits.
 //!
 //! Invariant: nothing but `main` of a program reads the environment, through these.
 
@@ -29,6 +29,13 @@ pub(crate) fn config(flags: Flags) -> Result<Config, Error> {
     config.root = flags.root.or(config.root);
     config.state = flags.state.or(config.state);
     Ok(config)
+}
+
+/// Lets this process open as many files as it may, for the layers that it mounts.
+pub(crate) fn raise_open_files() {
+    if let Err(error) = crate::sys::process::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Logs to standard error: all of ours with `debug`, else what `usual` selects, unless

@@ -2,13 +2,15 @@
 //!
 //! Invariant: a [`LayerMount`] is mounted from the moment it exists until its last user
 //! drops it; then the mount and its directory are gone, whatever still has files open.
-//! Never waits long for the kernel: what is busy is detached.
+//! Never waits long for the kernel: what is busy is detached. One whose threads have ended is
+//! handed to nobody any more.
 //!
 //! Locks, in this order: the map of slots, held for a moment; one slot, held while its
 //! layer is being mounted, so that a second caller waits for that layer and no other.
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -78,7 +80,7 @@ impl LayerMounts {
     ) -> Result<Arc<LayerMount>> {
         let slot = self.slot(blob_digest);
         let mut slot = slot.lock();
-        if let Some(mounted) = slot.upgrade() {
+        if let Some(mounted) = slot.upgrade().filter(|mount| mount.live()) {
             return Ok(mounted);
         }
         let mounted = Arc::new(self.mount_new(blob_digest, tree, data)?);
@@ -106,8 +108,9 @@ impl LayerMounts {
         if let Some(image) = self.image(blob_digest, &tree)? {
             match self.mount_image(blob_digest, image, Arc::clone(&data)) {
                 Err(error) if self.inner.options.backend == Backend::Auto => {
-                    self.inner.refused.store(true, Ordering::Relaxed);
-                    tracing::info!(%error, "layers are served by fuse alone: erofs was refused");
+                    let refused = is_refusal(&error);
+                    self.inner.refused.fetch_or(refused, Ordering::Relaxed);
+                    tracing::info!(%error, for_good = refused, "served by fuse alone, without erofs");
                 }
                 mounted => return mounted,
             }
@@ -219,7 +222,7 @@ pub struct LayerMount {
     knob: Option<Knob>,
     counters: Arc<Counters>,
     close: watch::Sender<bool>,
-    /// Locked by nobody but the drop: what it holds may be sent but not shared.
+    /// Taken by the drop. Locked, as what it holds may be sent but not shared.
     threads: Mutex<Option<Threads>>,
 }
 
@@ -232,6 +235,11 @@ impl LayerMount {
     /// Which layer this is.
     pub fn blob_digest(&self) -> Digest {
         self.blob_digest
+    }
+
+    /// Whether it is answered for. It is not where somebody else unmounted it.
+    fn live(&self) -> bool {
+        self.threads.lock().as_ref().is_some_and(Threads::live)
     }
 
     /// Changes the window of files that are opened from now on.
@@ -289,10 +297,64 @@ fn check_environment() -> Result<()> {
         Ok(_) => Ok(()),
         Err(error) => Err(Error::Environment {
             op: OP,
-            detail: format!(
-                "cannot open /dev/fuse: {error}; load the kernel module (modprobe fuse), or inside \
-                 a container pass the device (--device /dev/fuse)"
-            ),
+            detail: format!("cannot open /dev/fuse: {error}{}", advice(&error)),
         }),
+    }
+}
+
+/// What to do where `/dev/fuse` cannot be opened.
+fn advice(error: &io::Error) -> &'static str {
+    if sys::has_no_descriptors(error) {
+        return "; raise the limit of open files (ulimit -n, LimitNOFILE= of a unit)";
+    }
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return "; inside a container pass the device (--device /dev/fuse)";
+    }
+    "; load the kernel module (modprobe fuse), or inside a container pass the device (--device \
+     /dev/fuse)"
+}
+
+/// Whether the kernel would say the same again: it had all it needs of what may run short.
+fn is_refusal(error: &Error) -> bool {
+    const PASSING: [io::ErrorKind; 4] = [
+        io::ErrorKind::WouldBlock,
+        io::ErrorKind::OutOfMemory,
+        io::ErrorKind::StorageFull,
+        io::ErrorKind::Interrupted,
+    ];
+    let Error::Mount { source, .. } = error else {
+        return false;
+    };
+    !sys::has_no_descriptors(source) && !PASSING.contains(&source.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_short_now_is_told_from_what_is_missing() {
+        for (errno, refusal, advised) in [
+            (2, true, "modprobe"),
+            (19, true, "modprobe"),
+            (22, true, "modprobe"),
+            (1, true, "pass the device"),
+            (13, true, "pass the device"),
+            (23, false, "LimitNOFILE="),
+            (24, false, "ulimit -n"),
+            (11, false, ""),
+            (12, false, ""),
+            (28, false, ""),
+        ] {
+            let error = io::Error::from_raw_os_error(errno);
+            let advice = advice(&error);
+            assert!(advice.contains(advised), "{errno}: {advice}");
+            let short = sys::has_no_descriptors(&error);
+            assert!(!short || !advice.contains("modprobe"), "{errno}: {advice}");
+            let mount = Error::mount("mount at", Path::new("/x"), error);
+            assert_eq!(is_refusal(&mount), refusal, "{errno}");
+        }
+        let io = Error::io("create", "/x", io::Error::from_raw_os_error(13));
+        assert!(!is_refusal(&io));
     }
 }

@@ -1,10 +1,11 @@
 //! One FUSE session and the threads that serve it.
 //!
-//! Invariant: the threads end when the kernel lets go of the file system, and not before;
-//! nobody waits long for that.
+//! Invariant: what is mounted answers. The threads end when the kernel lets go of the file
+//! system, and not before; nobody waits long for that.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
@@ -30,14 +31,27 @@ const READ_MAX: u32 = 1 << 20;
 
 /// The threads that serve one mount.
 pub(super) struct Threads {
-    ended: mpsc::Receiver<()>,
+    ended: mpsc::Receiver<io::Result<()>>,
     supervisor: thread::JoinHandle<()>,
 }
 
 impl Threads {
+    /// Whether anybody answers yet.
+    pub(super) fn live(&self) -> bool {
+        !self.supervisor.is_finished()
+    }
+
+    /// Why they ended as they began.
+    fn failure(self) -> io::Error {
+        match self.ended.recv_timeout(JOIN_WAIT) {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) | Err(_) => io::Error::other("it was unmounted at once"),
+        }
+    }
+
     /// Waits a moment for the end; threads that the kernel still needs end by themselves.
     pub(super) fn join(self) {
-        if self.ended.recv_timeout(JOIN_WAIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if let Err(mpsc::RecvTimeoutError::Timeout) = self.ended.recv_timeout(JOIN_WAIT) {
             tracing::debug!("layer is still in use elsewhere");
         } else if self.supervisor.join().is_err() {
             tracing::warn!("fuse thread panicked");
@@ -51,9 +65,17 @@ pub(super) fn mount<FS: Filesystem + Send + Sync + 'static>(
     path: &Path,
     options: FuseOptions,
 ) -> Result<Threads> {
+    let fail = |source| abandon(path, "serve fuse at", source);
+    let below = fs::metadata(path).map_err(fail)?.dev();
     let session = Session::new(fs, path, &config(options))
         .map_err(|source| abandon(path, "mount fuse at", source))?;
-    spawn(session).map_err(|source| abandon(path, "serve fuse at", source))
+    let threads = spawn(session).map_err(fail)?;
+    // A session opens a descriptor for each thread, and starts them, on the supervisor's. Where
+    // that fails it is unmounted again: overlay would take the empty directory for the layer.
+    match fs::metadata(path) {
+        Ok(root) if root.dev() != below => Ok(threads),
+        Ok(_) | Err(_) => Err(fail(threads.failure())),
+    }
 }
 
 /// Asks the kernel for what every file system here wants; says which of `wishes` it lacks.
@@ -73,7 +95,8 @@ fn spawn<FS: Filesystem + Send + Sync + 'static>(session: Session<FS>) -> io::Re
     let supervisor = thread::Builder::new()
         .name("laz-fuse".to_owned())
         .spawn(move || {
-            match session.run() {
+            let outcome = session.run();
+            match &outcome {
                 Ok(()) => {}
                 // Unmounted just while a request was being taken: nobody waits for that any more.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
@@ -82,7 +105,7 @@ fn spawn<FS: Filesystem + Send + Sync + 'static>(session: Session<FS>) -> io::Re
                 Err(error) => tracing::warn!(%error, "fuse session failed"),
             }
             // Nobody listens when the mount was detached.
-            let _ = end.send(());
+            let _ = end.send(outcome);
         })?;
     Ok(Threads { ended, supervisor })
 }

@@ -1,6 +1,8 @@
 //! Real mounts over data that a test holds back, breaks and releases: the same tests for
 //! FUSE alone and for EROFS over FUSE.
 
+mod short;
+
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};

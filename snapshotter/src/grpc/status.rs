@@ -4,13 +4,11 @@
 //! for, `FailedPrecondition` and `InvalidArgument` are the caller's doing. Never `NotFound`
 //! for bytes that a registry lacks: it would be taken for the snapshot.
 
-use std::io;
-
 use lazarette_fetcher::Error as StoreError;
 use lazarette_proto::Status;
 use tonic::Code;
 
-use crate::Error;
+use crate::{Error, sys};
 
 /// What the client is told about `error`.
 pub(super) fn of(error: &Error) -> Status {
@@ -23,7 +21,7 @@ fn code(error: &Error) -> Code {
         Error::AlreadyExists { .. } => Code::AlreadyExists,
         Error::Precondition { .. } | Error::Environment { .. } => Code::FailedPrecondition,
         Error::Invalid { .. } => Code::InvalidArgument,
-        Error::Mount { source, .. } if has_no_descriptors(source) => Code::ResourceExhausted,
+        Error::Mount { source, .. } if sys::has_no_descriptors(source) => Code::ResourceExhausted,
         Error::Mount { .. } => Code::Internal,
         Error::Store(error) => match error {
             StoreError::NotFound { .. }
@@ -35,21 +33,18 @@ fn code(error: &Error) -> Code {
             StoreError::Limit { .. } => Code::FailedPrecondition,
             StoreError::NoSpace { .. } => Code::ResourceExhausted,
             StoreError::Unsupported { .. } => Code::Unimplemented,
-            StoreError::Io { source, .. } if has_no_descriptors(source) => Code::ResourceExhausted,
+            StoreError::Io { source, .. } if sys::has_no_descriptors(source) => {
+                Code::ResourceExhausted
+            }
             StoreError::Io { .. } => Code::Internal,
         },
     }
 }
 
-/// Whether this process, the mount server or the machine has as many files open as it may.
-fn has_no_descriptors(error: &io::Error) -> bool {
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
