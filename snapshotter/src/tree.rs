@@ -14,6 +14,7 @@ pub mod merged;
 mod name;
 #[cfg(test)]
 mod tests;
+pub mod unlisted;
 
 use lazarette_fetcher::index::{LayerIndex, Timestamp};
 
@@ -155,7 +156,7 @@ impl Tree {
     /// Builds the tree of a layer.
     ///
     /// Of two entries with one path the last counts, except that a directory over a
-    /// directory keeps the children. Missing parents become `root:root` 0755. What lies below a
+    /// directory keeps the children. Missing parents become `root:root` 0755 (see [`unlisted`]). What lies below a
     /// symbolic link of an earlier entry goes where that leads. Hard links are resolved in the
     /// final tree, so their target may come later.
     ///

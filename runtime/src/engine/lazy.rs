@@ -35,6 +35,7 @@ mod served;
 mod session;
 mod start;
 mod turns;
+mod unlisted;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -170,6 +171,8 @@ impl NodeLayers {
         // Somebody may have released the same layer meanwhile.
         self.record(&resolved, &[number]).await?;
         let path = self.hold(Arc::clone(&layer)).await?;
+        self.must_list((&resolved.image, number), &layer, wanted)
+            .await?;
         resolved.mounted(number, &layer, &path);
         let held_ms = began.elapsed().as_millis();
         tracing::debug!(digest = %wanted.blob_digest, resolved_ms, opened_ms, held_ms, "layer is brought");
@@ -194,12 +197,7 @@ impl NodeLayers {
     /// Says which layers below `number` other images brought here.
     fn share_held(&self, resolved: &Resolved, number: usize) {
         for digest in resolved.below(number) {
-            let held = self
-                .held
-                .lock()
-                .get(&digest)
-                .map(|held| Arc::clone(&held.layer));
-            if let Some(layer) = held {
+            if let Some(layer) = self.held_layer(&digest) {
                 resolved.opened(&layer);
             }
         }
@@ -318,6 +316,11 @@ impl NodeLayers {
     fn path(&self, digest: &Digest) -> Option<PathBuf> {
         let held = self.held.lock();
         held.get(digest).map(|held| held.path().to_path_buf())
+    }
+
+    fn held_layer(&self, digest: &Digest) -> Option<Arc<Layer>> {
+        let held = self.held.lock();
+        held.get(digest).map(|held| Arc::clone(&held.layer))
     }
 
     /// Mounts a layer that was claimed before, if it is not.

@@ -22,6 +22,7 @@ mod scarce;
 mod served;
 mod shared;
 mod start;
+mod unlisted;
 mod whole;
 
 use std::collections::BTreeSet;

@@ -14,7 +14,7 @@ use super::{Attr, Body, Dirent, Inode, NO_XATTRS, Span, Tree, Xattr, XattrSet};
 use crate::Result;
 
 /// Attributes of a directory that no entry describes.
-const SYNTHESISED: Attr = Attr {
+pub(super) const SYNTHESISED: Attr = Attr {
     mode: 0o755,
     uid: 0,
     gid: 0,
@@ -228,7 +228,7 @@ fn as_hardlink<'a>(node: &Node<'a>) -> Option<(&'a FileEntry, &'a [u8])> {
     }
 }
 
-fn attr(entry: &FileEntry) -> Attr {
+pub(super) fn attr(entry: &FileEntry) -> Attr {
     Attr {
         mode: entry.mode & 0o7777,
         uid: entry.uid,

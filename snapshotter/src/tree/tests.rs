@@ -1,6 +1,7 @@
 //! The tree against hand-made cases and against a simple map of paths.
 
 mod links;
+mod unlisted;
 
 use std::collections::BTreeMap;
 
