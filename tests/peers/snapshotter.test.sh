@@ -67,6 +67,7 @@ of_kubelet() {
   lazy 'estargz by CRI' "$ESGZ" cri_pull
   gone_of_cri 'an image of CRI' "$ESGZ"
   of_three_layers
+  of_unlisted
   CTR=("${plain[@]}")
 }
 # CRI names an image by its id too.
@@ -86,6 +87,16 @@ of_three_layers() {
   equal 'the lowest layer is a directory, and two are mounted' "$(lazy_mounts) $(remote_snapshots)" "2 2"
   looks 'runs on layers of both kinds' "$image:gzip"
   gone_of_cri 'an image of both kinds' "$image:gzip"
+}
+
+# of_unlisted: a layer with a file in /tmp, which it does not list; in the one below it is everybody's.
+of_unlisted() {
+  local image=$REGISTRY/debian:unlisted
+  works 'pulls an image whose layer does not list a directory' cri_pull "$image"
+  equal 'containerd unpacked that layer, and no other' "$(lazy_mounts) $(remote_snapshots) $(snapshots | grep -cw Committed)" "1 1 2"
+  equal 'the directory is as in the layer below, with the file' \
+    "$("${CTR[@]}" run --rm --cgroup "$CGROUP/look" --snapshotter lazarette "$image" "test-$$-$RANDOM" sh -c 'stat -c %a /tmp; cat /tmp/lone' | paste -sd' ')" '1777 lone'
+  gone_of_cri 'an image whose layer does not list a directory' "$image"
 }
 
 # lazy NAME IMAGE PULL...: we bring the layers.
@@ -244,9 +255,17 @@ start_registry "$SCRATCH/registry"
 while read -r -u 3 name layout; do
   push_layout "$layout" "$name" "$name:gzip"
 done 3< <("$here/../images/build.sh" debian python)
+# debian with a layer that has a file, and not its directory.
+mkdir -p "$SCRATCH/lone/tmp"
+printf 'lone\n' >"$SCRATCH/lone/tmp/lone"
+tar -C "$SCRATCH/lone" -cf "$SCRATCH/lone.tar" tmp/lone
+quietly "$SCRATCH/umoci" skopeo --insecure-policy copy --src-tls-verify=false "docker://$REGISTRY/debian:gzip" "oci:$SCRATCH/unlisted:debian"
+quietly "$SCRATCH/umoci" umoci raw add-layer --image "$SCRATCH/unlisted:debian" "$SCRATCH/lone.tar"
+push_layout "$SCRATCH/unlisted" debian debian:lone
 use_fresh_store "$SCRATCH/laz"
 GZIP=$REGISTRY/debian:gzip ESGZ=$REGISTRY/debian:esgz
 laz image convert --to estargz "$GZIP" "$ESGZ" >/dev/null 2>&1
+laz image convert --to estargz "$REGISTRY/debian:lone" "$REGISTRY/debian:unlisted" >/dev/null 2>&1
 laz image convert --to estargz "$REGISTRY/python:gzip" "$REGISTRY/python:esgz" >/dev/null 2>&1
 laz image convert --to zstd-chunked "$REGISTRY/python:gzip" "$REGISTRY/python:chunked" >/dev/null 2>&1
 EXPECTED_PYTHON=$(laz run "$REGISTRY/python:gzip" sh -c "$LOOK")
