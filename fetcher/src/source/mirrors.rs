@@ -4,10 +4,10 @@
 //! file, and the registry last ([`super::hosts`]). What one cannot answer, with all its
 //! retries, the next one is asked; what is said at the end names them all.
 //!
-//! Invariant: each host is asked with its own credentials, headers and certificates. A host
-//! that cannot be reached does not cost every request its time-out: for a while it comes
-//! last, as does, for a blob, a host that sent other bytes than the blob's. Hosts files are
-//! read again when they change; one that turns bad leaves the hosts as they were. Without a
+//! Invariant: each host is asked with its own credentials, headers and certificates, and only
+//! the last of them with all patience. A host that is in trouble does not cost every request its
+//! time-out: for a while it comes last, as does, for a blob, one that does not have it or sent
+//! other bytes than the blob's. Hosts files are read again when they change; one that turns bad leaves the hosts as they were. Without a
 //! directory of hosts files this is the registry source itself.
 
 mod plan;
@@ -32,6 +32,7 @@ use super::exact::{check_parts, check_range};
 use super::homes::Homes;
 use super::hosts::Capability;
 use super::registry::{RegistrySource, Want};
+use super::retry::{Patience, Trouble};
 use super::single_flight::SingleFlight;
 use super::stats::SourceStats;
 use super::{BlobRef, BlobSource, Body, Document};
@@ -120,7 +121,7 @@ impl Mirrors {
     }
 
     /// The hosts to ask about `repository`, or about one blob of it, in that order; at least
-    /// one.
+    /// one. All but the last are given up soon.
     async fn candidates(
         &self,
         repository: &Repository,
@@ -151,6 +152,12 @@ impl Mirrors {
         }
         let standing = &self.shared.standing;
         standing.order(&mut candidates, blob, Instant::now());
+        let last = candidates.len() - 1;
+        for candidate in &mut candidates[..last] {
+            candidate.source = candidate.source.asking(Patience::Brief);
+        }
+        let all = candidates[last].source.asking(Patience::Full);
+        candidates[last].source = all;
         Ok(candidates)
     }
 
@@ -192,20 +199,26 @@ impl Mirrors {
                     self.shared.standing.worked(candidate);
                     return Ok(answer);
                 }
-                Err(error) => self.failed(&mut tried, candidate, error),
+                Err(error) => {
+                    self.failed(candidate, &error);
+                    tried.add(candidate, error);
+                }
             }
         }
         Err(tried.into_error())
     }
 
-    fn failed(&self, tried: &mut Tried, candidate: &Candidate, error: Error) {
+    /// Remembers what that says of the host; the trouble, if it is that.
+    fn failed(&self, candidate: &Candidate, error: &Error) -> Option<Trouble> {
         let host = &candidate.name;
         tracing::debug!(%host, %error, "a host of a registry failed");
-        if candidate.source.take_unreachable() {
-            let now = Instant::now();
-            self.shared.standing.unreachable(candidate, now);
+        let standing = &self.shared.standing;
+        let trouble = candidate.source.gave_up();
+        match trouble {
+            Some(trouble) => standing.troubled(candidate, trouble.retry_after(), Instant::now()),
+            None => standing.worked(candidate),
         }
-        tried.add(candidate, error);
+        trouble
     }
 
     async fn body(&self, blob: &BlobRef, want: Want, parts: &[ByteRange]) -> Result<Body> {

@@ -21,7 +21,6 @@ mod referrers;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use http::{HeaderMap, Uri};
@@ -37,7 +36,7 @@ use super::auth::{Access, Action, Auth};
 use super::endpoint::Endpoint;
 use super::exact::{check_parts, check_range};
 use super::http::{Reach, Transport};
-use super::retry::{Attempts, Jitter, Patience, Subject};
+use super::retry::{Attempts, Jitter, Manner, Patience, Subject, Trouble};
 use super::single_flight::SingleFlight;
 use super::stats::{Counters, SourceStats};
 use super::{BlobRef, BlobSource, Body, Document, SourceConfig};
@@ -76,14 +75,13 @@ pub(crate) struct Site {
     pub(crate) headers: HeaderMap,
     /// How it is reached.
     pub(crate) reach: Reach,
-    /// How soon to give up on it.
-    pub(crate) patience: Patience,
 }
 
 /// Reads from registries. Cheap to clone; clones share pool, tokens and counters.
 #[derive(Clone)]
 pub struct RegistrySource {
     core: Arc<Core>,
+    manner: Manner,
 }
 
 /// What all operations of one source share.
@@ -98,8 +96,6 @@ struct Core {
     askers: Semaphore,
     /// Hosts that answered a question for several parts with something else.
     single: Mutex<HashSet<String>>,
-    /// Whether an operation has given up because nobody answered.
-    unreachable: Arc<AtomicBool>,
     jitter: Jitter,
     counters: Arc<Counters>,
 }
@@ -126,10 +122,10 @@ impl RegistrySource {
                 routes: SingleFlight::new(ROUTES_MAX),
                 askers: Semaphore::new(ASKERS_MAX),
                 single: Mutex::default(),
-                unreachable: Arc::default(),
                 jitter: Jitter::new(rng),
                 counters,
             }),
+            manner: Manner::default(),
         })
     }
 
@@ -156,10 +152,10 @@ impl RegistrySource {
                 routes: SingleFlight::new(ROUTES_MAX),
                 askers: Semaphore::new(ASKERS_MAX),
                 single: Mutex::default(),
-                unreachable: Arc::default(),
                 jitter: core.jitter.clone(),
                 counters: core.counters.clone(),
             }),
+            manner: Manner::default(),
         })
     }
 
@@ -170,7 +166,7 @@ impl RegistrySource {
         want: Want,
         parts: &[ByteRange],
     ) -> Result<Body> {
-        blob::open(&self.core, blob, want, parts).await
+        blob::open(self, blob, want, parts).await
     }
 
     /// The same as [`BlobSource::referrers`], but an error if the registry knows neither
@@ -181,13 +177,32 @@ impl RegistrySource {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>> {
-        referrers::list(&self.core, repository, digest, artifact_type).await
+        referrers::list(self, repository, digest, artifact_type).await
     }
 
-    /// Whether an operation has given up since this was asked last because the host could
-    /// not be reached, or was silent.
-    pub(crate) fn take_unreachable(&self) -> bool {
-        self.core.unreachable.swap(false, Ordering::Relaxed)
+    /// The same, asking with `patience`; [`Self::gave_up`] is of what this one is asked.
+    pub(crate) fn asking(&self, patience: Patience) -> Self {
+        Self {
+            core: self.core.clone(),
+            manner: Manner::new(patience),
+        }
+    }
+
+    /// Why an operation gave up the host, if one did.
+    pub(crate) fn gave_up(&self) -> Option<Trouble> {
+        self.manner.gave_up()
+    }
+
+    /// Attempts at `what`, in the manner of this source.
+    pub(crate) fn attempts(&self, what: String, repository: &Repository) -> Attempts {
+        let host = self.core.host(repository).to_owned();
+        let attempts = Attempts::new(
+            Subject { what, host },
+            self.core.config.deadline,
+            self.core.jitter.clone(),
+            self.core.counters.clone(),
+        );
+        attempts.asking(self.manner.clone())
     }
 
     /// The settings it was made with.
@@ -278,27 +293,16 @@ impl Core {
         }
         single.insert(repository.host().to_owned());
     }
-
-    fn attempts(&self, what: String, repository: &Repository) -> Attempts {
-        let host = self.host(repository).to_owned();
-        let attempts = Attempts::new(
-            Subject { what, host },
-            self.config.deadline,
-            self.jitter.clone(),
-            self.counters.clone(),
-        );
-        attempts.with_patience(self.site.patience, self.unreachable.clone())
-    }
 }
 
 #[async_trait]
 impl BlobSource for RegistrySource {
     async fn resolve(&self, reference: &Reference) -> Result<Document> {
-        document::resolve(&self.core, reference).await
+        document::resolve(self, reference).await
     }
 
     async fn stat(&self, repository: &Repository, digest: &Digest) -> Result<u64> {
-        blob::stat(&self.core, repository, digest).await
+        blob::stat(self, repository, digest).await
     }
 
     async fn read_range(&self, blob: &BlobRef, range: ByteRange) -> Result<Body> {

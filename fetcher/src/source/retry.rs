@@ -7,7 +7,6 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, header};
@@ -75,6 +74,16 @@ pub(crate) enum Trouble {
         /// The server's `Retry-After`.
         retry_after: Option<Duration>,
     },
+}
+
+impl Trouble {
+    /// How long the server asked to be left alone.
+    pub(crate) fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::Connect | Self::Silent => None,
+            Self::Broken { retry_after } | Self::Limited { retry_after } => retry_after,
+        }
+    }
 }
 
 impl From<Error> for Fault {
@@ -169,10 +178,6 @@ pub(crate) fn next_wait(
     remaining: Duration,
     fraction: f64,
 ) -> Option<Duration> {
-    let asked = match kind {
-        Trouble::Connect | Trouble::Silent => None,
-        Trouble::Broken { retry_after } | Trouble::Limited { retry_after } => retry_after,
-    };
     if failures >= patience.failures_max(kind) {
         return None;
     }
@@ -181,7 +186,7 @@ pub(crate) fn next_wait(
         .min(BACKOFF_MAX);
     let wait = ceiling
         .mul_f64(fraction.clamp(0.0, 1.0))
-        .max(asked.unwrap_or(Duration::ZERO));
+        .max(kind.retry_after().unwrap_or(Duration::ZERO));
     (wait < remaining).then_some(wait)
 }
 
@@ -197,14 +202,35 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     }
 }
 
+/// How an operation is to ask, and why it gave up, if it did. Clones share the latter.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Manner {
+    patience: Patience,
+    gave_up: Arc<Mutex<Option<Trouble>>>,
+}
+
+impl Manner {
+    /// To ask with `patience`.
+    pub(crate) fn new(patience: Patience) -> Self {
+        Self {
+            patience,
+            gave_up: Arc::default(),
+        }
+    }
+
+    /// The trouble because of which an operation gave up the host; none if the host said no.
+    pub(crate) fn gave_up(&self) -> Option<Trouble> {
+        *self.gave_up.lock()
+    }
+}
+
 /// One operation's attempts, from its first request to success or the final error.
 pub(crate) struct Attempts {
     subject: Subject,
     deadline: Duration,
     jitter: Jitter,
     counters: Arc<Counters>,
-    patience: Patience,
-    unreachable: Arc<AtomicBool>,
+    manner: Manner,
     place: Place,
     since_progress: Instant,
     failures: u32,
@@ -224,8 +250,7 @@ impl Attempts {
             deadline,
             jitter,
             counters,
-            patience: Patience::Full,
-            unreachable: Arc::default(),
+            manner: Manner::default(),
             place: Place::default(),
             since_progress: Instant::now(),
             failures: 0,
@@ -233,22 +258,16 @@ impl Attempts {
         }
     }
 
-    /// The same with `patience`; `unreachable` is set if it gives up because the host
-    /// could not be reached, or was silent.
-    pub(crate) fn with_patience(
-        mut self,
-        patience: Patience,
-        unreachable: Arc<AtomicBool>,
-    ) -> Self {
-        self.patience = patience;
-        self.unreachable = unreachable;
+    /// The same in that manner.
+    pub(crate) fn asking(mut self, manner: Manner) -> Self {
+        self.manner = manner;
         self
     }
 
     /// The same for what is known to be there, unless somebody else can be asked.
     pub(crate) fn lasting(mut self) -> Self {
-        if self.patience == Patience::Full {
-            self.patience = Patience::Lasting;
+        if self.manner.patience == Patience::Full {
+            self.manner.patience = Patience::Lasting;
         }
         self
     }
@@ -292,14 +311,15 @@ impl Attempts {
         };
         self.failures += 1;
         let remaining = self.deadline.saturating_sub(self.since_progress.elapsed());
+        let patience = self.manner.patience;
         let wait = next_wait(
-            self.patience,
+            patience,
             self.failures,
             transient.kind,
             remaining,
             self.jitter.fraction(),
         );
-        match wait.filter(|_| !self.patience.ends(self.failures, transient.kind)) {
+        match wait.filter(|_| !patience.ends(self.failures, transient.kind)) {
             Some(wait) => {
                 tracing::debug!(
                     error = transient.detail,
@@ -330,9 +350,7 @@ impl Attempts {
 
     fn give_up(&self, transient: Transient) -> Error {
         let Subject { what, host } = self.subject.clone();
-        if matches!(transient.kind, Trouble::Connect | Trouble::Silent) {
-            self.unreachable.store(true, Ordering::Relaxed);
-        }
+        *self.manner.gave_up.lock() = Some(transient.kind);
         if let Trouble::Limited { retry_after } = transient.kind {
             return Error::RateLimited {
                 what,
@@ -351,7 +369,7 @@ impl Attempts {
     }
 
     fn out_of_time(&self) -> Error {
-        self.unreachable.store(true, Ordering::Relaxed);
+        *self.manner.gave_up.lock() = Some(Trouble::Silent);
         let Subject { what, host } = self.subject.clone();
         let last = self
             .last_detail

@@ -1,8 +1,7 @@
 //! From hosts files to sources: one for each host that may be asked about a registry.
 //!
-//! Invariant: the host that decides what the registry has comes last, and is the only one
-//! that is asked with all patience. A file that turned bad leaves the hosts as they were, and
-//! is read again when it changes. Blocks.
+//! Invariant: the host that decides what the registry has comes last. A file that turned bad
+//! leaves the hosts as they were, and is read again when it changes. Blocks.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +15,6 @@ use crate::source::hosts::{Capabilities, Host};
 use crate::source::http::Reach;
 use crate::source::http::tls::Certificates;
 use crate::source::registry::{RegistrySource, Site};
-use crate::source::retry::Patience;
 use crate::types::Repository;
 
 /// One host to ask.
@@ -116,11 +114,6 @@ fn candidates(
             reach: Reach {
                 certificates,
                 dial_timeout: named.dial_timeout,
-            },
-            patience: if decides {
-                Patience::Full
-            } else {
-                Patience::Brief
             },
         };
         Ok(Candidate {

@@ -1,15 +1,15 @@
-//! Which hosts are asked later than their turn: those that did not answer lately, and for a
-//! blob those that sent other bytes.
+//! Which hosts are asked later than their turn: those that were in trouble lately, and for a
+//! blob those that do not have it, or sent other bytes.
 //!
 //! Other bytes are laid to a host whose body of that blob is being read at that moment:
 //! whoever is distrusted already before others, so that what it still sends of requests that
 //! went out earlier does not cost a good host its place.
 //!
 //! Invariant: nobody is left out, only put back, for the others may fail too; and nobody for
-//! ever: a host that did not answer is tried again after a while, by one question at a time,
-//! and where all of a blob's hosts are distrusted, whoever was so last is asked last.
-//! The host that decides is never put back for not answering. Both tables are bounded, and a
-//! full one is emptied: what is lost is learned again. Locks are never nested.
+//! ever: a host that was in trouble is tried again after a while, by one question at a time, one
+//! that had no such blob is asked again after a while, and where all of a blob's hosts are
+//! distrusted, whoever was so last is asked last. Both tables are bounded, and a full one is
+//! emptied: what is lost is learned again. Locks are never nested.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,10 +21,12 @@ use tokio::time::Instant;
 use super::Candidate;
 use crate::types::Digest;
 
-/// How long a host that did not answer is put back. Long against its time-out, which the
+/// How long a host that was in trouble is put back. Long against its time-out, which the
 /// question that tries it again pays; short against how long people wait for a host that
 /// has come back.
 pub(super) const OFF: Duration = Duration::from_secs(30);
+/// The same, at most, for one that asks for longer: it may be wrong about itself.
+const OFF_MAX: Duration = Duration::from_secs(300);
 const HOSTS_MAX: usize = 256;
 /// Blobs for which it is known who sent them last.
 const BLOBS_MAX: usize = 4096;
@@ -44,6 +46,8 @@ struct Senders {
     live: Vec<Arc<str>>,
     /// Those whose bytes were not the blob's; who was found so last is last.
     bad: Vec<Arc<str>>,
+    /// Those that do not have it, as is taken to be so until then.
+    lacking: Vec<(Arc<str>, Instant)>,
 }
 
 impl Standing {
@@ -52,14 +56,22 @@ impl Standing {
         if candidates.len() < 2 {
             return;
         }
-        let bad = blob.and_then(|digest| {
-            let blobs = self.blobs.lock();
-            blobs.get(digest).map(|senders| senders.bad.clone())
+        let known = blob.and_then(|digest| {
+            let mut blobs = self.blobs.lock();
+            let senders = blobs.get_mut(digest)?;
+            senders.lacking.retain(|(_, until)| *until > now);
+            Some((senders.bad.clone(), senders.lacking.clone()))
         });
-        let bad = bad.unwrap_or_default();
+        let (bad, lacking) = known.unwrap_or_default();
+        let lacks = |name: &str| lacking.iter().any(|(lacking, _)| **lacking == *name);
         candidates.sort_by_cached_key(|candidate| {
             let bad = bad.iter().position(|name| *name == candidate.name);
-            (bad, bad.is_none() && self.is_off(candidate, now))
+            let lacks = lacks(&candidate.name);
+            (
+                bad,
+                lacks,
+                bad.is_none() && !lacks && self.is_off(candidate, now),
+            )
         });
     }
 
@@ -76,19 +88,30 @@ impl Standing {
         }
     }
 
-    /// It did not answer, as is known `now`.
-    pub(super) fn unreachable(&self, candidate: &Candidate, now: Instant) {
-        if candidate.decides {
-            return;
+    /// It could not answer, as is known `now`, and may have asked to be left alone for so long.
+    pub(super) fn troubled(
+        &self,
+        candidate: &Candidate,
+        retry_after: Option<Duration>,
+        now: Instant,
+    ) {
+        let off = retry_after.map_or(OFF, |asked| asked.clamp(OFF, OFF_MAX));
+        let mut hosts = self.off.lock();
+        if hosts.len() >= HOSTS_MAX && !hosts.contains_key(&candidate.name) {
+            hosts.clear();
         }
-        let mut off = self.off.lock();
-        if off.len() >= HOSTS_MAX && !off.contains_key(&candidate.name) {
-            off.clear();
-        }
-        off.insert(candidate.name.clone(), now + OFF);
+        hosts.insert(candidate.name.clone(), now + off);
     }
 
-    /// It did.
+    /// It has no such blob, or none that can be read, as is known `now`.
+    pub(super) fn lacks(&self, candidate: &Candidate, blob: &Digest, now: Instant) {
+        let mut blobs = self.blobs.lock();
+        let lacking = &mut senders(&mut blobs, blob).lacking;
+        lacking.retain(|(name, _)| *name != candidate.name);
+        lacking.push((candidate.name.clone(), now + OFF));
+    }
+
+    /// It answered.
     pub(super) fn worked(&self, candidate: &Candidate) {
         self.off.lock().remove(&candidate.name);
     }
@@ -96,10 +119,7 @@ impl Standing {
     /// It sends a blob, until [`Self::sent`] is told so.
     pub(super) fn sends(&self, candidate: &Candidate, blob: &Digest) {
         let mut blobs = self.blobs.lock();
-        if blobs.len() >= BLOBS_MAX && !blobs.contains_key(blob) {
-            blobs.clear();
-        }
-        let senders = blobs.entry(*blob).or_default();
+        let senders = senders(&mut blobs, blob);
         senders.last = Some(candidate.name.clone());
         senders.live.push(candidate.name.clone());
     }
@@ -133,6 +153,13 @@ impl Standing {
         }
         senders.bad.push(name);
     }
+}
+
+fn senders<'a>(blobs: &'a mut HashMap<Digest, Senders>, blob: &Digest) -> &'a mut Senders {
+    if blobs.len() >= BLOBS_MAX && !blobs.contains_key(blob) {
+        blobs.clear();
+    }
+    blobs.entry(*blob).or_default()
 }
 
 impl Senders {

@@ -29,7 +29,7 @@ fn names(candidates: &[Candidate]) -> Vec<&str> {
 }
 
 #[test]
-fn who_does_not_answer_comes_last_until_one_question_went_well() {
+fn who_is_in_trouble_comes_last_until_one_question_went_well() {
     let standing = Standing::default();
     let all = [
         candidate("a", false),
@@ -44,14 +44,61 @@ fn who_does_not_answer_comes_last_until_one_question_went_well() {
     };
     let (none, off) = (Duration::ZERO, standing::OFF);
     assert_eq!(order(none), "a b up");
-    standing.unreachable(&all[0], start);
-    standing.unreachable(&all[2], start);
-    assert_eq!(order(none), "b up a", "who decides keeps its place");
+    standing.troubled(&all[0], None, start);
+    assert_eq!(order(none), "b up a");
     assert_eq!(order(off / 2), "b up a");
     assert_eq!(order(off), "a b up", "one tries");
     assert_eq!(order(off), "b up a", "the others wait for it");
     standing.worked(&all[0]);
     assert_eq!(order(off), "a b up");
+    // A mirror that has come back is not asked behind a registry that nobody can reach.
+    standing.troubled(&all[0], None, start);
+    standing.troubled(&all[1], None, start);
+    standing.troubled(&all[2], None, start);
+    assert_eq!(order(none), "a b up");
+}
+
+#[test]
+fn who_asks_for_longer_is_left_alone_for_longer() {
+    let standing = Standing::default();
+    let all = [candidate("a", false), candidate("up", true)];
+    let start = Instant::now();
+    let order = |after: Duration| {
+        let mut order = all.to_vec();
+        standing.order(&mut order, None, start + after);
+        names(&order).join(" ")
+    };
+    let off = standing::OFF;
+    for (asked, last) in [(off / 30, off), (2 * off, 2 * off), (120 * off, 10 * off)] {
+        standing.troubled(&all[0], Some(asked), start);
+        assert_eq!(order(last - Duration::from_millis(1)), "up a", "{asked:?}");
+        assert_eq!(order(last), "a up", "{asked:?}");
+    }
+}
+
+#[test]
+fn who_has_no_such_blob_is_asked_for_it_later_and_for_others_at_once() {
+    let standing = Standing::default();
+    let all = [
+        candidate("a", false),
+        candidate("b", false),
+        candidate("up", true),
+    ];
+    let (blob, other) = (Digest::sha256(b"blob"), Digest::sha256(b"other"));
+    let start = Instant::now();
+    let order = |blob: &Digest, after: Duration| {
+        let mut order = all.to_vec();
+        standing.order(&mut order, Some(blob), start + after);
+        names(&order).join(" ")
+    };
+    let none = Duration::ZERO;
+    standing.lacks(&all[0], &blob, start);
+    standing.troubled(&all[1], None, start);
+    assert_eq!(order(&blob, none), "up b a");
+    assert_eq!(order(&other, none), "a up b");
+    standing.worked(&all[1]);
+    assert_eq!(order(&blob, none), "b up a");
+    assert_eq!(order(&blob, standing::OFF), "a b up");
 }
 
 #[test]

@@ -30,6 +30,11 @@ impl Tried {
         });
     }
 
+    /// What that host said counts no more: it is asked again.
+    pub(super) fn forget(&mut self, candidate: &Candidate) {
+        self.0.retain(|failure| *failure.name != *candidate.name);
+    }
+
     /// The error of them all.
     pub(super) fn into_error(self) -> Error {
         let mut failures = self.0;

@@ -23,7 +23,7 @@ use http::{Method, StatusCode, header};
 use self::facts::{Facts, Form};
 use super::multipart::Multipart;
 use super::origin::{Asker, Question};
-use super::{Core, Route, answer};
+use super::{Core, RegistrySource, Route, answer};
 use crate::source::http::Answer;
 use crate::source::retry::{Attempts, Fault, Subject};
 use crate::source::stats::Count;
@@ -45,17 +45,17 @@ pub(crate) enum Want {
 
 /// Opens a body of `parts`, which ascend: the answer's headers have arrived and are right.
 pub(super) async fn open(
-    core: &Arc<Core>,
+    source: &RegistrySource,
     blob: &BlobRef,
     want: Want,
     parts: &[ByteRange],
 ) -> Result<Body> {
-    let attempts = core.attempts(format!("blob {}", blob.digest), &blob.repository);
+    let attempts = source.attempts(format!("blob {}", blob.digest), &blob.repository);
     // Who asks for it has read the manifest that names it.
     let attempts = attempts.lasting();
     let is_some = |part: &ByteRange| !part.is_empty();
     let mut reader = Reader {
-        core: core.clone(),
+        core: source.core.clone(),
         blob: blob.clone(),
         want,
         left: parts.iter().copied().filter(is_some).collect(),
@@ -72,9 +72,14 @@ pub(super) async fn open(
 }
 
 /// Size of a blob by the registry's word.
-pub(super) async fn stat(core: &Core, repository: &Repository, digest: &Digest) -> Result<u64> {
+pub(super) async fn stat(
+    source: &RegistrySource,
+    repository: &Repository,
+    digest: &Digest,
+) -> Result<u64> {
+    let core = &*source.core;
     let access = core.access(repository);
-    let mut attempts = core.attempts(format!("blob {digest}"), repository);
+    let mut attempts = source.attempts(format!("blob {digest}"), repository);
     let subject = attempts.subject().clone();
     let asker = Asker {
         core,

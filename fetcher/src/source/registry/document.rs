@@ -7,7 +7,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use super::origin::{Asker, Question};
-use super::{Core, answer};
+use super::{RegistrySource, answer};
 use crate::source::Document;
 use crate::source::http::Answer;
 use crate::source::retry::{Fault, Subject};
@@ -26,11 +26,12 @@ const ACCEPT: HeaderValue = HeaderValue::from_static(
 );
 
 /// The document `reference` names.
-pub(super) async fn resolve(core: &Core, reference: &Reference) -> Result<Document> {
+pub(super) async fn resolve(source: &RegistrySource, reference: &Reference) -> Result<Document> {
+    let core = &*source.core;
     let repository = reference.repository();
     let path = core.api(repository, &format!("/manifests/{}", reference.target()));
     let access = core.access(repository);
-    let mut attempts = core.attempts(reference.to_string(), repository);
+    let mut attempts = source.attempts(reference.to_string(), repository);
     let subject = attempts.subject().clone();
     let asker = Asker {
         core,

@@ -7,7 +7,7 @@ use http::header;
 use oci_client::manifest::OciImageIndex;
 
 use super::origin::{Asker, Question};
-use super::{Core, document};
+use super::{RegistrySource, document};
 use crate::source::http::Answer;
 use crate::types::{Descriptor, Digest, MediaType, Repository};
 use crate::{Error, Result};
@@ -29,21 +29,22 @@ enum Way<'a> {
 /// Descriptors of manifests whose subject is `digest`; [`Error::NotFound`] where the
 /// registry knows neither the API nor the tag.
 pub(super) async fn list(
-    core: &Core,
+    source: &RegistrySource,
     repository: &Repository,
     digest: &Digest,
     artifact_type: Option<&str>,
 ) -> Result<Vec<Descriptor>> {
+    let core = &source.core;
     let query = artifact_type.map_or(String::new(), |kind| {
         let value: String = url::form_urlencoded::byte_serialize(kind.as_bytes()).collect();
         format!("?artifactType={value}")
     });
     let api = core.api(repository, &format!("/referrers/{digest}{query}"));
-    let found = match pages(core, repository, api, Way::Api).await {
+    let found = match pages(source, repository, api, Way::Api).await {
         Err(Error::NotFound { .. }) => {
             // Registries without the API keep the same index under a tag.
             let tag = core.api(repository, &format!("/manifests/{}", digest.file_name()));
-            pages(core, repository, tag, Way::Tag(digest)).await?
+            pages(source, repository, tag, Way::Tag(digest)).await?
         }
         other => other?,
     };
@@ -51,14 +52,15 @@ pub(super) async fn list(
 }
 
 async fn pages(
-    core: &Core,
+    source: &RegistrySource,
     repository: &Repository,
     first: String,
     way: Way<'_>,
 ) -> Result<Vec<OciImageIndex>> {
+    let core = &*source.core;
     let access = core.access(repository);
     let what = format!("referrers list {}{first}", core.host(repository));
-    let mut attempts = core.attempts(what, repository);
+    let mut attempts = source.attempts(what, repository);
     let subject = attempts.subject().clone();
     let asker = Asker {
         core,

@@ -155,21 +155,22 @@ fn who_can_ask_somebody_else_gives_up_soon() {
 }
 
 #[tokio::test]
-async fn tells_a_host_that_cannot_be_reached_from_one_that_answers() {
-    let fault = |kind| {
-        Fault::Transient(Transient {
-            detail: "x".into(),
-            kind,
-        })
+async fn why_a_host_was_given_up_is_known() {
+    let limited = Trouble::Limited {
+        retry_after: Some(MINUTE),
     };
-    for (kind, expected) in [
-        (Trouble::Connect, true),
-        (Trouble::Silent, true),
-        (broken(Some(1)), false),
-    ] {
-        let unreachable = Arc::<AtomicBool>::default();
-        let mut brief = attempts(MINUTE).with_patience(Patience::Brief, unreachable.clone());
-        brief.after(fault(kind)).await.unwrap_err();
-        assert_eq!(unreachable.load(Ordering::Relaxed), expected, "{kind:?}");
+    for kind in [Trouble::Connect, Trouble::Silent, broken(Some(1)), limited] {
+        let manner = Manner::new(Patience::Brief);
+        let mut brief = attempts(MINUTE).asking(manner.clone());
+        let detail = "x".into();
+        let fault = Fault::Transient(Transient { detail, kind });
+        assert_eq!(manner.gave_up(), None);
+        brief.after(fault).await.unwrap_err();
+        assert_eq!(manner.gave_up(), Some(kind));
     }
+    let manner = Manner::default();
+    let mut refused = attempts(MINUTE).asking(manner.clone());
+    let no = Fault::Fatal(Error::malformed("x", "y"));
+    refused.after(no).await.unwrap_err();
+    assert_eq!(manner.gave_up(), None);
 }
