@@ -24,8 +24,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-use crate::Result;
 use crate::types::{ByteRange, Descriptor, Digest, MediaType, Reference, Repository};
+use crate::{Error, Result};
 
 pub use self::auth::credentials::Credential;
 pub use self::auth::keyring::{Given, Keyring, PullAuth};
@@ -76,11 +76,11 @@ impl Document {
 /// Every method may be called from many tasks at once, is cancel-safe (dropping the
 /// future or the body abandons only that call), waits no longer than the source's
 /// deadline without progress, and reports a failure that a retry could mend as
-/// [`crate::Error::is_transient`] only after the retries the source itself does.
+/// [`Error::is_transient`] only after the retries the source itself does.
 #[async_trait]
 pub trait BlobSource: Send + Sync + 'static {
     /// The manifest or index that `reference` names now. A reference with a digest gets
-    /// bytes of that digest or [`crate::Error::Corrupt`].
+    /// bytes of that digest or [`Error::Corrupt`].
     async fn resolve(&self, reference: &Reference) -> Result<Document>;
 
     /// Size of a blob in bytes as the source reports it; untrusted.
@@ -88,7 +88,7 @@ pub trait BlobSource: Send + Sync + 'static {
 
     /// Exactly the bytes of `range`, which must not be empty and must lie within
     /// `blob.size`. A source that cannot serve ranges answers
-    /// [`crate::Error::Unsupported`], and the caller falls back to [`Self::read_all`].
+    /// [`Error::Unsupported`], and the caller falls back to [`Self::read_all`].
     async fn read_range(&self, blob: &BlobRef, range: ByteRange) -> Result<Body>;
 
     /// How many parts of a blob [`Self::read_parts`] takes at once; at least 1. What is
@@ -103,7 +103,7 @@ pub trait BlobSource: Send + Sync + 'static {
     async fn read_parts(&self, blob: &BlobRef, parts: &[ByteRange]) -> Result<Body> {
         match parts {
             [range] => self.read_range(blob, *range).await,
-            _ => Err(crate::Error::Unsupported {
+            _ => Err(Error::Unsupported {
                 what: format!("{} parts of blob {} at once", parts.len(), blob.digest),
                 detail: "this source reads one".to_owned(),
             }),
@@ -124,4 +124,21 @@ pub trait BlobSource: Send + Sync + 'static {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>>;
+}
+
+/// What `read` makes of bytes of `blob`. Where they are not the blob's, that is laid to who sent
+/// them, and it reads once more.
+pub async fn read_twice<T, R: Future<Output = Result<T>>>(
+    source: &dyn BlobSource,
+    blob: &BlobRef,
+    read: impl Fn() -> R,
+) -> Result<T> {
+    match read().await {
+        Err(error @ (Error::Corrupt { .. } | Error::Malformed { .. })) => {
+            tracing::warn!(digest = %blob.digest, %error, "reading it once more");
+            source.distrust(blob);
+            read().await
+        }
+        other => other,
+    }
 }

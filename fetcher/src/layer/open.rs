@@ -250,6 +250,9 @@ impl LayerOpener {
         let offered = match checked {
             Ok(offered) => offered,
             Err(error) => {
+                if matches!(error, Error::Corrupt { .. } | Error::Malformed { .. }) {
+                    self.source.distrust(&offered.blob);
+                }
                 let digest = &request.blob.digest;
                 tracing::warn!(%digest, %error, "not using the index beside the image, pulling the layer whole");
                 return Ok(None);

@@ -75,18 +75,21 @@ impl Fixture {
         self.opener.open(&request, &AtomicU64::new(0)).await
     }
 
-    /// A TOC image with one layer that says it is of `layer`.
     fn add_toc_image(&self, layer: &Digest) {
-        let digest = self.source.add_blob(EXTERNAL_TOC);
-        let manifest = serde_json::json!({ "layers": [{
-            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-            "digest": digest, "size": EXTERNAL_TOC.len(),
-            "annotations": { LAYER_DIGEST_ANNOTATION: layer },
-        }] });
-        let tag = "v1-esgztoc";
-        self.source
-            .add_manifest("a/b", tag, MediaType::OciManifest, manifest.to_string());
+        add_toc_image(&self.source, layer);
     }
+}
+
+/// A TOC image with one layer that says it is of `layer`.
+fn add_toc_image(source: &MemorySource, layer: &Digest) {
+    let digest = source.add_blob(EXTERNAL_TOC);
+    let manifest = serde_json::json!({ "layers": [{
+        "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+        "digest": digest, "size": EXTERNAL_TOC.len(),
+        "annotations": { LAYER_DIGEST_ANNOTATION: layer },
+    }] });
+    let tag = "v1-esgztoc";
+    source.add_manifest("a/b", tag, MediaType::OciManifest, manifest.to_string());
 }
 
 /// Reads every file through the layer.
@@ -158,6 +161,41 @@ async fn a_table_that_was_read_ahead_is_not_read_again() {
             match is_first_right {
                 true => assert_eq!(by.unwrap(), OpenedBy::Toc),
                 false => assert!(matches!(by, Err(Error::Unavailable { .. })), "{by:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_toc_with_other_bytes_is_read_once_more() {
+    let table = [
+        (STORAGE, STORAGE_NOTES, 0),
+        (STARGZ, STARGZ_NOTES, 0),
+        // Behind the footer.
+        (EXTERNAL, EXTERNAL_NOTES, 1),
+    ];
+    for (blob, notes, reads_before) in table {
+        for wrong in [1, 2] {
+            let memory = MemorySource::new();
+            add_toc_image(&memory, &Digest::sha256(EXTERNAL));
+            memory.add_blob(blob.to_vec());
+            let before = std::iter::repeat_n(None, reads_before);
+            let wrongs = std::iter::repeat_n(Some(ReadFault::WrongBytes), wrong);
+            let source = Arc::new(FaultySource::scripted(memory, before.chain(wrongs)));
+            let dir = tempfile::tempdir().unwrap();
+            let opener = LayerOpener::new(Store::open(dir.path()).unwrap(), source);
+            let repository = image().repository().clone();
+            let layer = descriptor(blob, notes);
+            let request = LayerRequest::new(repository, &layer, diff_id(blob)).unwrap();
+            let request = request.of_image(&image());
+            let opened = opener.open(&request, &AtomicU64::new(0)).await;
+            let by = opened.map(|(_, by)| by);
+            match wrong {
+                1 => assert_eq!(by.unwrap(), OpenedBy::Toc, "{notes}"),
+                _ => assert!(
+                    matches!(by, Err(Error::Corrupt { .. } | Error::Malformed { .. })),
+                    "{by:?}"
+                ),
             }
         }
     }

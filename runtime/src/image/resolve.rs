@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use lazarette_fetcher::codec;
-use lazarette_fetcher::source::{BlobRef, BlobSource};
+use lazarette_fetcher::codec::{self, VerifiedBytes};
+use lazarette_fetcher::source::{BlobRef, BlobSource, read_twice};
 use lazarette_fetcher::store::Store;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Descriptor, Digest, Platform, Reference, Repository};
@@ -103,9 +103,8 @@ impl Resolver {
                     digest: descriptor.digest,
                     size: descriptor.size,
                 };
-                let bytes = read_small(self.source.as_ref(), &blob).await?;
-                let verified = codec::verify(|| what.clone(), &descriptor.digest, bytes)?;
-                self.keep(descriptor.digest, verified.into_bytes()).await?
+                let bytes = read_small(self.source.as_ref(), &blob, &what).await?;
+                self.keep(descriptor.digest, bytes.into_bytes()).await?
             }
         };
         ConfigDocument::parse(&what, &bytes)
@@ -181,12 +180,19 @@ fn join(
     })
 }
 
-/// Reads a blob that is known to be small into memory; its digest is not checked.
-pub(crate) async fn read_small(source: &dyn BlobSource, blob: &BlobRef) -> Result<Bytes> {
-    let mut body = source.read_all(blob).await?;
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = body.next().await {
-        bytes.extend_from_slice(&piece?);
-    }
-    Ok(bytes.freeze())
+/// Reads a blob that is known to be small into memory.
+pub(crate) async fn read_small(
+    source: &dyn BlobSource,
+    blob: &BlobRef,
+    what: &str,
+) -> Result<VerifiedBytes> {
+    read_twice(source, blob, || async {
+        let mut body = source.read_all(blob).await?;
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = body.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        codec::verify(|| what.to_owned(), &blob.digest, bytes.freeze())
+    })
+    .await
 }

@@ -117,7 +117,7 @@ async fn corrupt_configs_tocs_chunks_and_layers_name_themselves() {
     let cases: [Case<'_>; 4] = [
         (
             plain(noise()),
-            &[Fault::CorruptBytes],
+            &[Fault::CorruptBytes, Fault::CorruptBytes],
             &["config sha256:", "is corrupt"],
         ),
         (
@@ -143,6 +143,26 @@ async fn corrupt_configs_tocs_chunks_and_layers_name_themselves() {
         let layers = laz.run(&["--output", "json", "store", "df"]).await;
         assert_eq!(layers.out.trim(), "[]", "nothing of a bad layer is kept");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_whose_copies_are_damaged_keeps_nobody_from_an_image() {
+    let registry = FakeRegistry::start().await;
+    let mirror = FakeRegistry::start().await;
+    let layer = estargz(noise());
+    let image = push(&registry, &layer, &Changes::default());
+    push(&mirror, &layer, &Changes::default());
+    mirror.always(Endpoint::Blob, Fault::CorruptBytes);
+    let laz = Laz::new();
+    laz.set_mirror(&registry, &mirror);
+    assert_says(
+        &laz.run(&["pull", "--full", &image.reference]).await,
+        0,
+        &[],
+    );
+    // The layer's end, the config, and the rest of the layer: each once.
+    assert_eq!(mirror.requests().blobs, 3);
+    assert_eq!(mirror.requests().manifests, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

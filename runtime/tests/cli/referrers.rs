@@ -90,14 +90,7 @@ async fn the_list_of_referrers_is_added_to_as_the_registry_has_it() {
     // The mirror has the list as it was before.
     push_document(&mirror, &tag, &index_of(&[]));
     let laz = Laz::new();
-    let hosts = laz.path("certs.d").join(registry.url_host());
-    std::fs::create_dir_all(&hosts).unwrap();
-    let mirrored = format!("[host.\"http://{}\"]\n", mirror.url_host());
-    std::fs::write(hosts.join("hosts.toml"), mirrored).unwrap();
-    let config = std::fs::read_to_string(laz.path("config.toml")).unwrap();
-    let dir = laz.path("certs.d").display().to_string();
-    let config = config.replacen("[source]\n", &format!("[source]\nhosts_dir = {dir:?}\n"), 1);
-    std::fs::write(laz.path("config.toml"), config).unwrap();
+    laz.set_mirror(&registry, &mirror);
     let key = KEY.replace(".pub", ".pem");
     let push = ["image", "index", "--push", "--key", &key, &image.reference];
     let said = laz.run(&push).await;

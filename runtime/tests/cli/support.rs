@@ -68,6 +68,19 @@ impl Laz {
         std::fs::write(self.path("config.toml"), config).unwrap();
     }
 
+    /// From now on it asks `mirror` first for what `registry` has.
+    pub(crate) fn set_mirror(&self, registry: &FakeRegistry, mirror: &FakeRegistry) {
+        let hosts = self.path("certs.d").join(registry.url_host());
+        std::fs::create_dir_all(&hosts).unwrap();
+        let mirrored = format!("[host.\"http://{}\"]\n", mirror.url_host());
+        std::fs::write(hosts.join("hosts.toml"), mirrored).unwrap();
+        let config = std::fs::read_to_string(self.path("config.toml")).unwrap();
+        let dir = self.path("certs.d").display().to_string();
+        let named = format!("[source]\nhosts_dir = {dir:?}\n");
+        let config = config.replacen("[source]\n", &named, 1);
+        std::fs::write(self.path("config.toml"), config).unwrap();
+    }
+
     /// The command line, run under `wrapper` (for example `unshare -m`).
     pub(crate) fn command(&self, wrapper: &[&str], args: &[&str]) -> Command {
         let mut words: Vec<&std::ffi::OsStr> = wrapper.iter().map(std::ffi::OsStr::new).collect();

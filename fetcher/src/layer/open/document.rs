@@ -1,13 +1,13 @@
 //! Reading a table that is a blob of its own.
 //!
 //! Invariant: what comes out has the digest it was asked for by, and was never longer than
-//! what its reader allows.
+//! what its reader allows. Other bytes are laid to who sent them, and read once more.
 
 use bytes::BytesMut;
 use futures_util::StreamExt;
 
 use crate::codec::{self, VerifiedBytes};
-use crate::source::{BlobRef, BlobSource};
+use crate::source::{BlobRef, BlobSource, read_twice};
 use crate::{Error, Result};
 
 /// All of `blob`, of at most `len_max` bytes.
@@ -21,10 +21,13 @@ pub(super) async fn read(
         let detail = format!("{} bytes of at most {len_max}", blob.size);
         return Err(Error::limit(what(), detail));
     }
-    let mut body = source.read_all(blob).await?;
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = body.next().await {
-        bytes.extend_from_slice(&piece?);
-    }
-    codec::verify(what, &blob.digest, bytes.freeze())
+    read_twice(source, blob, || async {
+        let mut body = source.read_all(blob).await?;
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = body.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        codec::verify(what, &blob.digest, bytes.freeze())
+    })
+    .await
 }

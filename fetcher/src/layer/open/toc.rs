@@ -3,7 +3,8 @@
 //! Invariant: only reads, and never more than the limits of the format at hand. `None`
 //! where the layer has no TOC to be found; [`Error::Unsupported`] and [`Error::Limit`] where
 //! it has one that cannot be used: either way the layer must be read in another way. Anything
-//! else that fails fails the layer, above all a TOC that is not the promised one.
+//! else that fails fails the layer, above all a TOC that is not the promised one when it is read
+//! for the second time; the first is laid to who sent it.
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -13,7 +14,7 @@ use super::ahead::Ahead;
 use super::{LayerRequest, TocPromise};
 use crate::index::estargz::{self, Footer, FooterKind, TocLayer};
 use crate::index::zstdchunked::{self, Position, Proof};
-use crate::source::{BlobRef, BlobSource};
+use crate::source::{BlobRef, BlobSource, read_twice};
 use crate::task::blocking;
 use crate::types::{ByteRange, Descriptor, Digest, Reference};
 use crate::{Error, Result};
@@ -41,15 +42,25 @@ pub(super) async fn read_toc(
         TocPromise::None => Ok(None),
         TocPromise::Json(digest) => {
             let tail = tail(blob)?;
-            let (start, bytes) = (tail.start(), first(tail).await?);
-            by_footer(source, request, Tail { start, bytes }, *digest).await
+            let found = read_twice(source, blob, || async {
+                let (start, bytes) = (tail.start(), first(tail).await?);
+                by_footer(source, blob, Tail { start, bytes }, *digest).await
+            });
+            match found.await? {
+                Found::Nothing => Ok(None),
+                Found::Toc(toc) => Ok(Some(toc)),
+                Found::External(footer) => external(source, request, footer, *digest).await,
+            }
         }
         TocPromise::ZstdChunked(promise) => {
             let (position, proof) = (promise.position, promise.proof);
-            let toc = first(position.blob).await?;
-            let toc = zstd_chunked(blob, position, toc, proof).await?;
+            let toc = read_twice(source, blob, || async {
+                let toc = first(position.blob).await?;
+                zstd_chunked(blob, position, toc, proof).await
+            });
+            let toc = toc.await?;
             // A landmark in the blob is the flavour's own mark.
-            Ok(toc.map(|toc| TocLayer {
+            Ok(Some(TocLayer {
                 prefetch: toc.prefetch.or(promise.prefetch),
                 ..toc
             }))
@@ -72,19 +83,27 @@ fn tail(blob: &BlobRef) -> Result<ByteRange> {
     span(blob, start, blob.size)
 }
 
+/// What a blob's footer leads to.
+enum Found {
+    Nothing,
+    Toc(TocLayer),
+    /// A TOC in another image.
+    External(Footer),
+}
+
 /// Reads, by the footer in the blob's tail, the TOC whose JSON has `toc_digest`.
 async fn by_footer(
     source: &dyn BlobSource,
-    request: &LayerRequest,
+    blob: &BlobRef,
     tail: Tail,
     toc_digest: Digest,
-) -> Result<Option<TocLayer>> {
-    let blob = &request.blob;
+) -> Result<Found> {
     if let Some(footer) = estargz::read_footer(&tail.bytes, blob.size)? {
         return match footer.kind() {
-            FooterKind::External => external(source, request, footer, toc_digest).await,
+            FooterKind::External => Ok(Found::External(footer)),
             FooterKind::Estargz | FooterKind::Legacy => {
-                inside(source, blob, footer, tail, toc_digest).await
+                let toc = inside(source, blob, footer, tail, toc_digest).await;
+                toc.map(Found::Toc)
             }
         };
     }
@@ -97,10 +116,11 @@ async fn by_footer(
             json: toc_digest,
             compressed: None,
         };
-        return zstd_chunked(blob, position, toc, proof).await;
+        let toc = zstd_chunked(blob, position, toc, proof).await;
+        return toc.map(Found::Toc);
     }
     tracing::warn!(digest = %blob.digest, "layer has a TOC digest but no footer that leads to a TOC");
-    Ok(None)
+    Ok(Found::Nothing)
 }
 
 /// eStargz with its TOC in the blob.
@@ -110,7 +130,7 @@ async fn inside(
     footer: Footer,
     tail: Tail,
     toc_digest: Digest,
-) -> Result<Option<TocLayer>> {
+) -> Result<TocLayer> {
     estargz::check_toc_len(footer.toc_len())?;
     let toc = span(blob, footer.toc_offset(), blob.size)?;
     let bytes = match cut(&tail, toc) {
@@ -123,7 +143,7 @@ async fn inside(
         }
     };
     let blob = blob.clone();
-    blocking(move || estargz::parse_toc(&blob, &footer, &bytes, &toc_digest).map(Some)).await
+    blocking(move || estargz::parse_toc(&blob, &footer, &bytes, &toc_digest)).await
 }
 
 /// eStargz with its TOC in a blob of another image, which has a name made from this one's.
@@ -161,10 +181,12 @@ async fn external(
         digest: toc.digest,
         size: toc.size,
     };
-    let member = read(source, &toc, span(&toc, 0, toc.size)?).await?;
-    let blob = blob.clone();
-    blocking(move || estargz::parse_external_toc(&blob, &footer, &member, &toc_digest).map(Some))
-        .await
+    let whole = span(&toc, 0, toc.size)?;
+    let toc = read_twice(source, &toc, || async {
+        let (member, blob) = (read(source, &toc, whole).await?, blob.clone());
+        blocking(move || estargz::parse_external_toc(&blob, &footer, &member, &toc_digest)).await
+    });
+    toc.await.map(Some)
 }
 
 fn external_reference(image: &Reference) -> Option<Reference> {
@@ -198,9 +220,9 @@ async fn zstd_chunked(
     position: Position,
     toc: Bytes,
     proof: Proof,
-) -> Result<Option<TocLayer>> {
+) -> Result<TocLayer> {
     let blob = blob.clone();
-    blocking(move || zstdchunked::parse_toc(&blob, &position, &toc, &proof).map(Some)).await
+    blocking(move || zstdchunked::parse_toc(&blob, &position, &toc, &proof)).await
 }
 
 /// `wanted` of the blob, if the tail has all of it.

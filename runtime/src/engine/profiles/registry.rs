@@ -91,8 +91,8 @@ impl Engine {
             digest: blob.digest,
             size: blob.size,
         };
-        let bytes = read_small(self.resolver.source.as_ref(), &blob).await?;
-        let profiles = ImageProfiles::parse(&what, &bytes)?;
+        let bytes = read_small(self.resolver.source.as_ref(), &blob, &what).await?;
+        let profiles = ImageProfiles::parse(&what, &bytes.into_bytes())?;
         if !is_of(&profiles, image) {
             return Err(Error::Refused {
                 what: format!("{what} is of another image, {}", profiles.manifest),
