@@ -80,6 +80,8 @@ pub(super) struct Stream {
     tasks: JoinSet<()>,
     /// Shortest time to the first byte of a body.
     first_byte: Option<Duration>,
+    /// Where it was when all of the blob was asked for last.
+    whole_from: Option<u64>,
     /// Who may have it otherwise.
     asker: Option<Asker>,
 }
@@ -125,6 +127,7 @@ impl Stream {
             ahead: VecDeque::new(),
             tasks: JoinSet::new(),
             first_byte: None,
+            whole_from: None,
             asker: None,
         }
     }
@@ -160,7 +163,10 @@ impl Stream {
                     return Ok(None);
                 }
                 Ok(None) => self.turn().await?,
-                Err(Error::Unsupported { .. }) => self.whole().await?,
+                // One that is whole already is begun again only if it came further than before.
+                Err(Error::Unsupported { .. }) if self.whole_from != Some(self.at) => {
+                    self.whole().await?;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -202,6 +208,7 @@ impl Stream {
         self.ahead.clear();
         self.tasks.abort_all();
         self.asked = self.from.blob.size;
+        self.whole_from = Some(self.at);
         let began = Instant::now();
         let body = self.from.source.read_all(&self.from.blob).await?;
         let reading = Reading::new(&self.from.host, body, began);

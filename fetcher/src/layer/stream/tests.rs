@@ -20,6 +20,8 @@ enum Wrong {
     Nothing,
     Unsupported,
     BreaksOff,
+    /// Ranges are not served, and the whole of it breaks off there.
+    WholeBreaksOff,
 }
 
 /// A blob whose bodies make way for each other at random.
@@ -92,7 +94,9 @@ impl BlobSource for Restless {
         let at = |n: u64| usize::try_from(n).unwrap();
         let (from, to) = (at(range.start()), at(range.end()));
         match self.wrong {
-            (place, Wrong::Unsupported) if range.start() >= place => Err(error(true)),
+            (place, Wrong::Unsupported | Wrong::WholeBreaksOff) if range.start() >= place => {
+                Err(error(true))
+            }
             (place, Wrong::BreaksOff) if range.start() >= place => {
                 let half = from.midpoint(to);
                 Ok(self.body(from, half, Some(error(false))))
@@ -106,8 +110,15 @@ impl BlobSource for Restless {
     }
 
     async fn read_all(&self, _: &BlobRef) -> Result<Body> {
-        self.wholes.fetch_add(1, Ordering::Relaxed);
-        Ok(self.body(0, self.blob.len(), None))
+        let times = self.wholes.fetch_add(1, Ordering::Relaxed);
+        assert!(times < 100, "it is begun again for ever");
+        match self.wrong {
+            (place, Wrong::WholeBreaksOff) => {
+                let place = usize::try_from(place).unwrap();
+                Ok(self.body(0, place, Some(error(true))))
+            }
+            _ => Ok(self.body(0, self.blob.len(), None)),
+        }
     }
 
     async fn referrers(
@@ -221,6 +232,17 @@ async fn a_host_that_serves_no_ranges_is_asked_for_everything() {
         assert!(all == source.blob, "from {from}");
         assert_eq!(source.wholes.load(Ordering::Relaxed), 1, "from {from}");
     }
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_at_the_same_place_twice_ends_the_stream() {
+    let place = 3 * PART;
+    let source = Restless::new(8 << 16, 5, (place, Wrong::WholeBreaksOff));
+    let engine = FetchEngine::new(EngineConfig::default());
+    let error = drain(open(&source, &engine, |_| 2)).await.unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    // What came of the second try was no more.
+    assert_eq!(source.wholes.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
