@@ -179,12 +179,18 @@ async fn get(shared: &Arc<Shared>, remote: &Remote, mine: &Mine, request: &Reque
         other => return other,
     };
     let numbers: Vec<u32> = request.chunks().collect();
-    remake::remake(shared, remote, numbers.clone(), gone(shared, remote, host)).await?;
-    mine.finish(&numbers, &Ok(()));
+    let absent = remake::remake(shared, remote, &numbers).await?;
+    let (gone, here): (Vec<u32>, _) = numbers.iter().partition(|n| absent.contains(n));
+    mine.finish(&here, &Ok(()));
+    if !gone.is_empty() {
+        let error = self::gone(shared, remote, host);
+        mine.finish(&gone, &Err(Arc::new(error)));
+    }
     Ok(())
 }
 
-/// Fetches and keeps all of a request; what is not right comes once more, alone.
+/// Fetches and keeps all of a request; what is not right comes once more, alone, and fails
+/// alone.
 async fn fetch_request(
     shared: &Arc<Shared>,
     remote: &Remote,
@@ -198,10 +204,11 @@ async fn fetch_request(
     let _turn = turns.acquire().await.map_err(|_| closed(&shared.blob))?;
     for member in read(shared, remote, mine, request).await? {
         let again = Request::of(member);
-        if let Some(member) = read(shared, remote, mine, &again).await?.first() {
+        for member in read(shared, remote, mine, &again).await? {
             let what = format!("details of spans {:?}", member.chunks);
             let detail = format!("index {} has other bytes for them", remote.blob.digest);
-            return Err(Error::malformed(what, detail));
+            let error = Error::malformed(what, detail);
+            mine.finish(&member.chunks, &Err(Arc::new(error)));
         }
     }
     Ok(())

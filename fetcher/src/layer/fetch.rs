@@ -22,7 +22,7 @@ use super::decode::{Decoded, Decoder};
 use super::gate::{Pass, Turn};
 use super::inflight::Mine;
 use super::window::{Short, Window};
-use super::{Shared, closed, details, first};
+use super::{Priority, Shared, closed, details, first};
 use crate::codec;
 use crate::index::{Chunk, ChunkId};
 use crate::plan::{self, Member, Request};
@@ -199,7 +199,16 @@ async fn try_request(
     for bad in read.corrupt {
         // The one more time.
         let alone = Request::of(bad.member);
-        for bad in read_members(shared, mine, &alone, pass).await?.corrupt {
+        let again = match read_members(shared, mine, &alone, pass).await {
+            Ok(again) => again,
+            // What is left of the request may fare better.
+            Err(error) => {
+                let ids: Vec<ChunkId> = alone.chunks().collect();
+                mine.finish(&ids, &Err(Arc::new(error)));
+                continue;
+            }
+        };
+        for bad in again.corrupt {
             doubt(shared, &bad.member).await;
             mine.finish(&bad.member.chunks, &Err(Arc::new(bad.error)));
         }
@@ -252,8 +261,8 @@ async fn read_members(
     while !left.is_empty() {
         let batch = window.batch(request, &mut left, &mut received).await;
         let batch = batch.map_err(|short| broken(shared, request, short))?;
-        let ids: Vec<ChunkId> = batch.iter().flat_map(|(m, _)| &m.chunks).copied().collect();
-        details::ready(shared, &ids, pass.class().unwrap_or(mine.priority())).await?;
+        let priority = pass.class().unwrap_or(mine.priority());
+        let batch = with_details(shared, mine, batch, priority).await?;
         read.corrupt.extend(store(shared, mine, batch).await?);
         if let Some(next) = left.first()
             && pass.turn().await == Turn::Leave
@@ -263,6 +272,31 @@ async fn read_members(
         }
     }
     Ok(read)
+}
+
+/// What of a batch can be read, once its details are here. A member whose details cannot be had
+/// fails alone: others came with it that need none of them.
+async fn with_details(
+    shared: &Arc<Shared>,
+    mine: &Mine,
+    batch: Vec<(Member, Bytes)>,
+    priority: Priority,
+) -> Result<Vec<(Member, Bytes)>> {
+    let ids: Vec<ChunkId> = batch.iter().flat_map(|(m, _)| &m.chunks).copied().collect();
+    match details::ready(shared, &ids, priority).await {
+        Ok(()) => return Ok(batch),
+        // Asking for each of them alone would take as long again, each time.
+        Err(error) if error.is_transient() => return Err(error),
+        Err(_) => {}
+    }
+    let mut readable = Vec::with_capacity(batch.len());
+    for (member, encoded) in batch {
+        match details::ready(shared, &member.chunks, priority).await {
+            Ok(()) => readable.push((member, encoded)),
+            Err(error) => mine.finish(&member.chunks, &Err(Arc::new(error))),
+        }
+    }
+    Ok(readable)
 }
 
 /// Bytes held while `ids` are fetched and decoded one after another: the longest encoded

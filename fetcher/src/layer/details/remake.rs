@@ -15,13 +15,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Remote, absent};
+use crate::Result;
 use crate::index::ingest::{Ingest, IngestPlan, LayerSink};
 use crate::index::{LayerIndex, Span};
 use crate::layer::fetch::joined;
 use crate::layer::stream::{Pieces, Stream};
 use crate::layer::{Shared, closed};
 use crate::task::blocking;
-use crate::{Error, Result};
 
 /// Layers of an engine that are streamed at once for their details: each takes a core, and
 /// memory for the tables of one layer.
@@ -85,32 +85,30 @@ impl Made {
     }
 }
 
-/// Makes the details of the spans `numbers` again, which are `gone` from where they were.
+/// Makes the details of the spans `numbers` again, which are gone from where they were; those
+/// that could not be.
 pub(super) async fn remake(
     shared: &Arc<Shared>,
     remote: &Remote,
-    numbers: Vec<u32>,
-    gone: Error,
-) -> Result<()> {
+    numbers: &[u32],
+) -> Result<Vec<u32>> {
     let mut past = remote.remaking.turn.lock().await;
     // Who had the turn before may have made them.
-    if absent(shared, numbers.clone()).await?.is_empty() {
-        return Ok(());
-    }
-    if *past == Past::Promising {
+    let mut left = absent(shared, numbers.to_vec()).await?;
+    if !left.is_empty() && *past == Past::Promising {
         let digest = &shared.blob.digest;
         tracing::warn!(%digest, index = %remote.blob.digest, "the layer's index is gone, streaming the layer to make it again");
         let is_all = keep(shared, stream(shared).await?).await?;
         if !is_all {
             *past = Past::Vain;
         }
-        if absent(shared, numbers).await?.is_empty() {
-            return Ok(());
-        }
+        left = absent(shared, left).await?;
     }
-    let file = Arc::clone(&shared.file);
-    blocking(move || file.give_up_index()).await;
-    Err(gone)
+    if !left.is_empty() {
+        let file = Arc::clone(&shared.file);
+        blocking(move || file.give_up_index()).await;
+    }
+    Ok(left)
 }
 
 /// Streams the layer for what stands behind its tables.
