@@ -119,8 +119,7 @@ impl LayerOpener {
                 size: layer.size,
             };
             // What is wrong with a promise is said when its layer is opened.
-            let promise = request::toc(layer);
-            if let Some(range) = promise.ok().and_then(|toc| toc::first_read(&toc, &blob)) {
+            if let Some(range) = toc::first_read(&request::toc(layer), &blob) {
                 self.ahead.begin(&self.source, blob, range);
             }
         }

@@ -58,7 +58,7 @@ static IMAGE: LazyLock<Image> = LazyLock::new(|| {
     let repository = reference.repository().clone();
     Image {
         source: Arc::new(source),
-        request: LayerRequest::new(repository, &layer, written.diff_id).unwrap(),
+        request: LayerRequest::new(repository, &layer, written.diff_id),
         payload: files.concat(),
     }
 });

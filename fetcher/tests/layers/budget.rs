@@ -105,7 +105,7 @@ impl World {
         let mut layer = Descriptor::new(MediaType::OciLayerGzip, added.digest, added.size);
         layer.annotations = serde_json::from_str(notes).unwrap();
         let diff_id = Digest::sha256(&unpacked(blob));
-        let request = LayerRequest::new(added.repository, &layer, diff_id).unwrap();
+        let request = LayerRequest::new(added.repository, &layer, diff_id);
         request.of_image(&self.image)
     }
 

@@ -192,7 +192,7 @@ fn made_of(files: &Files, format: Option<Format>) -> Made {
             (blob, layer, written.diff_id)
         }
     };
-    let request = LayerRequest::new(repository(), &layer, diff_id).unwrap();
+    let request = LayerRequest::new(repository(), &layer, diff_id);
     Made { blob, request }
 }
 

@@ -46,7 +46,7 @@ impl World {
         let descriptor = Descriptor::new(MediaType::OciLayerGzip, digest, size);
         let reference = Reference::parse("example.com/a:b").unwrap();
         let repository = reference.repository().clone();
-        let request = LayerRequest::new(repository, &descriptor, Digest::sha256(&tar)).unwrap();
+        let request = LayerRequest::new(repository, &descriptor, Digest::sha256(&tar));
         let source: Arc<dyn BlobSource> = Arc::new(source);
         let opener = LayerOpener::new(Store::open(dir.path()).unwrap(), source);
         let opened = opener.open(&request, &AtomicU64::new(0)).await;

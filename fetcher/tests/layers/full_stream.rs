@@ -60,16 +60,12 @@ impl World {
         layer: &Descriptor,
         diff_id: Digest,
     ) -> lazarette_fetcher::Result<(Arc<Layer>, OpenedBy)> {
-        let mut request = self.request(layer, diff_id)?;
+        let mut request = self.request(layer, diff_id);
         request.read_soon = self.read_soon;
         self.opener.open(&request, &AtomicU64::new(0)).await
     }
 
-    fn request(
-        &self,
-        layer: &Descriptor,
-        diff_id: Digest,
-    ) -> lazarette_fetcher::Result<LayerRequest> {
+    fn request(&self, layer: &Descriptor, diff_id: Digest) -> LayerRequest {
         let reference = format!("{}/a/b:t", self.registry.url_host());
         let repository = Reference::parse(&reference).unwrap().repository().clone();
         LayerRequest::new(repository, layer, diff_id)
@@ -96,7 +92,7 @@ async fn a_stream_that_will_take_too_long_is_given_up() {
     let layer = world.add_gzip(&tar);
     let hangs = Fault::HangAfter(10_000);
     world.registry.always(Endpoint::Blob, hangs);
-    let mut request = world.request(&layer, Digest::sha256(&tar)).unwrap();
+    let mut request = world.request(&layer, Digest::sha256(&tar));
     // What it waits for otherwise is a minute.
     let asker = asker(Duration::from_millis(60), 1);
     asker.asked.say();
@@ -122,7 +118,7 @@ async fn who_is_asked_for_is_streamed_past_those_whom_nobody_wants_yet() {
     let tar = tar(&[("big", &noise(100_000))]);
     let world = World::new().await;
     let layer = world.add_gzip(&tar);
-    let mut request = world.request(&layer, Digest::sha256(&tar)).unwrap();
+    let mut request = world.request(&layer, Digest::sha256(&tar));
     let asker = asker(Duration::from_secs(600), 0);
     request.asker = Some(asker.clone());
     let received = AtomicU64::new(0);
@@ -140,7 +136,7 @@ async fn no_layer_is_streamed_once_one_of_its_image_took_too_long() {
     let tar = tar(&[("big", &noise(100_000))]);
     let world = World::new().await;
     let layer = world.add_gzip(&tar);
-    let mut request = world.request(&layer, Digest::sha256(&tar)).unwrap();
+    let mut request = world.request(&layer, Digest::sha256(&tar));
     let asker = asker(Duration::from_secs(600), 1);
     asker.asked.say();
     asker.too_long.say();

@@ -63,7 +63,7 @@ impl World {
         layer.annotations = notes.map(|(key, value)| (key.to_owned(), value)).collect();
         let reference = Reference::parse("example.com/a:b").unwrap();
         let repository = reference.repository().clone();
-        let request = LayerRequest::new(repository, &layer, written.diff_id).unwrap();
+        let request = LayerRequest::new(repository, &layer, written.diff_id);
         Image { request, files }
     }
 

@@ -55,7 +55,7 @@ impl World {
         let opener = LayerOpener::new(Arc::clone(&store), source);
         let opener = opener.trusting(TrustedKeys::load(keys).unwrap());
         let repository = repository();
-        let mut request = LayerRequest::new(repository, &self.layer, self.diff_id).unwrap();
+        let mut request = LayerRequest::new(repository, &self.layer, self.diff_id);
         request.index = offered;
         let (layer, by) = opener.open(&request, &AtomicU64::new(0)).await.unwrap();
         // Only what is asked for comes: requests and faults are counted.

@@ -71,7 +71,7 @@ impl Fixture {
     async fn open(&self, blob: &[u8], layer: &Descriptor) -> Result<(Arc<Layer>, OpenedBy)> {
         self.source.add_blob(blob.to_vec());
         let repository = image().repository().clone();
-        let request = LayerRequest::new(repository, layer, diff_id(blob))?.of_image(&image());
+        let request = LayerRequest::new(repository, layer, diff_id(blob)).of_image(&image());
         self.opener.open(&request, &AtomicU64::new(0)).await
     }
 
@@ -155,7 +155,7 @@ async fn a_table_that_was_read_ahead_is_not_read_again() {
             let repository = reference.repository();
             let layers = std::slice::from_ref(&layer);
             opener.look_ahead(repository, layers).await;
-            let request = LayerRequest::new(repository.clone(), &layer, diff_id(blob)).unwrap();
+            let request = LayerRequest::new(repository.clone(), &layer, diff_id(blob));
             let opened = opener.open(&request, &AtomicU64::new(0)).await;
             let by = opened.map(|(_, by)| by);
             match is_first_right {
@@ -186,7 +186,7 @@ async fn a_toc_with_other_bytes_is_read_once_more() {
             let opener = LayerOpener::new(Store::open(dir.path()).unwrap(), source);
             let repository = image().repository().clone();
             let layer = descriptor(blob, notes);
-            let request = LayerRequest::new(repository, &layer, diff_id(blob)).unwrap();
+            let request = LayerRequest::new(repository, &layer, diff_id(blob));
             let request = request.of_image(&image());
             let opened = opener.open(&request, &AtomicU64::new(0)).await;
             let by = opened.map(|(_, by)| by);
@@ -210,7 +210,13 @@ async fn what_cannot_be_trusted_piece_by_piece_is_streamed() {
         1,
     );
     let no_footer = EXTERNAL_NOTES;
+    let emptied = format!(r#"{{"{TOC_DIGEST_ANNOTATION}":""}}"#);
+    let unknown = format!(r#"{{"{TOC_DIGEST_ANNOTATION}":"SHA256:XYZ"}}"#);
+    let three = r#"{"io.github.containers.zstd-chunked.manifest-position":"1:2:3"}"#;
     let table = [
+        (TAR, emptied.as_str(), "an empty TOC digest"),
+        (TAR, unknown.as_str(), "a TOC digest that is none"),
+        (STORAGE, three, "a position of three numbers"),
         (STARGZ, both.as_str(), "promises of both tools"),
         (TAR, no_footer, "a TOC digest, but no footer"),
         (EXTERNAL, EXTERNAL_NOTES, "no TOC image"),

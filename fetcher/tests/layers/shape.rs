@@ -73,7 +73,7 @@ impl World {
         let layer = Descriptor::new(MediaType::OciLayerGzip, digest, size);
         let reference = Reference::parse("example.com/a:b").unwrap();
         let repository = reference.repository().clone();
-        let request = LayerRequest::new(repository, &layer, Digest::sha256(&tar)).unwrap();
+        let request = LayerRequest::new(repository, &layer, Digest::sha256(&tar));
         Self {
             source,
             request,

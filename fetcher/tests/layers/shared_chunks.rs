@@ -117,7 +117,7 @@ impl World {
     async fn open(&self, layer: Descriptor, diff_id: Digest) -> (Arc<Layer>, OpenedBy) {
         let reference = format!("{}/a/b:t", self.registry.url_host());
         let reference = Reference::parse(&reference).unwrap();
-        let request = LayerRequest::new(reference.repository().clone(), &layer, diff_id).unwrap();
+        let request = LayerRequest::new(reference.repository().clone(), &layer, diff_id);
         let opened = self.opener.open(&request, &AtomicU64::new(0)).await;
         let (layer, by) = opened.unwrap();
         // Only what is asked for comes: requests and faults are counted.

@@ -77,7 +77,7 @@ impl Node {
         let digest = self.source.inner().add_blob(blob.to_vec());
         let layer = Descriptor::new(MediaType::OciLayerGzip, digest, blob.len() as u64);
         let diff_id = Digest::sha256(&unpacked(blob));
-        let mut request = LayerRequest::new(repository(), &layer, diff_id).unwrap();
+        let mut request = LayerRequest::new(repository(), &layer, diff_id);
         request.ztoc = ztoc;
         request
     }

@@ -321,7 +321,7 @@ impl Engine {
             }
         }
         let repository = served.reference.repository().clone();
-        let request = LayerRequest::new(repository, &served.descriptor, served.diff_id)?;
+        let request = LayerRequest::new(repository, &served.descriptor, served.diff_id);
         let request = LayerRequest {
             fetch_landmark: false,
             read_soon: false,

@@ -338,7 +338,7 @@ impl NodeLayers {
                 .note(digest, other.repository());
         }
         let repository = served.reference.repository().clone();
-        let request = LayerRequest::new(repository, &served.descriptor, served.diff_id)?
+        let request = LayerRequest::new(repository, &served.descriptor, served.diff_id)
             .of_image(&served.reference);
         let puller = self
             .engine

@@ -179,7 +179,7 @@ impl Puller {
     ) -> Result<LayerRequest> {
         let repository = image.reference.repository().clone();
         let digest = &layer.descriptor.digest;
-        let request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)?
+        let request = LayerRequest::new(repository, &layer.descriptor, layer.diff_id)
             .of_image(&image.reference);
         Ok(LayerRequest {
             index: self.offered.get().and_then(|all| all.get(digest)).cloned(),

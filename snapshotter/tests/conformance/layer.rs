@@ -214,7 +214,7 @@ pub(crate) fn open(dir: &Path, store: &Path, runtime: &Runtime) -> Arc<Layer> {
         descriptor.annotations.insert(key, value);
     }
     let reference = Reference::parse("example.com/a:b").unwrap();
-    let request = LayerRequest::new(reference.repository().clone(), &descriptor, diff_id).unwrap();
+    let request = LayerRequest::new(reference.repository().clone(), &descriptor, diff_id);
     let memory = MemorySource::new();
     memory.add_blob(blob);
     let source: Arc<dyn BlobSource> = Arc::new(memory);

@@ -97,7 +97,7 @@ fn open_layer(dir: &Path, runtime: &Runtime) -> Arc<Layer> {
     }
     let reference = Reference::parse("example.com/a:b").unwrap();
     let repository = reference.repository().clone();
-    let request = LayerRequest::new(repository, &descriptor, diff_id).unwrap();
+    let request = LayerRequest::new(repository, &descriptor, diff_id);
     let memory = MemorySource::new();
     memory.add_blob(blob);
     let source: Arc<dyn BlobSource> = Arc::new(memory);

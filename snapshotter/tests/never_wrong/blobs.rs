@@ -101,7 +101,7 @@ impl Blob {
         let size = self.bytes.len() as u64;
         let mut descriptor = Descriptor::new(MediaType::OciLayerGzip, self.digest(), size);
         descriptor.annotations.clone_from(&self.annotations);
-        let request = LayerRequest::new(repository(), &descriptor, self.diff_id).unwrap();
+        let request = LayerRequest::new(repository(), &descriptor, self.diff_id);
         let mut request = request.of_image(&image());
         match &self.table {
             Table::Own | Table::Inside | Table::External(_) => {}

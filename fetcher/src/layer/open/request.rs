@@ -8,7 +8,6 @@ use super::offered::OfferedIndex;
 use crate::index::{estargz, zstdchunked};
 use crate::source::BlobRef;
 use crate::types::{Descriptor, Digest, Reference, Repository};
-use crate::{Error, Result};
 
 /// A layer that is to be made readable.
 #[derive(Debug, Clone)]
@@ -47,22 +46,23 @@ pub enum TocPromise {
     Json(Digest),
     /// Where it is and what it must be, of zstd:chunked.
     ZstdChunked(zstdchunked::Promise),
-    /// Things that contradict one another or exceed a limit: the reason to pull the layer whole.
+    /// Things that are malformed, contradict one another or exceed a limit: the reason to pull the
+    /// layer whole.
     Contradiction(String),
 }
 
 impl LayerRequest {
     /// Reads what concerns layers out of a manifest's descriptor.
-    pub fn new(repository: Repository, descriptor: &Descriptor, diff_id: Digest) -> Result<Self> {
+    pub fn new(repository: Repository, descriptor: &Descriptor, diff_id: Digest) -> Self {
         let blob = BlobRef {
             repository,
             digest: descriptor.digest,
             size: descriptor.size,
         };
-        Ok(Self {
+        Self {
             blob,
             diff_id,
-            toc: toc(descriptor)?,
+            toc: toc(descriptor),
             reference: None,
             index: None,
             ztoc: None,
@@ -70,7 +70,7 @@ impl LayerRequest {
             fetch_landmark: true,
             read_soon: true,
             asker: None,
-        })
+        }
     }
 
     /// The same, of an image that was asked for by `reference`.
@@ -81,20 +81,17 @@ impl LayerRequest {
     }
 }
 
-pub(super) fn toc(descriptor: &Descriptor) -> Result<TocPromise> {
+pub(super) fn toc(descriptor: &Descriptor) -> TocPromise {
     match zstdchunked::promise(descriptor) {
-        Ok(Some(promise)) => return Ok(TocPromise::ZstdChunked(promise)),
+        Ok(Some(promise)) => return TocPromise::ZstdChunked(promise),
         Ok(None) => {}
-        Err(Error::Unsupported { detail, .. } | Error::Limit { detail, .. }) => {
-            return Ok(TocPromise::Contradiction(detail));
-        }
-        Err(error) => return Err(error),
+        Err(error) => return TocPromise::Contradiction(error.to_string()),
     }
     match descriptor.annotations.get(estargz::TOC_DIGEST_ANNOTATION) {
-        Some(text) => Digest::parse(text).map(TocPromise::Json).map_err(|e| {
-            let what = format!("layer {}", descriptor.digest);
-            Error::malformed(what, format!("its TOC annotation: {e}"))
-        }),
-        None => Ok(TocPromise::None),
+        Some(text) => match Digest::parse(text) {
+            Ok(digest) => TocPromise::Json(digest),
+            Err(error) => TocPromise::Contradiction(format!("its TOC annotation: {error}")),
+        },
+        None => TocPromise::None,
     }
 }
