@@ -87,7 +87,7 @@ impl Transport {
         counters: Arc<Counters>,
         reach: &Reach,
     ) -> Result<Self> {
-        let proxies = Arc::new(Proxies::new(&config.proxy)?);
+        let proxies = Arc::new(Proxies::new(&config.proxy));
         let tls = tls::Tls::new(config.ca_file.as_deref(), reach.certificates.clone())?;
         // Two of these are less than what a request waits, unless that is less than three seconds:
         // by the time it is tried again, a dead connection is known to be, and another is made.

@@ -135,7 +135,10 @@ impl Connector {
 
     async fn connect(mut self, uri: Uri) -> Result<MaybeHttpsStream<Conn>, ConnectError> {
         let https = uri.scheme() == Some(&Scheme::HTTPS);
-        let proxy = self.proxies.for_uri(&uri).cloned();
+        let proxy = self.proxies.for_uri(&uri);
+        let proxy = proxy
+            .map_err(|detail| ConnectError(detail.to_owned()))?
+            .cloned();
         let dial = proxy.as_ref().map_or(&uri, |proxy| &proxy.uri).clone();
         let mut stream = self.dial(dial, proxy.is_some()).await?;
         if !https {
@@ -331,7 +334,7 @@ mod tests {
 
     fn connector() -> Connector {
         let config = SourceConfig::default();
-        let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
+        let proxies = Arc::new(Proxies::new(&config.proxy));
         let tls = Tls::new(None, Certificates::default()).unwrap();
         Connector::new(
             tls,
@@ -415,7 +418,7 @@ mod tests {
             .parse()
             .unwrap();
         let config = SourceConfig::default();
-        let proxies = Arc::new(Proxies::new(&config.proxy).unwrap());
+        let proxies = Arc::new(Proxies::new(&config.proxy));
         let hour = Duration::from_secs(3600);
         let mut connector = Connector::new(
             Tls::new(None, Certificates::default()).unwrap(),

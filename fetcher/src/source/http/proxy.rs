@@ -1,7 +1,8 @@
 //! Which requests go through which proxy.
 //!
 //! Invariant: loopback is never proxied. Only `http://` proxies are spoken to: CONNECT
-//! for https, absolute-form for http. Pure, apart from [`ProxySettings::from_env`].
+//! for https, absolute-form for http; one of another kind is an error of those requests alone
+//! that would go through it, never a reason to go past it. Pure, apart from [`ProxySettings::from_env`].
 
 use std::net::IpAddr;
 
@@ -13,7 +14,6 @@ use http::uri::Scheme;
 use serde::{Deserialize, Serialize};
 
 use crate::source::endpoint::{bare_host, is_loopback};
-use crate::{Error, Result};
 
 /// Proxies as the environment or the config names them. URLs may carry credentials, so
 /// `Debug` hides them.
@@ -77,39 +77,48 @@ pub(crate) struct Proxy {
     pub(crate) authorization: Option<HeaderValue>,
 }
 
-/// The settings, parsed and checked.
+/// The settings, parsed; what is wrong with one is told to who would go through it.
 pub(crate) struct Proxies {
-    http: Option<Proxy>,
-    https: Option<Proxy>,
+    http: Option<Result<Proxy, String>>,
+    https: Option<Result<Proxy, String>>,
     direct: Vec<Direct>,
 }
 
 impl Proxies {
-    /// Checks the settings.
-    pub(crate) fn new(settings: &ProxySettings) -> Result<Self> {
-        let parse = |url: &Option<String>| url.as_deref().map(parse_proxy).transpose();
-        Ok(Self {
-            http: parse(&settings.http)?,
-            https: parse(&settings.https)?,
+    /// Reads the settings.
+    pub(crate) fn new(settings: &ProxySettings) -> Self {
+        let parse = |url: &Option<String>, name: &str| {
+            let parsed = url.as_deref().map(parse_proxy);
+            parsed.map(|parsed| parsed.map_err(|detail| format!("{name} is unusable: {detail}")))
+        };
+        Self {
+            http: parse(&settings.http, "HTTP_PROXY"),
+            https: parse(&settings.https, "HTTPS_PROXY"),
             direct: settings.no_proxy.iter().map(|e| Direct::parse(e)).collect(),
-        })
+        }
     }
 
-    /// The proxy that `uri` goes through.
-    pub(crate) fn for_uri(&self, uri: &Uri) -> Option<&Proxy> {
-        let authority = uri.authority()?;
+    /// The proxy that `uri` goes through; an error if that cannot be spoken to.
+    pub(crate) fn for_uri(&self, uri: &Uri) -> Result<Option<&Proxy>, &str> {
+        let Some(authority) = uri.authority() else {
+            return Ok(None);
+        };
         if is_loopback(authority.as_str()) {
-            return None;
+            return Ok(None);
         }
         let (proxy, default_port) = if uri.scheme() == Some(&Scheme::HTTPS) {
-            (self.https.as_ref()?, 443)
+            (&self.https, 443)
         } else {
-            (self.http.as_ref()?, 80)
+            (&self.http, 80)
         };
         let port = authority.port_u16().unwrap_or(default_port);
         let host = bare_host(authority.as_str()).to_ascii_lowercase();
-        let direct = self.direct.iter().any(|rule| rule.covers(&host, port));
-        (!direct).then_some(proxy)
+        match proxy {
+            Some(proxy) if !self.direct.iter().any(|rule| rule.covers(&host, port)) => {
+                proxy.as_ref().map(Some).map_err(String::as_str)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The header that a plain http request to `uri` carries for its proxy. An https
@@ -118,17 +127,12 @@ impl Proxies {
         if uri.scheme() == Some(&Scheme::HTTPS) {
             return None;
         }
-        self.for_uri(uri)?.authorization.clone()
+        self.for_uri(uri).ok()??.authorization.clone()
     }
 }
 
-fn parse_proxy(text: &str) -> Result<Proxy> {
-    let bad = |detail: &str| {
-        Error::malformed(
-            "proxy setting",
-            format!("{detail}; expected http://[user:password@]host[:port]"),
-        )
-    };
+fn parse_proxy(text: &str) -> Result<Proxy, String> {
+    let bad = |detail: &str| format!("{detail}; expected http://[user:password@]host[:port]");
     let full = if text.contains("://") {
         text.to_owned()
     } else {
@@ -278,7 +282,6 @@ mod tests {
             https: Some("http://us%40er:p+w@secure.lan".into()),
             no_proxy: no_proxy.iter().map(|e| (*e).to_owned()).collect(),
         })
-        .unwrap()
     }
 
     #[test]
@@ -287,6 +290,7 @@ mod tests {
         let at = |uri: &str| {
             proxies
                 .for_uri(&uri.parse().unwrap())
+                .unwrap()
                 .map(|p| p.uri.to_string())
         };
         assert_eq!(at("http://a.b/").as_deref(), Some("http://plain.lan:3128/"));
@@ -299,6 +303,7 @@ mod tests {
             assert_eq!(at(local), None, "{local}");
         }
         let secure = proxies.for_uri(&"https://a.b/".parse().unwrap()).unwrap();
+        let secure = secure.unwrap();
         let expected = format!("Basic {}", STANDARD.encode("us@er:p+w"));
         assert_eq!(secure.authorization.as_ref().unwrap(), &expected);
         assert!(
@@ -328,8 +333,9 @@ mod tests {
             ("fd00::/8", "http://10.0.0.1/", false),
         ];
         for (rule, uri, direct) in table {
-            let proxied = proxies(&[rule]).for_uri(&uri.parse().unwrap()).is_some();
-            assert_eq!(!proxied, direct, "{rule} {uri}");
+            let proxies = proxies(&[rule]);
+            let proxy = proxies.for_uri(&uri.parse().unwrap()).unwrap();
+            assert_eq!(proxy.is_none(), direct, "{rule} {uri}");
         }
     }
 
@@ -349,13 +355,23 @@ mod tests {
     }
 
     #[test]
-    fn refuses_proxies_it_cannot_speak_to() {
+    fn a_proxy_it_cannot_speak_to_costs_only_those_who_would_go_through_it() {
         for bad in ["socks5://h:1", "https://h", "http://", "http://h:99999"] {
-            let settings = ProxySettings {
+            let proxies = Proxies::new(&ProxySettings {
                 http: Some(bad.into()),
-                ..ProxySettings::default()
+                https: Some("http://good".into()),
+                no_proxy: vec!["direct.lan".into()],
+            });
+            let at = |uri: &str| {
+                let proxy = proxies.for_uri(&uri.parse().unwrap());
+                proxy.map(|proxy| proxy.is_some())
             };
-            assert!(Proxies::new(&settings).is_err(), "{bad}");
+            let error = at("http://a.lan/").unwrap_err();
+            assert!(error.starts_with("HTTP_PROXY is unusable: "), "{error}");
+            assert!(error.contains("; expected http://["), "{error}");
+            assert_eq!(at("https://a.lan/"), Ok(true));
+            assert_eq!(at("http://direct.lan/"), Ok(false));
+            assert_eq!(at("http://127.0.0.1/"), Ok(false));
         }
     }
 }
