@@ -36,9 +36,9 @@ pub struct SourceConfig {
     /// Docker's `config.json` (or containers' `auth.json`); `None` reads anonymously.
     /// See [`default_docker_config`].
     pub docker_config: Option<PathBuf>,
-    /// Directory with a directory per registry that says which hosts to ask in its place,
-    /// and with which certificates, as containerd reads it; `None`, or an empty path,
-    /// asks registries themselves. See [`default_hosts_dir`].
+    /// Directories, colons between them, with a directory per registry that says which hosts
+    /// to ask in its place, and with which certificates, as containerd reads its `config_path`;
+    /// `None`, or an empty path, asks registries themselves. See [`default_hosts_dir`].
     pub hosts_dir: Option<PathBuf>,
     /// Proxies; empty means direct. Not read from a file: see [`ProxySettings::from_env`].
     #[serde(skip)]
@@ -80,10 +80,10 @@ fn first_there(places: Vec<PathBuf>) -> Option<PathBuf> {
     there.or_else(|| places.into_iter().next())
 }
 
-/// Where containerd's configuration keeps the hosts of registries, there or not: a directory
-/// that is made later counts.
+/// Where containerd's configuration keeps the hosts of registries, and docker's certificates of
+/// them, as is containerd's own default; there or not: a directory that is made later counts.
 pub fn default_hosts_dir() -> PathBuf {
-    PathBuf::from("/etc/containerd/certs.d")
+    PathBuf::from("/etc/containerd/certs.d:/etc/docker/certs.d")
 }
 
 /// Durations as people write them: `500ms`, `15s`, `2m`.

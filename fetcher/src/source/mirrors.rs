@@ -53,7 +53,8 @@ pub struct Mirrors {
 
 struct Shared {
     registry: RegistrySource,
-    dir: Option<PathBuf>,
+    /// The first that says something of a registry decides.
+    dirs: Arc<[PathBuf]>,
     plans: SingleFlight<String, Plan>,
     standing: Standing,
     homes: Arc<Homes>,
@@ -62,16 +63,17 @@ struct Shared {
 }
 
 impl Mirrors {
-    /// Chooses among the hosts that the directory in `registry`'s settings names.
+    /// Chooses among the hosts that the directories in `registry`'s settings name.
     pub(crate) fn new(registry: RegistrySource) -> Self {
         Self::looking_every(FRESH, registry)
     }
 
     fn looking_every(fresh: Duration, registry: RegistrySource) -> Self {
-        let dir = registry.config().hosts_dir.clone();
+        let dirs = registry.config().hosts_dir.clone().unwrap_or_default();
+        let dirs = std::env::split_paths(&dirs).filter(|dir| !dir.as_os_str().is_empty());
         Self {
             shared: Arc::new(Shared {
-                dir: dir.filter(|dir| !dir.as_os_str().is_empty()),
+                dirs: dirs.collect(),
                 registry,
                 plans: SingleFlight::new(PLANS_MAX),
                 standing: Standing::default(),
@@ -84,7 +86,7 @@ impl Mirrors {
     /// Begins connections to the host that is soon asked first about `repository`. Costs it
     /// no request; a failure shows with the first one.
     pub fn connect_ahead(&self, repository: &Repository) {
-        if self.shared.dir.is_none() {
+        if self.shared.dirs.is_empty() {
             return self.shared.registry.connect_ahead(repository);
         }
         let (mirrors, repository) = (self.clone(), repository.clone());
@@ -163,16 +165,16 @@ impl Mirrors {
 
     /// The hosts of the registry `host`; `None` if there is no directory to look into.
     async fn plan(&self, host: &str) -> Result<Option<Plan>> {
-        let Some(dir) = &self.shared.dir else {
+        if self.shared.dirs.is_empty() {
             return Ok(None);
-        };
+        }
         let key = host.to_owned();
         let before = self.shared.plans.peek(&key);
         let is_fresh = |plan: &Plan| plan.looked.elapsed() < self.shared.fresh;
         let renew = || async {
             let registry = self.shared.registry.clone();
-            let (dir, host) = (dir.clone(), host.to_owned());
-            let looking = move || look(&registry, &dir, &host, before);
+            let (dirs, host) = (Arc::clone(&self.shared.dirs), host.to_owned());
+            let looking = move || look(&registry, &dirs, &host, before);
             match tokio::task::spawn_blocking(looking).await {
                 Ok(plan) => plan,
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -1,5 +1,4 @@
-//! The directory with a directory per registry: which one is a registry's, and what is in
-//! it.
+//! Directories with a directory per registry: which one is a registry's, and what is in it.
 //!
 //! ```text
 //! registry.lan_5000_/hosts.toml     for registry.lan:5000; or
@@ -10,7 +9,8 @@
 //! ```
 //!
 //! Invariant: reads, never writes; every file is bounded. The first directory that exists is
-//! the registry's, whatever is in it. Whoever asks again learns by [`Stamp`] whether anything
+//! the registry's, whatever is in it; of several that hold them, the first that has one, be it
+//! `_default`. Whoever asks again learns by [`Stamp`] whether anything
 //! that was looked at has changed since, what was missing included. Blocks.
 
 use std::fs::File;
@@ -84,17 +84,20 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 /// The hosts of the registry `host` (as it stands in a reference), the last one to be asked
-/// last; `None` if `root` says nothing about it. `is_plain`: whether the registry is spoken
+/// last; `None` if no root says anything about it. `is_plain`: whether the registry is spoken
 /// to without TLS.
 pub(crate) fn load(
     stamp: &mut Stamp,
-    root: &Path,
+    roots: &[PathBuf],
     host: &str,
     is_plain: bool,
 ) -> Result<Option<Vec<Ready>>> {
     let mut found = None;
-    for name in names(host) {
-        let dir = root.join(name);
+    let names = names(host);
+    let dirs = roots
+        .iter()
+        .flat_map(|root| names.iter().map(|name| root.join(name)));
+    for dir in dirs {
         if stamp.look(&dir)? {
             found = Some(dir);
             break;

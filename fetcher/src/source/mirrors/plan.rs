@@ -3,7 +3,7 @@
 //! Invariant: the host that decides what the registry has comes last. A file that turned bad
 //! leaves the hosts as they were, and is read again when it changes. Blocks.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -51,7 +51,7 @@ impl Candidate {
 /// The hosts of the registry `host`, as far as something has changed since `before`. Blocks.
 pub(super) fn look(
     registry: &RegistrySource,
-    dir: &Path,
+    dirs: &[PathBuf],
     host: &str,
     before: Option<Plan>,
 ) -> Result<Plan> {
@@ -64,7 +64,7 @@ pub(super) fn look(
     }
     let mut stamp = Stamp::default();
     let is_plain = Endpoint::of(host, registry.config()).is_plain();
-    let found = dir::load(&mut stamp, dir, host, is_plain);
+    let found = dir::load(&mut stamp, dirs, host, is_plain);
     let candidates = found.and_then(|found| candidates(registry, host, found));
     let stamp = Arc::new(stamp);
     match (candidates, before) {

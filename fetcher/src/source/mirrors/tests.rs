@@ -212,7 +212,8 @@ fn hosts_files_are_read_again_when_they_change() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     let registry = registry(Some(root));
-    let look = |before: Option<&Plan>| look(&registry, root, "a.lan", before.cloned());
+    let look =
+        |before: Option<&Plan>| look(&registry, &[root.to_path_buf()], "a.lan", before.cloned());
     let named = |plan: &Plan| names(&plan.candidates).join(" ");
     let none = look(None).unwrap();
     assert_eq!(named(&none), "a.lan");

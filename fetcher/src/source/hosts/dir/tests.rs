@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 
 fn load_of(root: &Path, host: &str) -> Result<Option<Vec<Ready>>> {
-    load(&mut Stamp::default(), root, host, false)
+    load(&mut Stamp::default(), &[root.to_path_buf()], host, false)
 }
 
 /// The last host's dial timeout in seconds tells which file was read.
@@ -144,7 +144,7 @@ fn a_stamp_holds_until_something_changes() {
     let root = root.path();
     let stamp = || {
         let mut stamp = Stamp::default();
-        load(&mut stamp, root, "a.lan:1", false).unwrap();
+        load(&mut stamp, &[root.to_path_buf()], "a.lan:1", false).unwrap();
         stamp
     };
     // Each step changes something that was looked at before.
@@ -167,4 +167,25 @@ fn a_stamp_holds_until_something_changes() {
     let before = stamp();
     fs::remove_file(root.join("a.lan_1_/hosts.toml")).unwrap();
     assert!(!before.holds());
+}
+
+#[test]
+fn the_first_root_with_a_directory_for_a_registry_decides() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let roots = [one.path(), two.path()].map(Path::to_path_buf);
+    let mut stamp = Stamp::default();
+    let mut which = |host: &str| {
+        stamp = Stamp::default();
+        let hosts = load(&mut stamp, &roots, host, false).unwrap()?;
+        Some((hosts.last()?.host.dial_timeout?.as_secs(), stamp.holds()))
+    };
+    assert_eq!(which("a.lan"), None);
+    write(two.path(), "a.lan/hosts.toml", "dial_timeout = '2s'");
+    assert_eq!(which("a.lan"), Some((2, true)));
+    write(one.path(), "_default/hosts.toml", "dial_timeout = '1s'");
+    assert_eq!(which("a.lan"), Some((1, true)), "as containerd has it");
+    fs::remove_dir_all(one.path().join("_default")).unwrap();
+    assert_eq!(which("a.lan"), Some((2, true)));
+    write(one.path(), "a.lan/hosts.toml", "dial_timeout = '3s'");
+    assert!(!stamp.holds(), "one that was looked for in vain is there");
 }
