@@ -54,6 +54,8 @@ pub(crate) struct Access {
     pub(crate) repository: String,
     /// What is done there.
     pub(crate) action: Action,
+    /// Headers that it wants, at its own origin.
+    pub(crate) headers: HeaderMap,
 }
 
 /// What a token has to be good for.

@@ -277,6 +277,7 @@ impl Core {
             endpoint: self.endpoint(repository),
             repository: repository.path().to_owned(),
             action: Action::Pull,
+            headers: self.site.headers.clone(),
         }
     }
 

@@ -461,7 +461,10 @@ async fn nobody_is_told_what_is_for_another() {
                 assert!(given.is_empty() && !asked.headers.contains_key("x-secret"));
                 served += 1;
             }
-            Endpoint::Token => assert_eq!(given, near_auth),
+            Endpoint::Token => {
+                assert_eq!(given, near_auth);
+                assert_eq!(asked.headers.get("x-secret").unwrap(), "of-near");
+            }
             _ => {
                 assert_eq!(asked.headers.get("x-secret").unwrap(), "of-near");
                 assert!(given.is_empty() || given.starts_with("Bearer token-"));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::Full;
 use serde::Deserialize;
@@ -110,7 +110,21 @@ impl Order<'_> {
         })
     }
 
+    /// The request, with the headers that the host wants if it is the host's own.
     fn request(&self) -> Result<Request<Full<Bytes>>> {
+        let mut request = self.bare_request()?;
+        if self.access.endpoint.owns(request.uri()) {
+            let needed = request.headers().clone();
+            let is_free =
+                |name: &HeaderName| *name != header::AUTHORIZATION && !needed.contains_key(name);
+            for (name, value) in self.access.headers.iter().filter(|(name, _)| is_free(name)) {
+                request.headers_mut().append(name, value.clone());
+            }
+        }
+        Ok(request)
+    }
+
+    fn bare_request(&self) -> Result<Request<Full<Bytes>>> {
         let mut url = self.realm()?;
         let scopes = self.access.scopes();
         let service = self.bearer.service.as_deref();
@@ -205,6 +219,13 @@ mod tests {
             endpoint: Endpoint::of(host, &SourceConfig::default()),
             repository: "a/b".into(),
             action,
+            headers: [(
+                HeaderName::from_static("x-node"),
+                HeaderValue::from_static("7"),
+            )]
+            .into_iter()
+            .chain([(header::AUTHORIZATION, HeaderValue::from_static("mine"))])
+            .collect(),
         };
         let subject = Subject {
             what: "x".into(),
@@ -226,6 +247,23 @@ mod tests {
             found: &found,
         }
         .request()
+    }
+
+    #[test]
+    fn what_the_host_wants_is_not_told_to_others() {
+        for (realm, is_told) in [
+            ("https://r.io/v2/token", true),
+            ("https://r.io:443/token", true),
+            ("https://t.io/token", false),
+            ("https://r.io:444/token", false),
+        ] {
+            for credential in [Credential::Anonymous, Credential::Identity("t".into())] {
+                let request = order("r.io", realm, credential).unwrap();
+                let headers = request.headers();
+                assert_eq!(headers.contains_key("x-node"), is_told, "{realm}");
+                assert!(!headers.contains_key(header::AUTHORIZATION), "{realm}");
+            }
+        }
     }
 
     #[test]

@@ -328,7 +328,10 @@ fn endpoint(text: &str, override_path: bool) -> Result<Endpoint, String> {
         .host_str()
         .filter(|host| !host.is_empty())
         .ok_or_else(|| format!("{text:?} has no host"))?;
-    let authority = match url.port() {
+    // One that is the scheme's own is part of the name that credentials go by.
+    let written = full.parse::<http::Uri>().ok();
+    let written = written.and_then(|uri| uri.authority()?.port_u16());
+    let authority = match written.or(url.port()) {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),
     };

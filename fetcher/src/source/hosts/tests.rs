@@ -109,7 +109,8 @@ fn knows_where_an_api_is() {
     let table = [
         ("reg.lan", false, "https://reg.lan/v2/a"),
         ("reg.lan:5000", false, "https://reg.lan:5000/v2/a"),
-        ("https://reg.lan:443", false, "https://reg.lan/v2/a"),
+        ("https://reg.lan:443", false, "https://reg.lan:443/v2/a"),
+        ("http://reg.lan:80", false, "http://reg.lan:80/v2/a"),
         ("http://[::1]:5000/", false, "http://[::1]:5000/v2/a"),
         ("https://reg.lan/v2", false, "https://reg.lan/v2/a"),
         ("https://reg.lan//x//v2/", false, "https://reg.lan/x/v2/a"),

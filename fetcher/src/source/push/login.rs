@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -56,6 +57,7 @@ impl Login {
             action: Action::Push {
                 from: from.map(|from| from.path().to_owned()),
             },
+            headers: HeaderMap::new(),
         };
         let subject = Subject {
             what: ask.what.clone(),
