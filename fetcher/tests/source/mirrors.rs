@@ -635,6 +635,42 @@ async fn a_mirror_has_its_own_authority_and_certificates() {
 }
 
 #[tokio::test]
+async fn a_certificate_as_openssl_makes_it_is_trusted_where_it_is_named() {
+    let case = Case::new(FakeRegistry::builder()).await;
+    // As by `openssl req -x509`, which says that it is an authority's.
+    let made = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        std::fs::write(case.dir.path().join(name), certificate.pem()).unwrap();
+        (certificate, key)
+    };
+    let (own, key) = made("own.crt");
+    made("other.crt");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![own.der().clone()],
+            rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    let builder = FakeRegistry::builder().tls(Arc::new(tls));
+    let mirror = case.mirror(builder).await;
+    for (name, served) in [("other.crt", false), ("own.crt", true)] {
+        let ca = case.dir.path().join(name).display().to_string();
+        let host = mirror.url_host();
+        case.hosts(&format!("[host.\"https://{host}\"]\nca = '{ca}'\n"));
+        let got = case.ten(case.source().as_ref()).await.unwrap();
+        assert_eq!(got, case.expected_ten());
+        assert_eq!(mirror.requests().blobs > 0, served, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_is_good_for_the_project_that_stands_in() {
     let case = Case::new(FakeRegistry::builder()).await;
     let mirror = case.mirror(FakeRegistry::builder().bearer()).await;
