@@ -1,6 +1,7 @@
 //! System calls of these tests.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -13,6 +14,14 @@ use nix::unistd::Pid;
 /// Has the kernel forget the contents of a file, as far as nobody maps it.
 pub(crate) fn forget(file: &File) {
     posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+}
+
+/// Blocks of 512 bytes that a file takes once all of it is written: until then, what the file
+/// system needs to find them comes and goes.
+pub(crate) fn blocks_of(path: &Path) -> u64 {
+    let file = File::open(path).unwrap();
+    file.sync_all().unwrap();
+    file.metadata().unwrap().blocks()
 }
 
 /// Ends a process without giving it a say; one that has ended is none.

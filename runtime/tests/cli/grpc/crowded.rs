@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +20,7 @@ use serde_json::Value;
 
 use super::bed::{Bed, Readers, program};
 use crate::support::is_root;
+use crate::sys;
 
 /// Longer than anything here takes: what fails by it is a failure.
 const PATIENT: &str = "2m";
@@ -73,8 +73,7 @@ fn wait_for_eviction(bed: &Bed) {
 fn on_disk(bed: &Bed) -> u64 {
     let layers = fs::read_dir(bed.path().join("root/layers")).unwrap();
     let data = layers.map(|layer| layer.unwrap().path().join("data"));
-    data.map(|path| fs::metadata(path).unwrap().blocks() * 512)
-        .sum()
+    data.map(|path| sys::blocks_of(&path) * 512).sum()
 }
 
 /// Waits until the store is within its budget. That is seen to when what was fetched last is
@@ -109,9 +108,10 @@ fn assert_sound(bed: &Bed, budget: u64) {
     for layer in checked["layers"].as_array().unwrap() {
         assert_eq!(layer["dropped_chunks"], 0, "{checked}");
     }
+    let on_disk = on_disk(bed);
     let df = laz_store(bed, &["df", "--summary"]);
     let used = df["used_bytes"].as_u64().unwrap();
-    assert_eq!(used, on_disk(bed), "{df}");
+    assert_eq!(used, on_disk, "{df}");
     assert!(used <= budget, "{df}");
 }
 
