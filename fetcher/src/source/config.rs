@@ -4,7 +4,7 @@
 //! environment. The functions that look at the environment or the file system say so and are
 //! called by `main`, nowhere else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,15 @@ impl Default for SourceConfig {
             hosts_dir: None,
             proxy: ProxySettings::default(),
         }
+    }
+}
+
+impl SourceConfig {
+    /// The directories of `hosts_dir`; none for an empty path.
+    pub(crate) fn hosts_dirs(&self) -> Vec<PathBuf> {
+        let dirs = self.hosts_dir.as_deref().unwrap_or(Path::new(""));
+        let dirs = std::env::split_paths(dirs);
+        dirs.filter(|dir| !dir.as_os_str().is_empty()).collect()
     }
 }
 
@@ -132,6 +141,24 @@ mod tests {
         std::fs::write(dir.path().join("b"), "{}").unwrap();
         assert_eq!(first_there(places()), Some(dir.path().join("b")));
         assert_eq!(first_there(Vec::new()), None);
+    }
+
+    #[test]
+    fn hosts_are_in_a_list_of_directories() {
+        let dirs = |text: Option<&str>| {
+            let hosts_dir = text.map(PathBuf::from);
+            let config = SourceConfig {
+                hosts_dir,
+                ..SourceConfig::default()
+            };
+            config.hosts_dirs()
+        };
+        assert_eq!(dirs(None), Vec::<PathBuf>::new());
+        assert_eq!(dirs(Some("")), Vec::<PathBuf>::new());
+        assert_eq!(dirs(Some("/a")), [PathBuf::from("/a")]);
+        assert_eq!(dirs(Some(":/a::/b")), ["/a", "/b"].map(PathBuf::from));
+        let usual = default_hosts_dir();
+        assert_eq!(dirs(usual.to_str()).len(), 2);
     }
 
     #[test]

@@ -69,11 +69,9 @@ impl Mirrors {
     }
 
     fn looking_every(fresh: Duration, registry: RegistrySource) -> Self {
-        let dirs = registry.config().hosts_dir.clone().unwrap_or_default();
-        let dirs = std::env::split_paths(&dirs).filter(|dir| !dir.as_os_str().is_empty());
         Self {
             shared: Arc::new(Shared {
-                dirs: dirs.collect(),
+                dirs: registry.config().hosts_dirs().into(),
                 registry,
                 plans: SingleFlight::new(PLANS_MAX),
                 standing: Standing::default(),
@@ -111,10 +109,14 @@ impl Mirrors {
         &self.shared.homes
     }
 
-    /// The registries themselves, for who reads what it is about to change: a mirror may have it
-    /// as it was.
-    pub fn registry(&self) -> &RegistrySource {
-        &self.shared.registry
+    /// The registry of `repository` itself, for who reads what it is about to change: a mirror may
+    /// have it as it was. It is reached as its hosts file says.
+    pub async fn registry_of(&self, repository: &Repository) -> Result<RegistrySource> {
+        let plan = self.plan(repository.host()).await?;
+        let last = plan.as_ref().and_then(|plan| plan.candidates.last());
+        // The one that decides may stand in for it.
+        let own = last.filter(|last| *last.name == *repository.host());
+        Ok(own.map_or(&self.shared.registry, |own| &own.source).clone())
     }
 
     /// What has been done so far, at all hosts together.

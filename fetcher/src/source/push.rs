@@ -29,6 +29,7 @@ use self::login::Login;
 use super::SourceConfig;
 use super::auth::credentials::{Credential, Credentials};
 use super::endpoint::Endpoint;
+use super::hosts::dir::load_own;
 use super::http::tls;
 use super::retry::seconds;
 use crate::types::{Digest, Hasher, MediaType, Reference, Repository};
@@ -228,11 +229,17 @@ impl Pusher {
     }
 
     fn client_config(&self, repository: &Repository) -> Result<ClientConfig> {
-        let endpoint = Endpoint::of(repository.host(), &self.config);
-        let extra = match &self.config.ca_file {
+        let host = repository.host();
+        let mut is_plain = Endpoint::of(host, &self.config).is_plain();
+        let mut extra = match &self.config.ca_file {
             Some(path) => tls::read_bundle(path)?,
             None => Vec::new(),
         };
+        // The library shows no certificate of ours to one host and not to all.
+        if let Some(own) = load_own(&self.config.hosts_dirs(), host, is_plain)? {
+            is_plain = own.host.endpoint.map_or(is_plain, |at| at.is_plain());
+            extra.extend(own.certificates.authorities);
+        }
         // The library takes proxies from the environment unless given one; giving one
         // with everything exempt is how to say "none".
         let unused = || Some("http://127.0.0.1:9".to_owned());
@@ -244,7 +251,7 @@ impl Pusher {
             direct = ["*", "0.0.0.0/0", "::/0"].map(str::to_owned).to_vec();
         }
         Ok(ClientConfig {
-            protocol: if endpoint.is_plain() {
+            protocol: if is_plain {
                 ClientProtocol::Http
             } else {
                 ClientProtocol::Https

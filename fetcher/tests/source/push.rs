@@ -5,6 +5,7 @@
     reason = "a test whose set-up fails must stop there"
 )]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -100,6 +101,41 @@ async fn each_kind_of_credential_pushes_where_it_is_accepted() {
         let body = source.read_all(&blob).await.unwrap();
         assert_eq!(collect(body).await.unwrap(), BLOB, "{row}");
     }
+}
+
+#[tokio::test]
+async fn a_registry_is_written_to_as_its_directory_says() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let own = params.self_signed(&key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![own.der().clone()],
+            rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    let mut case = Case::new(FakeRegistry::builder().tls(Arc::new(tls)), "{}").await;
+    let hosts = tempfile::tempdir().unwrap();
+    case.config.hosts_dir = Some(hosts.path().to_path_buf());
+    let dir = hosts.path().join(case.registry.url_host());
+    std::fs::create_dir(&dir).unwrap();
+    let at = case.registry.url_host();
+    // What is on loopback is spoken to over http, if nothing is said.
+    let text = format!("server = \"https://{at}\"\n[host.\"http://mirror.lan\"]\n");
+    let repository = case.repository("a/b");
+    let pusher = Pusher::new(case.config.clone());
+    std::fs::write(dir.join("hosts.toml"), &text).unwrap();
+    push(&pusher, &repository).await.unwrap_err();
+    std::fs::write(dir.join("ca.crt"), own.pem()).unwrap();
+    std::fs::write(dir.join("hosts.toml"), format!("ca = \"ca.crt\"\n{text}")).unwrap();
+    push(&pusher, &repository).await.unwrap();
+    // One that stands in for it is not written to.
+    std::fs::write(dir.join("hosts.toml"), "server = \"https://other.lan\"\n").unwrap();
+    push(&pusher, &repository).await.unwrap_err();
 }
 
 #[tokio::test]

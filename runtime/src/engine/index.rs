@@ -120,8 +120,9 @@ impl Engine {
             });
         }
         let count = blobs.len();
-        let ends = (self.registry.registry(), &self.pusher);
         let repository = image.reference.repository();
+        let registry = self.registry.registry_of(repository).await?;
+        let ends = (&registry, &self.pusher);
         let digest = artifact::push(ends, repository, &image.manifest, INDEX_TYPE, blobs).await?;
         Ok((count, digest))
     }

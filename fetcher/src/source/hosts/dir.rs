@@ -115,6 +115,16 @@ pub(crate) fn load(
     ready.collect::<Result<Vec<_>>>().map(Some)
 }
 
+/// What is said of the registry `host` itself; nothing where another stands in for it.
+pub(crate) fn load_own(roots: &[PathBuf], host: &str, is_plain: bool) -> Result<Option<Ready>> {
+    let found = load(&mut Stamp::default(), roots, host, is_plain)?;
+    let is_own = |ready: &Ready| {
+        let endpoint = ready.host.endpoint.as_ref();
+        endpoint.is_none_or(|endpoint| endpoint.host() == host)
+    };
+    Ok(found.and_then(|mut hosts| hosts.pop()).filter(is_own))
+}
+
 /// Names that the directory of `host` may have, the first of them first.
 fn names(host: &str) -> Vec<String> {
     let mut names = Vec::with_capacity(3);

@@ -47,7 +47,7 @@ impl Relay {
     pub(super) fn new(mirrors: Mirrors, blob: BlobRef, want: Want, parts: &[ByteRange]) -> Self {
         let is_some = |part: &ByteRange| !part.is_empty();
         let what = format!("blob {}", blob.digest);
-        let rounds = mirrors.registry().attempts(what, &blob.repository);
+        let rounds = mirrors.shared.registry.attempts(what, &blob.repository);
         Self {
             mirrors,
             blob,

@@ -26,8 +26,9 @@ impl Engine {
             bytes: serde_json::to_vec(&profiles).unwrap_or_default().into(),
             annotations: BTreeMap::new(),
         };
-        let ends = (self.registry.registry(), &self.pusher);
         let repository = image.reference.repository();
+        let registry = self.registry.registry_of(repository).await?;
+        let ends = (&registry, &self.pusher);
         let pushed = artifact::push(ends, repository, &image.manifest, MEDIA_TYPE, vec![blob]);
         Ok((profiles, pushed.await?))
     }
