@@ -33,7 +33,7 @@ pub struct LayerRequest {
     /// the page cache, else it goes past it.
     pub read_soon: bool,
     /// Who it is streamed for, where they can have it otherwise: a stream that they would wait
-    /// for too long is given up early, and is [`Error::Unsupported`].
+    /// for too long is given up early, and is [`Error::Unsupported`](crate::Error::Unsupported).
     pub asker: Option<Asker>,
 }
 
