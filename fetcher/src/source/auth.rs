@@ -280,7 +280,16 @@ impl Auth {
         if let Some(given) = keyring.find(host, &access.repository) {
             return Arc::new(Found::given(given));
         }
-        let found = self.configured(host).await;
+        let mut found = self.configured(host).await;
+        let narrower = found.of(&access.repository);
+        if *narrower != found.credential {
+            found = Arc::new(Found {
+                credential: narrower.clone(),
+                trouble: None,
+                origin: Origin::Config,
+                narrower: Vec::new(),
+            });
+        }
         if found.credential != Credential::Anonymous {
             return found;
         }

@@ -71,7 +71,7 @@ impl SourceConfig {
 }
 
 /// Where `docker login` (`$DOCKER_CONFIG`, `~/.docker`) or `podman login`
-/// (`$XDG_RUNTIME_DIR`) left credentials. Where none did yet, the first of these places: a
+/// (`$XDG_RUNTIME_DIR`, or `/run` where there is none) left credentials. Where none did yet, the first of these places: a
 /// daemon runs before somebody logs in. Reads the environment.
 pub fn default_docker_config() -> Option<PathBuf> {
     let dir = |name: &str| std::env::var_os(name).map(PathBuf::from);
@@ -79,6 +79,7 @@ pub fn default_docker_config() -> Option<PathBuf> {
         dir("DOCKER_CONFIG").map(|dir| dir.join("config.json")),
         dir("HOME").map(|dir| dir.join(".docker/config.json")),
         dir("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        Some(format!("/run/containers/{}/auth.json", nix::unistd::geteuid()).into()),
     ];
     first_there(places.into_iter().flatten().collect())
 }

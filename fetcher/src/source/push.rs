@@ -211,7 +211,7 @@ impl Pusher {
         let target =
             OciReference::with_tag(host, repository.path().to_owned(), "latest".to_owned());
         let found = self.credentials.find(repository.host()).await;
-        let auth = match found.credential {
+        let auth = match found.of(repository.path()).clone() {
             Credential::Anonymous => RegistryAuth::Anonymous,
             Credential::Basic { user, password } => RegistryAuth::Basic(user, password),
             Credential::Registry(token) => RegistryAuth::Bearer(token),

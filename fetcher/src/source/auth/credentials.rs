@@ -5,7 +5,7 @@
 //! never printed. A helper that never ends takes one thread for its host, and no more than
 //! [`LOOKUPS_MAX`] hosts take one at once: all else on blocking threads goes on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -17,6 +17,8 @@ use docker_credential::{CredentialRetrievalError, DockerCredential, get_credenti
 use futures_util::FutureExt as _;
 use futures_util::future::Shared;
 use parking_lot::Mutex;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokio::sync::oneshot;
 
 use super::keyring::Keyring;
@@ -26,6 +28,8 @@ const HELPER_MAX: Duration = Duration::from_secs(20);
 /// Look-ups that have not ended. Each holds a blocking thread, of which there are a few hundred
 /// for everything; a helper that works is done with its host in a moment.
 const LOOKUPS_MAX: usize = 32;
+/// Entries for parts of one host that are read.
+const NARROWER_MAX: usize = 256;
 /// Largest config file that is read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -76,15 +80,29 @@ pub(crate) struct Found {
     pub(crate) trouble: Option<String>,
     /// Where that is from.
     pub(crate) origin: Origin,
+    /// What the config has for parts of the host, by the path that their repositories begin
+    /// with, the longest first. Podman writes such entries.
+    pub(crate) narrower: Vec<(String, Credential)>,
 }
 
 impl Found {
+    /// What to use for one repository of the host.
+    pub(crate) fn of(&self, repository: &str) -> &Credential {
+        let is_below = |(path, _): &&(String, Credential)| {
+            let rest = repository.strip_prefix(path.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let narrower = self.narrower.iter().find(is_below);
+        narrower.map_or(&self.credential, |(_, credential)| credential)
+    }
+
     /// What a pull came with.
     pub(crate) fn given(credential: Credential) -> Self {
         Self {
             credential,
             trouble: None,
             origin: Origin::Pull,
+            narrower: Vec::new(),
         }
     }
 }
@@ -186,6 +204,7 @@ fn anonymous(trouble: Option<String>) -> Found {
         credential: Credential::Anonymous,
         trouble,
         origin: Origin::Config,
+        narrower: Vec::new(),
     }
 }
 
@@ -195,14 +214,21 @@ fn find_blocking(path: &Path, host: &str) -> Found {
         Ok(None) => return anonymous(None),
         Err(error) => return anonymous(Some(format!("{}: {error}", path.display()))),
     };
+    Found {
+        narrower: narrower(&text, host),
+        ..find_whole(path, &text, host)
+    }
+}
+
+/// The entry for all of a host.
+fn find_whole(path: &Path, text: &[u8], host: &str) -> Found {
     let mut trouble = None;
     for name in names(host) {
-        match get_credential_from_reader(text.as_slice(), name) {
+        match get_credential_from_reader(text, name) {
             Ok(credential) => {
                 return Found {
                     credential: convert(credential),
-                    trouble: None,
-                    origin: Origin::Config,
+                    ..anonymous(None)
                 };
             }
             Err(CredentialRetrievalError::NoCredentialConfigured) => {}
@@ -226,6 +252,37 @@ fn find_blocking(path: &Path, host: &str) -> Found {
         }
     }
     anonymous(trouble)
+}
+
+/// Entries for parts of a host; nothing where they would be asked of a helper, which has none.
+fn narrower(text: &[u8], host: &str) -> Vec<(String, Credential)> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Keys {
+        #[serde(default)]
+        auths: BTreeMap<String, IgnoredAny>,
+        creds_store: Option<String>,
+    }
+    let keys = match serde_json::from_slice::<Keys>(text) {
+        Ok(keys) if keys.creds_store.is_none() => keys.auths,
+        // What is wrong with the file is told by who looks for the host.
+        _ => return Vec::new(),
+    };
+    let path = |key: &String| {
+        let path = key
+            .strip_prefix(host)?
+            .strip_prefix('/')?
+            .trim_end_matches('/');
+        (!path.is_empty()).then(|| path.to_owned())
+    };
+    let entry = |key: &String| {
+        let credential = get_credential_from_reader(text, key).ok()?;
+        Some((path(key)?, convert(credential)))
+    };
+    let of_host = keys.keys().filter(|key| path(key).is_some());
+    let mut found: Vec<_> = of_host.take(NARROWER_MAX).filter_map(entry).collect();
+    found.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+    found
 }
 
 /// Names a host may have in the file. Docker Hub is under its old API's address.
@@ -301,6 +358,32 @@ mod tests {
                 "{host}"
             );
         }
+    }
+
+    #[test]
+    fn finds_entries_as_podman_writes_them() {
+        let config = r#"{"auths":{
+            "quay.io/org":{"auth":"b3JnOnB3"},
+            "quay.io/org/team/":{"auth":"dGVhbTpwdw=="},
+            "quay.io":{"auth":"YWxsOnB3"},
+            "other.lan/a":{"auth":"YTpwdw=="},
+            "https://quay.io.lan/v1/":{"auth":"bGFuOnB3"}}}"#;
+        let table = [
+            ("quay.io", "org/app", basic("org", "pw")),
+            ("quay.io", "org", basic("org", "pw")),
+            ("quay.io", "org/team/app", basic("team", "pw")),
+            ("quay.io", "org/teams/app", basic("org", "pw")),
+            ("quay.io", "orgs/app", basic("all", "pw")),
+            ("other.lan", "a/b", basic("a", "pw")),
+            ("other.lan", "b", Credential::Anonymous),
+            ("quay.io.lan", "v1/x", basic("lan", "pw")),
+        ];
+        for (host, repository, expected) in table {
+            let found = find(config, host);
+            assert!(*found.of(repository) == expected, "{host}/{repository}");
+        }
+        let stored = config.replacen('{', r#"{"credsStore":"none","#, 1);
+        assert!(find(&stored, "other.lan").narrower.is_empty());
     }
 
     #[test]

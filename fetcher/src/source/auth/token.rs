@@ -239,6 +239,7 @@ mod tests {
             credential,
             trouble: None,
             origin: Origin::Config,
+            narrower: Vec::new(),
         };
         Order {
             access: &access,
