@@ -4,6 +4,7 @@
 //! environment. The functions that look at the environment or the file system say so and are
 //! called by `main`, nowhere else.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -79,9 +80,15 @@ pub fn default_docker_config() -> Option<PathBuf> {
         dir("DOCKER_CONFIG").map(|dir| dir.join("config.json")),
         dir("HOME").map(|dir| dir.join(".docker/config.json")),
         dir("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
-        Some(format!("/run/containers/{}/auth.json", nix::unistd::geteuid()).into()),
+        own_user().map(|uid| format!("/run/containers/{uid}/auth.json").into()),
     ];
     first_there(places.into_iter().flatten().collect())
+}
+
+/// Whose processes this one's are.
+fn own_user() -> Option<u32> {
+    let own = std::fs::metadata("/proc/self").ok()?;
+    Some(own.uid())
 }
 
 /// The first place with a file, or else the first place.

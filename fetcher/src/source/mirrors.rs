@@ -7,8 +7,9 @@
 //! Invariant: each host is asked with its own credentials, headers and certificates, and only
 //! the last of them with all patience. A host that is in trouble does not cost every request its
 //! time-out: for a while it comes last, as does, for a blob, one that does not have it or sent
-//! other bytes than the blob's. Hosts files are read again when they change; one that turns bad leaves the hosts as they were. Without a
-//! directory of hosts files this is the registry source itself.
+//! other bytes than the blob's. Hosts files are read again when they change; one that turns bad
+//! leaves the hosts as they were. Without a directory of hosts files this is the registry source
+//! itself.
 
 mod plan;
 mod relay;
@@ -157,11 +158,13 @@ impl Mirrors {
         let standing = &self.shared.standing;
         standing.order(&mut candidates, blob, Instant::now());
         let last = candidates.len() - 1;
-        for candidate in &mut candidates[..last] {
-            candidate.source = candidate.source.asking(Patience::Brief);
+        for (at, candidate) in candidates.iter_mut().enumerate() {
+            let patience = match at == last {
+                true => Patience::Full,
+                false => Patience::Brief,
+            };
+            candidate.source = candidate.source.asking(patience);
         }
-        let all = candidates[last].source.asking(Patience::Full);
-        candidates[last].source = all;
         Ok(candidates)
     }
 

@@ -5,9 +5,11 @@
     reason = "a test whose set-up fails must stop there"
 )]
 
-use std::path::Path;
+mod certificates;
+mod trouble;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lazarette_fetcher::Result;
 use lazarette_fetcher::source::{BlobRef, BlobSource, SourceConfig, stack};
@@ -281,113 +283,6 @@ async fn a_body_goes_on_at_the_next_host_where_it_broke() {
 }
 
 #[tokio::test]
-async fn a_silent_mirror_is_asked_once() {
-    let case = Case::new(FakeRegistry::builder()).await;
-    let mirror = case.mirror(FakeRegistry::builder()).await;
-    mirror.always(Endpoint::Blob, Fault::Hang);
-    case.hosts(&host(&mirror, ""));
-    let source = case.impatient_source();
-    for _ in 0..5 {
-        let got = case.ten(source.as_ref()).await.unwrap();
-        assert_eq!(got, case.expected_ten());
-    }
-    assert_eq!(mirror.requests().blobs, 1);
-    assert!(case.upstream.requests().blobs >= 5);
-}
-
-/// The faults of a host that is in trouble, and how often it is asked for a blob then.
-fn troubles() -> [(Fault, u32); 6] {
-    [
-        (Fault::Status(500, None), 2),
-        (Fault::Status(503, Some("3600".to_owned())), 1),
-        (Fault::Status(429, None), 1),
-        (Fault::Status(429, Some("1".to_owned())), 1),
-        (Fault::HangAfter(0), 1),
-        (Fault::HangAfter(5), 1),
-    ]
-}
-
-#[tokio::test]
-async fn a_mirror_in_trouble_is_left_alone_for_all_blobs() {
-    for (fault, asked) in troubles() {
-        let case = Case::new(FakeRegistry::builder()).await;
-        let mirror = case.mirror(FakeRegistry::builder()).await;
-        mirror.always(Endpoint::Blob, fault.clone());
-        case.hosts(&host(&mirror, ""));
-        let source = case.impatient_source();
-        for _ in 0..5 {
-            let got = case.ten(source.as_ref()).await.unwrap();
-            assert_eq!(got, case.expected_ten());
-        }
-        let other = case.other();
-        let got = collect(source.read_all(&other).await.unwrap()).await;
-        assert_eq!(got.unwrap().len() as u64, other.size);
-        assert_eq!(mirror.requests().blobs, asked, "{fault:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_mirror_without_a_blob_is_asked_for_it_once() {
-    for fault in [
-        Fault::Status(404, None),
-        Fault::Status(403, None),
-        Fault::IgnoreRange,
-    ] {
-        let case = Case::new(FakeRegistry::builder()).await;
-        let mirror = case.mirror(FakeRegistry::builder()).await;
-        mirror.always(Endpoint::Blob, fault.clone());
-        case.hosts(&host(&mirror, ""));
-        let source = case.source();
-        for _ in 0..5 {
-            let got = case.ten(source.as_ref()).await.unwrap();
-            assert_eq!(got, case.expected_ten());
-        }
-        assert_eq!(mirror.requests().blobs, 1, "{fault:?}");
-        let other = case.other();
-        let range = ByteRange::new(0, 1).unwrap();
-        collect(source.read_range(&other, range).await.unwrap())
-            .await
-            .unwrap();
-        assert_eq!(mirror.requests().blobs, 2, "{fault:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_mirrors_restart_is_a_pause_where_nobody_reaches_the_registry() {
-    let case = Case::new(FakeRegistry::builder()).await;
-    let mirror = case.mirror(FakeRegistry::builder()).await;
-    let (_socket, dead) = nobody();
-    case.hosts(&format!(
-        "server = \"http://{dead}\"\n{}",
-        host(&mirror, "")
-    ));
-    let source = case.source();
-    for faults in [1, 0] {
-        (0..faults).for_each(|_| mirror.script_on(Endpoint::Blob, Fault::Status(429, None)));
-        let began = Instant::now();
-        let got = case.ten(source.as_ref()).await.unwrap();
-        assert_eq!(got, case.expected_ten());
-        // Less than the deadline, which a registry alone is tried for.
-        assert!(began.elapsed() < Duration::from_secs(30));
-    }
-    assert_eq!(mirror.requests().blobs, 3);
-    mirror.always(Endpoint::Blob, Fault::Status(404, None));
-    let hopeless = SourceConfig {
-        deadline: Duration::from_millis(500),
-        ..case.config()
-    };
-    let source = stack::build(hopeless).unwrap().0;
-    let error = case.ten(source.as_ref()).await.unwrap_err().to_string();
-    let near = mirror.url_host();
-    assert!(
-        error.contains(&format!("from {dead}: cannot connect")),
-        "{error}"
-    );
-    assert!(error.contains(&format!("{near}: not found")), "{error}");
-    assert_eq!(error.matches("asked too").count(), 1, "{error}");
-}
-
-#[tokio::test]
 async fn the_error_names_every_host() {
     let case = Case::new(FakeRegistry::builder()).await;
     let mirror = case.mirror(FakeRegistry::builder()).await;
@@ -559,115 +454,6 @@ async fn a_bad_file_is_named_and_an_empty_path_is_none() {
         case.ten(source.as_ref()).await.unwrap(),
         case.expected_ten()
     );
-}
-
-/// A CA of our own; a server that wants a certificate by it; and in `dir` its `ca.pem`, and
-/// `node.cert` and `node.key` by it.
-fn private_ca(dir: &Path) -> Arc<rustls::ServerConfig> {
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority = ca.self_signed(&ca_key).unwrap();
-    let issuer = rcgen::Issuer::new(ca, ca_key);
-    let issue = |name: &str| {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-        (params.signed_by(&key, &issuer).unwrap(), key)
-    };
-    let (node, node_key) = issue("node");
-    let (server, server_key) = issue("127.0.0.1");
-    std::fs::write(dir.join("ca.pem"), authority.pem()).unwrap();
-    std::fs::write(dir.join("node.cert"), node.pem()).unwrap();
-    std::fs::write(dir.join("node.key"), node_key.serialize_pem()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.der().clone()).unwrap();
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
-        Arc::new(roots),
-        provider.clone(),
-    )
-    .build()
-    .unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(
-            vec![server.der().clone()],
-            rustls_pki_types::PrivateKeyDer::try_from(server_key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    Arc::new(config)
-}
-
-#[tokio::test]
-async fn a_mirror_has_its_own_authority_and_certificates() {
-    let case = Case::new(FakeRegistry::builder()).await;
-    let files = tempfile::tempdir().unwrap();
-    let tls = private_ca(files.path());
-    let mirror = case.mirror(FakeRegistry::builder().tls(tls).bearer()).await;
-    let section = format!("[host.\"https://{}\"]\n", mirror.url_host());
-    let path = |name: &str| files.path().join(name).display().to_string();
-    let ca = format!("ca = '{}'\n", path("ca.pem"));
-    let client = format!(
-        "client = [['{}', '{}']]\n",
-        path("node.cert"),
-        path("node.key")
-    );
-    let table = [
-        (section.clone(), false),
-        (section.clone() + &client, false),
-        (section.clone() + &ca, false),
-        (section + &ca + &client, true),
-    ];
-    for (text, served) in table {
-        case.hosts(&text);
-        let before = (mirror.requests().blobs, case.upstream.requests().blobs);
-        let source = case.source();
-        assert_eq!(
-            case.ten(source.as_ref()).await.unwrap(),
-            case.expected_ten()
-        );
-        assert_eq!(mirror.requests().blobs > before.0, served, "{text}");
-        assert_eq!(case.upstream.requests().blobs > before.1, !served, "{text}");
-    }
-    assert_eq!(mirror.requests().tokens, 1);
-}
-
-#[tokio::test]
-async fn a_certificate_as_openssl_makes_it_is_trusted_where_it_is_named() {
-    let case = Case::new(FakeRegistry::builder()).await;
-    // As by `openssl req -x509`, which says that it is an authority's.
-    let made = |name: &str| {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key).unwrap();
-        std::fs::write(case.dir.path().join(name), certificate.pem()).unwrap();
-        (certificate, key)
-    };
-    let (own, key) = made("own.crt");
-    made("other.crt");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![own.der().clone()],
-            rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    let builder = FakeRegistry::builder().tls(Arc::new(tls));
-    let mirror = case.mirror(builder).await;
-    for (name, served) in [("other.crt", false), ("own.crt", true)] {
-        let ca = case.dir.path().join(name).display().to_string();
-        let host = mirror.url_host();
-        case.hosts(&format!("[host.\"https://{host}\"]\nca = '{ca}'\n"));
-        let got = case.ten(case.source().as_ref()).await.unwrap();
-        assert_eq!(got, case.expected_ten());
-        assert_eq!(mirror.requests().blobs > 0, served, "{name}");
-    }
 }
 
 #[tokio::test]

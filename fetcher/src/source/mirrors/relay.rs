@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -21,6 +22,9 @@ use crate::source::retry::{Attempts, Fault, Patience, Transient, Trouble};
 use crate::source::{BlobRef, Body};
 use crate::types::ByteRange;
 use crate::{Error, Result};
+
+/// Longer than anybody waits for a host that asked to be left alone.
+const ASKED_MAX: Duration = Duration::from_secs(86_400);
 
 /// A body in progress.
 pub(super) struct Relay {
@@ -107,8 +111,9 @@ impl Relay {
         self.tried.add(&candidate, error);
         match trouble {
             Some(trouble) => {
-                let again = now + trouble.retry_after().unwrap_or_default();
-                self.ill.push((candidate, trouble, again));
+                let asked = trouble.retry_after().unwrap_or_default();
+                self.ill
+                    .push((candidate, trouble, now + asked.min(ASKED_MAX)));
             }
             None if candidate.decides => self.decided = true,
             None if is_without => {
