@@ -21,7 +21,7 @@ mod request;
 mod toc;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::available_parallelism;
 
@@ -303,7 +303,8 @@ impl LayerOpener {
         Ok(layer)
     }
 
-    /// Streams the whole blob through the decoder into the store.
+    /// Streams the whole blob through the decoder into the store; once more where it is not the
+    /// promised one, for there may be another host, which is asked first then.
     async fn by_stream(
         &self,
         request: &LayerRequest,
@@ -313,6 +314,18 @@ impl LayerOpener {
             Some(asker) => asker.streams(&request.blob).await?,
             None => None,
         };
+        let before = received.load(Ordering::Relaxed);
+        match self.stream(request, received).await {
+            Err(error @ (Error::Corrupt { .. } | Error::Malformed { .. })) => {
+                tracing::warn!(digest = %request.blob.digest, %error, "streaming the layer once more");
+                received.store(before, Ordering::Relaxed);
+                self.stream(request, received).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn stream(&self, request: &LayerRequest, received: &AtomicU64) -> Result<Arc<LayerFile>> {
         let (source, engine) = (Arc::clone(&self.source), Arc::clone(&self.engine));
         let body = Stream::new(source, request.blob.clone(), engine).of(request.asker.clone());
         let (store, request) = (Arc::clone(&self.store), request.clone());

@@ -217,12 +217,30 @@ async fn a_layer_with_wrong_bytes_never_shows() {
     let tar = tar(&[("big", &noise(700_000))]);
     let world = World::new().await;
     let layer = world.add_gzip(&tar);
-    world
-        .registry
-        .script_on(Endpoint::Blob, Fault::CorruptBytes);
+    let registry = &world.registry;
+    registry.always(Endpoint::Blob, Fault::CorruptBytes);
     let error = world.open(&layer, Digest::sha256(&tar)).await.map(drop);
     assert!(matches!(error, Err(Error::Corrupt { .. })), "{error:?}");
     assert!(world.store.open_layer(&layer.digest).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_layer_with_wrong_bytes_is_streamed_once_more() {
+    let tar = tar(&[("big", &noise(700_000))]);
+    let world = World::new().await;
+    let layer = world.add_gzip(&tar);
+    let registry = &world.registry;
+    registry.script_on(Endpoint::Blob, Fault::CorruptBytes);
+    let request = world.request(&layer, Digest::sha256(&tar));
+    let received = AtomicU64::new(0);
+    let (opened, _) = world.opener.open(&request, &received).await.unwrap();
+    assert!(opened.file().is_complete());
+    assert_eq!(
+        received.into_inner(),
+        layer.size,
+        "the first counts nothing"
+    );
+    opened.close().await.unwrap();
 }
 
 #[tokio::test]
