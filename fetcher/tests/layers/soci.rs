@@ -402,8 +402,9 @@ async fn what_a_ztoc_says_stays_until_the_layer_was_streamed() {
     layer.fill(place(layer.index(), "etc/motd")).await.unwrap();
     layer.close().await.unwrap();
     drop(layer);
-    for fault in [ReadFault::Unavailable, ReadFault::WrongBytes] {
-        node.source.script(Some(fault));
+    // Wrong bytes are streamed once more.
+    for (fault, times) in [(ReadFault::Unavailable, 1), (ReadFault::WrongBytes, 2)] {
+        (0..times).for_each(|_| node.source.script(Some(fault)));
         node.open_whole(PLAIN, None).await.unwrap_err();
         let (layer, by) = node.open(PLAIN, None).await.unwrap();
         assert_eq!((by, layer.index().is_by_ztoc()), (OpenedBy::Store, true));
