@@ -21,9 +21,11 @@ pub mod stack;
 mod stats;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 
+use crate::codec::{self, VerifiedBytes};
 use crate::types::{ByteRange, Descriptor, Digest, MediaType, Reference, Repository};
 use crate::{Error, Result};
 
@@ -126,9 +128,26 @@ pub trait BlobSource: Send + Sync + 'static {
     ) -> Result<Vec<Descriptor>>;
 }
 
+/// All of `blob` in memory, which `what` names in errors: for what is known to be small.
+pub async fn read_verified(
+    source: &dyn BlobSource,
+    blob: &BlobRef,
+    what: impl Fn() -> String,
+) -> Result<VerifiedBytes> {
+    read_twice(source, blob, || async {
+        let mut body = source.read_all(blob).await?;
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = body.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        codec::verify(&what, &blob.digest, bytes.freeze())
+    })
+    .await
+}
+
 /// What `read` makes of bytes of `blob`. Where they are not the blob's, that is laid to who sent
 /// them, and it reads once more.
-pub async fn read_twice<T, R: Future<Output = Result<T>>>(
+pub(crate) async fn read_twice<T, R: Future<Output = Result<T>>>(
     source: &dyn BlobSource,
     blob: &BlobRef,
     read: impl Fn() -> R,

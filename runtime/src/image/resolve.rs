@@ -6,10 +6,8 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
-use lazarette_fetcher::codec::{self, VerifiedBytes};
-use lazarette_fetcher::source::{BlobRef, BlobSource, read_twice};
+use bytes::Bytes;
+use lazarette_fetcher::source::{BlobRef, BlobSource, read_verified};
 use lazarette_fetcher::store::Store;
 use lazarette_fetcher::task::blocking;
 use lazarette_fetcher::types::{Descriptor, Digest, Platform, Reference, Repository};
@@ -103,7 +101,7 @@ impl Resolver {
                     digest: descriptor.digest,
                     size: descriptor.size,
                 };
-                let bytes = read_small(self.source.as_ref(), &blob, &what).await?;
+                let bytes = read_verified(self.source.as_ref(), &blob, || what.clone()).await?;
                 self.keep(descriptor.digest, bytes.into_bytes()).await?
             }
         };
@@ -178,21 +176,4 @@ fn join(
         layers,
         soci_index,
     })
-}
-
-/// Reads a blob that is known to be small into memory.
-pub(crate) async fn read_small(
-    source: &dyn BlobSource,
-    blob: &BlobRef,
-    what: &str,
-) -> Result<VerifiedBytes> {
-    read_twice(source, blob, || async {
-        let mut body = source.read_all(blob).await?;
-        let mut bytes = BytesMut::new();
-        while let Some(piece) = body.next().await {
-            bytes.extend_from_slice(&piece?);
-        }
-        codec::verify(|| what.to_owned(), &blob.digest, bytes.freeze())
-    })
-    .await
 }

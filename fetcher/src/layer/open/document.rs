@@ -3,11 +3,8 @@
 //! Invariant: what comes out has the digest it was asked for by, and was never longer than
 //! what its reader allows. Other bytes are laid to who sent them, and read once more.
 
-use bytes::BytesMut;
-use futures_util::StreamExt;
-
-use crate::codec::{self, VerifiedBytes};
-use crate::source::{BlobRef, BlobSource, read_twice};
+use crate::codec::VerifiedBytes;
+use crate::source::{BlobRef, BlobSource, read_verified};
 use crate::{Error, Result};
 
 /// All of `blob`, of at most `len_max` bytes.
@@ -21,13 +18,5 @@ pub(super) async fn read(
         let detail = format!("{} bytes of at most {len_max}", blob.size);
         return Err(Error::limit(what(), detail));
     }
-    read_twice(source, blob, || async {
-        let mut body = source.read_all(blob).await?;
-        let mut bytes = BytesMut::new();
-        while let Some(piece) = body.next().await {
-            bytes.extend_from_slice(&piece?);
-        }
-        codec::verify(what, &blob.digest, bytes.freeze())
-    })
-    .await
+    read_verified(source, blob, what).await
 }

@@ -5,13 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use lazarette_fetcher::source::BlobRef;
+use lazarette_fetcher::source::{BlobRef, read_verified};
 use lazarette_fetcher::types::{Descriptor, Digest, Reference};
 
 use super::{Engine, is_of};
 use crate::image::Image;
 use crate::image::artifact::{self, ArtifactBlob};
-use crate::image::resolve::read_small;
 use crate::profile::ImageProfiles;
 use crate::profile::document::{DOCUMENT_BYTES_MAX, MEDIA_TYPE};
 use crate::{Error, Result};
@@ -92,7 +91,8 @@ impl Engine {
             digest: blob.digest,
             size: blob.size,
         };
-        let bytes = read_small(self.resolver.source.as_ref(), &blob, &what).await?;
+        let source = self.resolver.source.as_ref();
+        let bytes = read_verified(source, &blob, || what.clone()).await?;
         let profiles = ImageProfiles::parse(&what, &bytes.into_bytes())?;
         if !is_of(&profiles, image) {
             return Err(Error::Refused {
