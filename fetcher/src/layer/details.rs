@@ -180,12 +180,9 @@ async fn get(shared: &Arc<Shared>, remote: &Remote, mine: &Mine, request: &Reque
     };
     let numbers: Vec<u32> = request.chunks().collect();
     let absent = remake::remake(shared, remote, &numbers).await?;
-    let (gone, here): (Vec<u32>, _) = numbers.iter().partition(|n| absent.contains(n));
-    mine.finish(&here, &Ok(()));
-    if !gone.is_empty() {
-        let error = self::gone(shared, remote, host);
-        mine.finish(&gone, &Err(Arc::new(error)));
-    }
+    let error = gone(shared, remote, host);
+    mine.finish(&absent, &Err(Arc::new(error)));
+    mine.finish(&numbers, &Ok(()));
     Ok(())
 }
 

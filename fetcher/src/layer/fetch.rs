@@ -196,16 +196,18 @@ async fn try_request(
     pass: &Pass,
 ) -> Result<Option<Request>> {
     let read = read_members(shared, mine, request, pass).await?;
-    for bad in read.corrupt {
+    let mut corrupt = read.corrupt.into_iter();
+    while let Some(bad) = corrupt.next() {
         // The one more time.
         let alone = Request::of(bad.member);
         let again = match read_members(shared, mine, &alone, pass).await {
             Ok(again) => again,
-            // What is left of the request may fare better.
+            // The next of them would take as long to fail. What is left waits for its turn anyway.
             Err(error) => {
-                let ids: Vec<ChunkId> = alone.chunks().collect();
+                let others = corrupt.flat_map(|bad| bad.member.chunks);
+                let ids: Vec<ChunkId> = alone.chunks().chain(others).collect();
                 mine.finish(&ids, &Err(Arc::new(error)));
-                continue;
+                break;
             }
         };
         for bad in again.corrupt {

@@ -249,6 +249,7 @@ impl LayerOpener {
         let offered = match checked {
             Ok(offered) => offered,
             Err(error) => {
+                // Not read once more: most are of somebody whose key is not trusted here.
                 if matches!(error, Error::Corrupt { .. } | Error::Malformed { .. }) {
                     self.source.distrust(&offered.blob);
                 }
