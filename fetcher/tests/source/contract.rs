@@ -197,16 +197,7 @@ fn private_ca(dir: &std::path::Path) -> (Arc<rustls::ServerConfig>, std::path::P
         .unwrap();
     let file = dir.join("ca.pem");
     std::fs::write(&file, ca_certificate.pem()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut server = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
+    let mut server = crate::tls::serving(&certificate, &key);
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     (Arc::new(server), file)
 }

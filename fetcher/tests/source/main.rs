@@ -9,3 +9,4 @@ mod mirrors;
 mod push;
 mod referrers;
 mod registry;
+mod tls;

@@ -16,6 +16,8 @@ use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, FakeRegistryBuilder, 
 use lazarette_fetcher::types::{Digest, MediaType, Reference, Repository};
 use lazarette_fetcher::{Error, Result};
 
+use crate::tls::{self_signed, serving};
+
 const BLOB: &[u8] = b"a layer";
 const MANIFEST: &[u8] = b"{}";
 
@@ -105,20 +107,9 @@ async fn each_kind_of_credential_pushes_where_it_is_accepted() {
 
 #[tokio::test]
 async fn a_registry_is_written_to_as_its_directory_says() {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let own = params.self_signed(&key).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![own.der().clone()],
-            rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    let mut case = Case::new(FakeRegistry::builder().tls(Arc::new(tls)), "{}").await;
+    let (own, key) = self_signed(false);
+    let builder = FakeRegistry::builder().tls(Arc::new(serving(&own, &key)));
+    let mut case = Case::new(builder, "{}").await;
     let hosts = tempfile::tempdir().unwrap();
     case.config.hosts_dir = Some(hosts.path().to_path_buf());
     let dir = hosts.path().join(case.registry.url_host());
@@ -129,13 +120,36 @@ async fn a_registry_is_written_to_as_its_directory_says() {
     let repository = case.repository("a/b");
     let pusher = Pusher::new(case.config.clone());
     std::fs::write(dir.join("hosts.toml"), &text).unwrap();
-    push(&pusher, &repository).await.unwrap_err();
+    let error = push(&pusher, &repository).await.unwrap_err();
+    let todo = "if you trust its authority, set ca_file, or ca in its hosts.toml";
+    assert!(error.to_string().ends_with(todo), "{error}");
     std::fs::write(dir.join("ca.crt"), own.pem()).unwrap();
     std::fs::write(dir.join("hosts.toml"), format!("ca = \"ca.crt\"\n{text}")).unwrap();
     push(&pusher, &repository).await.unwrap();
     // One that stands in for it is not written to.
     std::fs::write(dir.join("hosts.toml"), "server = \"https://other.lan\"\n").unwrap();
     push(&pusher, &repository).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_certificate_that_pushes_do_not_take_is_named_at_once() {
+    let (own, key) = self_signed(true);
+    let builder = FakeRegistry::builder().tls(Arc::new(serving(&own, &key)));
+    let mut case = Case::new(builder, "{}").await;
+    let hosts = tempfile::tempdir().unwrap();
+    let dir = hosts.path().join(case.registry.url_host());
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("ca.crt"), own.pem()).unwrap();
+    let server = format!(
+        "server = 'https://{}'\nca = 'ca.crt'\n",
+        case.registry.url_host()
+    );
+    std::fs::write(dir.join("hosts.toml"), server).unwrap();
+    case.config.hosts_dir = Some(hosts.path().to_path_buf());
+    let pusher = Pusher::new(case.config.clone());
+    let error = push(&pusher, &case.repository("a/b")).await.unwrap_err();
+    assert!(!error.is_transient(), "{error}");
+    assert!(error.to_string().contains("CA:FALSE"), "{error}");
 }
 
 #[tokio::test]

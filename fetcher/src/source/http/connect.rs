@@ -186,11 +186,7 @@ impl Connector {
 }
 
 fn tls_text(error: &io::Error) -> String {
-    let untrusted = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        .is_some_and(|inner| matches!(inner, rustls::Error::InvalidCertificate(_)));
-    if untrusted {
+    if super::tls::refused(error).is_some() {
         format!(
             "its certificate is not trusted ({error}); if you trust its authority, set ca_file \
              (or ca in its hosts.toml), and if it speaks plain http, list it in plain_http"

@@ -2,7 +2,8 @@
 //!
 //! Invariant: loopback is never proxied. Only `http://` proxies are spoken to: CONNECT
 //! for https, absolute-form for http; one of another kind is an error of those requests alone
-//! that would go through it, never a reason to go past it. Pure, apart from [`ProxySettings::from_env`].
+//! that would go through it, never a reason to go past it. Pure, apart from
+//! [`ProxySettings::from_env`].
 
 use std::net::IpAddr;
 

@@ -6,10 +6,11 @@
 
 mod named;
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
+pub(crate) use self::named::is_of_authority;
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, SignatureScheme};
@@ -161,6 +162,16 @@ fn build(certificates: &Certificates) -> Result<Arc<ClientConfig>, String> {
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Why a server's certificate was refused, if that is what happened.
+pub(crate) fn refused(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    if let Some(deeper) = inner.downcast_ref::<io::Error>() {
+        return refused(deeper);
+    }
+    let error = inner.downcast_ref::<rustls::Error>()?;
+    matches!(error, rustls::Error::InvalidCertificate(_)).then_some(error)
 }
 
 /// Which of several certificates to show.

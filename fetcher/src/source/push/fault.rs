@@ -2,9 +2,12 @@
 //!
 //! Invariant: no type of that library passes this file.
 
+use std::io;
+
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 
 use crate::Error;
+use crate::source::http::tls;
 use crate::types::Digest;
 
 /// Why an upload was broken off on our side.
@@ -47,11 +50,7 @@ pub(super) fn error(what: &str, host: &str, refused: OciDistributionError) -> Er
         }
         OciDistributionError::RequestError(failed) => match failed.status() {
             Some(status) => by_code(what, host, status.as_u16(), ""),
-            None => Error::Unavailable {
-                what,
-                host,
-                detail: root_cause(&failed),
-            },
+            None => unanswered(what, host, &failed),
         },
         other => Error::Unsupported {
             what: format!("pushing {what} to {host}"),
@@ -101,12 +100,32 @@ fn clean(said: &str) -> String {
         .collect()
 }
 
-fn root_cause(error: &reqwest::Error) -> String {
-    let mut deepest: &dyn std::error::Error = error;
-    while let Some(cause) = deepest.source() {
-        deepest = cause;
+/// No answer came.
+fn unanswered(what: String, host: String, failed: &reqwest::Error) -> Error {
+    let mut deepest: &dyn std::error::Error = failed;
+    let mut refused = None;
+    loop {
+        refused = refused.or_else(|| tls::refused(deepest.downcast_ref::<io::Error>()?));
+        match deepest.source() {
+            Some(cause) => deepest = cause,
+            None => break,
+        }
     }
-    deepest.to_string()
+    let Some(refused) = refused else {
+        let detail = deepest.to_string();
+        return Error::Unavailable { what, host, detail };
+    };
+    let todo = match tls::is_of_authority(refused) {
+        true => {
+            "nothing is pushed by a certificate that says it is an authority's: make one with \
+                 basicConstraints=CA:FALSE, or by an authority"
+        }
+        false => "if you trust its authority, set ca_file, or ca in its hosts.toml",
+    };
+    Error::Unsupported {
+        what: format!("pushing {what} to {host}"),
+        detail: format!("its certificate is not trusted ({refused}); {todo}"),
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::tls::{self_signed, serving};
 
 /// A CA of our own; a server that wants a certificate by it; and in `dir` its `ca.pem`, and
 /// `node.cert` and `node.key` by it.
@@ -80,27 +81,14 @@ async fn a_mirror_has_its_own_authority_and_certificates() {
 #[tokio::test]
 async fn a_certificate_as_openssl_makes_it_is_trusted_where_it_is_named() {
     let case = Case::new(FakeRegistry::builder()).await;
-    // As by `openssl req -x509`, which says that it is an authority's.
     let made = |name: &str| {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key).unwrap();
+        let (certificate, key) = self_signed(true);
         std::fs::write(case.dir.path().join(name), certificate.pem()).unwrap();
         (certificate, key)
     };
     let (own, key) = made("own.crt");
     made("other.crt");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![own.der().clone()],
-            rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
+    let tls = serving(&own, &key);
     let builder = FakeRegistry::builder().tls(Arc::new(tls));
     let mirror = case.mirror(builder).await;
     for (name, served) in [("other.crt", false), ("own.crt", true)] {

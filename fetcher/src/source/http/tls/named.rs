@@ -6,8 +6,8 @@
 //!
 //! Invariant: what webpki refuses stays refused, for whatever reason but that one; and then only
 //! what has the name and the key of a trusted authority passes, which could sign itself any
-//! certificate. Its dates were checked before, its name is here, and that the server has its key
-//! by the handshake.
+//! certificate. webpki has checked its dates by then, its name is checked here, and that the
+//! server has its key by the handshake; what it says that its key is for is not looked at.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ impl Verifier {
 }
 
 /// Whether all there is to say against a certificate is that it is an authority's.
-fn is_of_authority(error: &Error) -> bool {
+pub(crate) fn is_of_authority(error: &Error) -> bool {
     let Error::InvalidCertificate(CertificateError::Other(other)) = error else {
         return false;
     };
