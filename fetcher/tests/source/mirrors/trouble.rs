@@ -1,7 +1,5 @@
 //! Hosts that cannot answer: they are put back, and asked again where nobody else can.
 
-use std::time::Instant;
-
 use super::*;
 
 #[tokio::test]
@@ -87,15 +85,16 @@ async fn a_mirrors_restart_is_a_pause_where_nobody_reaches_the_registry() {
         host(&mirror, "")
     ));
     let source = case.source();
-    for faults in [1, 0] {
-        (0..faults).for_each(|_| mirror.script_on(Endpoint::Blob, Fault::Status(429, None)));
-        let began = Instant::now();
+    // As of a proxy whose backend comes back: two tries a round, for two rounds and a half.
+    let down = [503, 503, 503, 503, 502, 429, 429];
+    for status in down {
+        mirror.script_on(Endpoint::Blob, Fault::Status(status, None));
+    }
+    for _ in 0..2 {
         let got = case.ten(source.as_ref()).await.unwrap();
         assert_eq!(got, case.expected_ten());
-        // Less than the deadline, which a registry alone is tried for.
-        assert!(began.elapsed() < Duration::from_secs(30));
     }
-    assert_eq!(mirror.requests().blobs, 3);
+    assert_eq!(mirror.requests().blobs as usize, down.len() + 2);
     mirror.always(Endpoint::Blob, Fault::Status(404, None));
     let hopeless = SourceConfig {
         deadline: Duration::from_millis(500),
