@@ -7,7 +7,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
@@ -22,6 +21,7 @@ pub mod bundle;
 mod host;
 mod mounts;
 mod named;
+mod options;
 mod resources;
 pub mod seccomp;
 pub mod user;
@@ -29,6 +29,7 @@ mod volume;
 
 pub use host::{Controllers, HostFacts};
 pub(crate) use named::{Named, named};
+pub use options::{ContainerOptions, Limits, Network};
 pub use user::{AccountFiles, ResolvedUser};
 pub use volume::Volume;
 
@@ -172,60 +173,6 @@ where
     D: serde::Deserializer<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// Which network a container sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Network {
-    /// A Linux network namespace of its own with nothing but loopback.
-    #[default]
-    None,
-    /// The host's.
-    Host,
-}
-
-/// Resource limits; `None` means no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Limits {
-    /// Bytes of memory; at least 6 MiB.
-    pub memory_bytes: Option<u64>,
-    /// CPUs, a fraction allowed.
-    pub cpus: Option<f64>,
-    /// Processes and threads.
-    pub pids: Option<NonZeroU32>,
-}
-
-/// What the user asks of one container.
-#[derive(Clone, Debug, Default)]
-pub struct ContainerOptions {
-    /// Id: `[A-Za-z0-9_.+-]`, unique on the host.
-    pub id: String,
-    /// The mounted root file system.
-    pub rootfs: PathBuf,
-    /// Replaces the image's `Cmd`; empty keeps it.
-    pub args: Vec<String>,
-    /// `KEY=VALUE` each; wins over the image's.
-    pub env: Vec<String>,
-    /// Working directory, absolute; wins over the image's.
-    pub cwd: Option<PathBuf>,
-    /// `user[:group]`; wins over the image's.
-    pub user: Option<String>,
-    /// Host paths shown inside.
-    pub volumes: Vec<Volume>,
-    /// Network.
-    pub network: Network,
-    /// Limits.
-    pub limits: Limits,
-    /// Whether the root file system is read-only.
-    pub read_only: bool,
-    /// Whether the process gets a terminal.
-    pub terminal: bool,
-    /// Host name inside; default: the first 12 characters of the id, or the host's own
-    /// name when its network is shared.
-    pub hostname: Option<String>,
-    /// Cgroup path relative to the hierarchy's root; default `/lazarette-<id>`.
-    pub cgroup: Option<PathBuf>,
 }
 
 /// Builds the document for a container whose bundle is the directory `bundle` (absolute).
@@ -382,21 +329,7 @@ fn environment(
     // An image is not the user's to mend: what is no variable is left out, as elsewhere.
     let is_variable = |entry: &&String| entry.find('=').is_some_and(|at| at > 0);
     for variable in image.env.iter().filter(is_variable).chain(&options.env) {
-        let key = match variable.split_once('=') {
-            Some((key, _)) if !key.is_empty() => key,
-            _ => {
-                let reason = "expected KEY=VALUE";
-                let value = variable.clone();
-                return Err(SpecError::Value {
-                    what: "environment variable",
-                    value,
-                    reason,
-                });
-            }
-        };
-        if variable.contains('\0') {
-            return Err(nul("environment variable", variable));
-        }
+        let key = key_of(variable)?;
         match env.iter_mut().find(|known| has_key(known, key)) {
             Some(known) => known.clone_from(variable),
             None => env.push(variable.clone()),
@@ -406,6 +339,21 @@ fn environment(
         env.push(format!("HOME={}", user.home.display()));
     }
     Ok(env)
+}
+
+/// The name in `KEY=VALUE`.
+fn key_of(variable: &str) -> Result<&str, SpecError> {
+    if variable.contains('\0') {
+        return Err(nul("environment variable", variable));
+    }
+    match variable.split_once('=') {
+        Some((key, _)) if !key.is_empty() => Ok(key),
+        _ => Err(SpecError::Value {
+            what: "environment variable",
+            value: variable.to_owned(),
+            reason: "expected KEY=VALUE",
+        }),
+    }
 }
 
 fn has_key(variable: &str, key: &str) -> bool {
@@ -424,16 +372,19 @@ fn working_dir(options: &ContainerOptions, image: &ImageConfig) -> Result<PathBu
         .cwd
         .clone()
         .unwrap_or_else(|| PathBuf::from(from_image));
-    let reason = "it must be an absolute path";
-    if !cwd.is_absolute() || cwd.as_os_str().as_encoded_bytes().contains(&0) {
-        let value = cwd.display().to_string();
-        return Err(SpecError::Value {
-            what: "working directory",
-            value,
-            reason,
-        });
-    }
+    check_working_dir(&cwd)?;
     Ok(cwd)
+}
+
+fn check_working_dir(cwd: &Path) -> Result<(), SpecError> {
+    if cwd.is_absolute() && !cwd.as_os_str().as_encoded_bytes().contains(&0) {
+        return Ok(());
+    }
+    Err(SpecError::Value {
+        what: "working directory",
+        value: cwd.display().to_string(),
+        reason: "it must be an absolute path",
+    })
 }
 
 fn linux(options: &ContainerOptions, facts: &HostFacts) -> Result<Linux, SpecError> {

@@ -65,6 +65,7 @@ impl Engine {
         puller: &Puller,
         prepared: impl FnOnce(),
     ) -> Result<StartRecord> {
+        request.options.check()?;
         require_root()?;
         let executor = executor(&request)?;
         let warming = Arc::clone(&executor);

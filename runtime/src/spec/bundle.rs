@@ -53,14 +53,7 @@ pub fn write(
     facts: &HostFacts,
     known: Option<AccountFiles>,
 ) -> Result<Bundle, SpecError> {
-    for volume in &options.volumes {
-        if let Err(source) = fs::metadata(&volume.source) {
-            return Err(SpecError::VolumeSource {
-                path: volume.source.clone(),
-                source,
-            });
-        }
-    }
+    options.check()?;
     let root = Root::open(&options.rootfs).map_err(io_error(&options.rootfs))?;
     let accounts = match known {
         Some(known) => known,

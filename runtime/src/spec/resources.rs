@@ -70,6 +70,13 @@ pub(super) fn resources(
     Ok(resources)
 }
 
+/// Whether there can be such limits.
+pub(super) fn check(limits: &Limits) -> Result<(), SpecError> {
+    limits.memory_bytes.map(memory_limit).transpose()?;
+    limits.cpus.map(cpu_quota).transpose()?;
+    Ok(())
+}
+
 fn memory_limit(bytes: u64) -> Result<i64, SpecError> {
     let reason = "memory must be at least 6 MiB and fit in 63 bits";
     let limit = i64::try_from(bytes)
@@ -114,6 +121,7 @@ mod tests {
 
     #[test]
     fn limits_become_resources() {
+        check(&limits()).unwrap();
         let resources = resources(&limits(), ALL).unwrap();
         let memory = resources.memory().unwrap();
         assert_eq!(
@@ -149,6 +157,7 @@ mod tests {
                 pids: None,
             };
             assert!(resources(&limits, ALL).is_err(), "{limits:?}");
+            assert!(check(&limits).is_err(), "{limits:?}");
         }
     }
 }

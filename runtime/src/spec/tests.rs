@@ -1,5 +1,7 @@
 //! Tests of the document builder: golden documents and the precedence of settings.
 
+use std::num::NonZeroU32;
+
 use super::*;
 
 fn facts() -> HostFacts {

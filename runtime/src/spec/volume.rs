@@ -1,5 +1,6 @@
 //! `SRC:DST[:ro|rw]`, parsed once at the edge.
 
+use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
@@ -14,6 +15,17 @@ pub struct Volume {
     pub destination: PathBuf,
     /// Whether the container may not write to it.
     pub read_only: bool,
+}
+
+impl Volume {
+    /// Whether the host has what is to be shown.
+    pub(super) fn check_source(&self) -> Result<(), SpecError> {
+        let path = self.source.clone();
+        match fs::metadata(&path) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(SpecError::VolumeSource { path, source }),
+        }
+    }
 }
 
 impl FromStr for Volume {

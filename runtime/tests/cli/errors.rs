@@ -72,6 +72,30 @@ async fn what_the_registry_answers_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_no_image_makes_right_is_told_before_one_is_asked_for() {
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &plain(noise()), &Changes::default());
+    let laz = Laz::new();
+    let table: [([&str; 2], &[&str]); 6] = [
+        (["--memory", "64"], &["memory", "6 MiB"]),
+        (["--cpus", "0"], &["cpus", "0.01"]),
+        (
+            ["-v", "/no/such/source:/data"],
+            &["/no/such/source", "create it first"],
+        ),
+        (["-e", "=x"], &["\"=x\"", "KEY=VALUE"]),
+        (["-w", "app"], &["\"app\"", "absolute"]),
+        (["--hostname", "a b"], &["\"a b\"", "letters"]),
+    ];
+    for (option, words) in table {
+        let [name, value] = option;
+        let said = laz.run(&["run", name, value, &image.reference]).await;
+        assert_says(&said, 125, words);
+    }
+    assert_eq!(registry.requests().manifests, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_hangs_costs_the_deadline_and_no_more() {
     let registry = FakeRegistry::start().await;
     let image = push(&registry, &plain(noise()), &Changes::default());
