@@ -147,7 +147,7 @@ pub async fn read_verified(
 
 /// What `read` makes of bytes of `blob`. Where they are not the blob's, that is laid to who sent
 /// them, and it reads once more.
-pub(crate) async fn read_twice<T, R: Future<Output = Result<T>>>(
+pub async fn read_twice<T, R: Future<Output = Result<T>>>(
     source: &dyn BlobSource,
     blob: &BlobRef,
     read: impl Fn() -> R,

@@ -34,12 +34,14 @@ pub enum MediaType {
     DockerLayerTar,
     /// `application/vnd.docker.image.rootfs.diff.tar.gzip`
     DockerLayerGzip,
+    /// `application/vnd.docker.image.rootfs.diff.tar.zstd`, as buildkit makes it
+    DockerLayerZstd,
     /// Anything else, kept to the letter.
     Other(String),
 }
 
 impl MediaType {
-    const NAMES: [(Self, &'static str); 11] = [
+    const NAMES: [(Self, &'static str); 12] = [
         (Self::OciIndex, "application/vnd.oci.image.index.v1+json"),
         (
             Self::DockerIndex,
@@ -74,6 +76,10 @@ impl MediaType {
         (
             Self::DockerLayerGzip,
             "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        ),
+        (
+            Self::DockerLayerZstd,
+            "application/vnd.docker.image.rootfs.diff.tar.zstd",
         ),
     ];
 

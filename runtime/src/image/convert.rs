@@ -28,7 +28,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use lazarette_fetcher::index::write::{HotFiles, Options, Survey, resolve};
-use lazarette_fetcher::source::{BlobRef, BlobSource, Document};
+use lazarette_fetcher::source::{BlobRef, BlobSource, Document, read_twice, read_verified};
 use lazarette_fetcher::store::disk::{Disk, RealDisk};
 use lazarette_fetcher::types::{Descriptor, Digest, Platform, Reference};
 use lazarette_fetcher::{Error, Result};
@@ -259,29 +259,14 @@ impl Converter<'_> {
             .await
     }
 
-    async fn read_config(&self, src: &Reference, config: &Descriptor) -> Result<Vec<u8>> {
+    async fn read_config(&self, src: &Reference, config: &Descriptor) -> Result<Bytes> {
         let what = || format!("config {} of {src}", config.digest);
         if config.size > CONFIG_BYTES_MAX {
             let detail = format!("{} bytes, at most {CONFIG_BYTES_MAX}", config.size);
             return Err(Error::limit(what(), detail));
         }
-        let mut body = self.source.read_all(&blob(src, config)).await?;
-        let mut bytes = Vec::new();
-        while let Some(piece) = body.try_next().await? {
-            if (bytes.len() + piece.len()) as u64 > config.size {
-                return Err(Error::malformed(what(), "more bytes came than announced"));
-            }
-            bytes.extend_from_slice(&piece);
-        }
-        let actual = Digest::of(config.digest.algorithm(), &bytes);
-        if actual != config.digest {
-            return Err(Error::Corrupt {
-                what: what(),
-                expected: config.digest,
-                actual,
-            });
-        }
-        Ok(bytes)
+        let bytes = read_verified(self.source, &blob(src, config), what).await?;
+        Ok(bytes.into_bytes())
     }
 
     /// Fetches, verifies and unpacks a layer.
@@ -291,8 +276,13 @@ impl Converter<'_> {
             layer: job.layer,
             from: &job.from,
         });
-        let body = self.source.read_all(&blob(src, &job.from)).await?;
-        layer::spool(body, &job.from, &job.diff_id, &self.options).await
+        let blob = blob(src, &job.from);
+        let blob = &blob;
+        read_twice(self.source, blob, || async move {
+            let body = self.source.read_all(blob).await?;
+            layer::spool(body, &job.from, &job.diff_id, &self.options).await
+        })
+        .await
     }
 
     /// Writes a layer anew and pushes it.

@@ -32,7 +32,8 @@ pub(super) fn check_layer_type(layer: &Descriptor) -> Result<()> {
         | MediaType::OciLayerGzip
         | MediaType::OciLayerZstd
         | MediaType::DockerLayerTar
-        | MediaType::DockerLayerGzip => Ok(()),
+        | MediaType::DockerLayerGzip
+        | MediaType::DockerLayerZstd => Ok(()),
         other => Err(Error::Unsupported {
             what: format!("layer {}", layer.digest),
             detail: format!(

@@ -1,6 +1,6 @@
 //! Tests of the conversion with a registry in memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -34,6 +34,8 @@ struct Registry {
     /// How many more pushes fail for now.
     outages: Mutex<u32>,
     reads: Mutex<Vec<Digest>>,
+    /// Of which a damaged copy is read until it is distrusted.
+    damaged: parking_lot::Mutex<HashSet<Digest>>,
     /// How many more calls return, if not all: the caller dies in the next one.
     lives: Mutex<Option<u32>>,
     dead: Notify,
@@ -123,12 +125,19 @@ impl BlobSource for Registry {
     async fn read_all(&self, blob: &BlobRef) -> Result<Body> {
         self.live().await;
         self.reads.lock().await.push(blob.digest);
-        let bytes = self.blobs.lock().await[&blob.digest].clone();
+        let mut bytes = self.blobs.lock().await[&blob.digest].to_vec();
+        if self.damaged.lock().contains(&blob.digest) {
+            bytes.iter_mut().skip(20).for_each(|byte| *byte ^= 1);
+        }
         let pieces: Vec<_> = bytes
             .chunks(1000)
             .map(|p| Ok(Bytes::copy_from_slice(p)))
             .collect();
         Ok(stream::iter(pieces).boxed())
+    }
+
+    fn distrust(&self, blob: &BlobRef) {
+        self.damaged.lock().remove(&blob.digest);
     }
 
     async fn referrers(
@@ -633,6 +642,37 @@ async fn nothing_unverified_is_pushed() {
         assert!(registry.pushes.lock().await.is_empty());
         assert!(registry.resolve(&dst()).await.is_err());
     }
+}
+
+#[tokio::test]
+async fn a_damaged_copy_is_read_once_more_elsewhere() {
+    for prioritized in [&[][..], &["a"]] {
+        let registry = Registry::default();
+        let tars = [tar("a", &[7; 3000]), tar("b", &[8; 3000])];
+        image(&registry, MediaType::OciManifest, &tars).await;
+        let all = registry.blobs.lock().await.keys().copied().collect();
+        *registry.damaged.lock() = all;
+        let report = convert(&registry, prioritized).await.unwrap();
+        check_whole(&registry, &report).await;
+        assert_eq!(registry.reads.lock().await.len(), 6);
+    }
+}
+
+#[tokio::test]
+async fn dockers_zstd_layers_are_layers() {
+    let registry = Registry::default();
+    let mut manifest = image(&registry, MediaType::DockerManifest, &[tar("a", b"1")]).await;
+    manifest["layers"][0]["mediaType"] = json!("application/vnd.docker.image.rootfs.diff.tar.zstd");
+    registry
+        .tag(&src(), MediaType::DockerManifest, &manifest)
+        .await;
+    let report = convert(&registry, &[]).await.unwrap();
+    let after = registry.document(&dst()).await;
+    assert_eq!(
+        after["layers"][0]["mediaType"],
+        MediaType::DockerLayerGzip.as_str()
+    );
+    check_whole(&registry, &report).await;
 }
 
 #[tokio::test]
