@@ -127,9 +127,7 @@ impl Patience {
     /// Failures of this kind in a row before there is no chance. Pure.
     fn failures_max(self, kind: Trouble) -> u32 {
         match (self, kind) {
-            (Self::Lasting, Trouble::Connect | Trouble::Silent | Trouble::Broken { .. }) => {
-                u32::MAX
-            }
+            (Self::Lasting, _) => u32::MAX,
             (_, Trouble::Connect) => CONNECT_FAILURES_MAX,
             (_, Trouble::Silent | Trouble::Broken { .. } | Trouble::Limited { .. }) => FAILURES_MAX,
         }

@@ -20,13 +20,14 @@ const MANIFEST: &str = r#"{"schemaVersion":2,"layers":[]}"#;
 /// will be. What does answer may take much longer on a machine that does much else.
 fn source_for(fault: &Fault) -> RegistrySource {
     let config = match fault {
-        Fault::Hang | Fault::HangAfter(_) | Fault::CloseAfter(0) | Fault::Status(500, None) => {
-            SourceConfig {
-                deadline: Duration::from_millis(250),
-                stall_timeout: Duration::from_millis(200),
-                ..SourceConfig::default()
-            }
-        }
+        Fault::Hang
+        | Fault::HangAfter(_)
+        | Fault::CloseAfter(0)
+        | Fault::Status(429 | 500, None) => SourceConfig {
+            deadline: Duration::from_millis(250),
+            stall_timeout: Duration::from_millis(200),
+            ..SourceConfig::default()
+        },
         _ => SourceConfig::default(),
     };
     RegistrySource::new(config).unwrap()
