@@ -77,8 +77,8 @@ pub struct NodeLayers {
     here: Here,
     /// `None` where this process mounts all layers itself.
     served: Option<Arc<Served>>,
-    /// What removes layers that nobody came for, and what mounts those that could not be mounted
-    /// or answered for.
+    /// What removes layers that nobody came for, what mounts those that could not be mounted or
+    /// answered for, and what ends mounts that could not be ended.
     beside: Mutex<JoinSet<()>>,
 }
 
@@ -124,6 +124,10 @@ impl NodeLayers {
             beside: Mutex::default(),
         });
         layers.remove_unclaimed(unclaimed);
+        if let Some(served) = &layers.served {
+            let ending = late::keep_ending(Arc::downgrade(&layers), Arc::clone(served));
+            layers.beside.lock().spawn(ending);
+        }
         Ok(layers)
     }
 

@@ -1,9 +1,11 @@
-//! Layers that containers have, and that could not be mounted or answered for.
+//! Layers that containers have, and that could not be mounted or answered for; mounts that nobody
+//! has, and that could not be ended.
 //!
 //! Invariant: each is tried again, after pauses that double and whenever there is another mount
 //! server, until it is answered for or no snapshot names it: what containers read of it waits
 //! for that. What was held is tried with what it was held with, and is opened by nobody twice.
-//! Nothing is unmounted but what no snapshot names.
+//! Nothing is unmounted but what no snapshot names: what of it is in use is tried again until it is
+//! not, as the kernel takes a container's file system down some time after the container has gone.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -17,10 +19,14 @@ use tokio::time::timeout;
 
 use super::NodeLayers;
 use super::held::Held;
+use super::served::Served;
 use crate::Result;
 
 /// First pause: what passes, as a want of descriptors does, passes soon.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Pauses between tries to end a mount that is in use, shortest and longest.
+const LEFT_PAUSE_MIN: Duration = Duration::from_millis(50);
+const LEFT_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Tries with one mount server: a quarter of an hour, longer than a read waits.
 const TRIES_MAX: u32 = 10;
 
@@ -47,6 +53,25 @@ pub(super) async fn keep_trying(
         let are_answered = layers.answer_late().await;
         unmounted = layers.mount_late(unmounted).await;
         is_due = !are_answered || !unmounted.is_empty();
+    }
+}
+
+/// Ends mounts that were in use when they were to end, once they are not.
+pub(super) async fn keep_ending(layers: Weak<NodeLayers>, served: Arc<Served>) {
+    loop {
+        served.has_left().await;
+        let mut pause = LEFT_PAUSE_MIN;
+        loop {
+            let Some(layers) = layers.upgrade() else {
+                return;
+            };
+            if layers.end_left().await {
+                break;
+            }
+            drop(layers);
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(LEFT_PAUSE_MAX);
+        }
     }
 }
 
@@ -79,6 +104,21 @@ impl NodeLayers {
                 false
             }
         }
+    }
+
+    /// Tries to end what is to end; whether nothing is left.
+    async fn end_left(&self) -> bool {
+        let Some(served) = &self.served else {
+            return true;
+        };
+        for (path, digest) in served.left().await {
+            let _turn = match &digest {
+                Some(digest) => Some(self.turns.of(digest).await),
+                None => None,
+            };
+            served.end_left(path).await;
+        }
+        served.left().await.is_empty()
     }
 
     /// Answers for what was held and could not be answered for; whether nothing is left.

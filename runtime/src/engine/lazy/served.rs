@@ -236,9 +236,26 @@ impl Served {
         self.places.wants_complete()
     }
 
-    /// Unmounts what is at `path`; what is in use later.
+    /// Unmounts what is at `path`; what is in use is to end later. The caller has its turn.
     pub(super) async fn unmount(&self, path: PathBuf) {
         self.with_session(move |session| session.unmount(&path))
+            .await;
+    }
+
+    /// Waits until something was in use that was to end.
+    pub(super) async fn has_left(&self) {
+        self.places.has_left().await;
+    }
+
+    /// What is to end, and of which layer it is.
+    pub(super) async fn left(&self) -> Vec<(PathBuf, Option<Digest>)> {
+        let left = self.with_session(Session::ending).await;
+        left.unwrap_or_default()
+    }
+
+    /// Unmounts what is at `path` if it is still to end. The caller has its turn.
+    pub(super) async fn end_left(&self, path: PathBuf) {
+        self.with_session(move |session| session.end_left(&path))
             .await;
     }
 
@@ -337,7 +354,7 @@ impl Served {
         let outcomes = blocking(move || {
             let hold = |layer: Arc<Layer>| (layer.index().blob_digest, new.hold(&layer));
             let outcomes: Vec<_> = all.into_iter().map(hold).collect();
-            ending.iter().for_each(|path| new.unmount(path));
+            ending.iter().for_each(|(path, _)| new.unmount(path));
             keep_named(&new, &snapshots, outcomes.iter().map(|(digest, _)| *digest));
             outcomes
         })

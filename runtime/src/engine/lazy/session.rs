@@ -26,6 +26,7 @@ use lazarette_snapshotter::mountd::{
 use lazarette_snapshotter::tree::Tree;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use crate::{Error, Result};
 
@@ -57,6 +58,8 @@ pub(super) struct Places {
     fails_short_reads: bool,
     /// The next number of a mountpoint.
     next: AtomicU64,
+    /// Told of each mount that was to end and is in use.
+    left: Notify,
 }
 
 impl Places {
@@ -80,6 +83,7 @@ impl Places {
             shows_whole: false,
             fails_short_reads: true,
             next: AtomicU64::new(0),
+            left: Notify::new(),
         })
     }
 
@@ -127,6 +131,11 @@ impl Places {
             }
         }
         Ok(())
+    }
+
+    /// Waits until some mount is to end that could not be ended.
+    pub(super) async fn has_left(&self) {
+        self.left.notified().await;
     }
 
     fn fresh(&self) -> PathBuf {
@@ -297,38 +306,41 @@ impl Session {
         }
     }
 
-    /// Unmounts what is at `path`, and what could not be unmounted before. What is in use
-    /// stays until then.
+    /// Unmounts what is at `path`. What is in use stays, and is to end.
     pub(super) fn unmount(&self, path: &Path) {
-        if let Some((_, fate)) = self.mounts.lock().get_mut(path) {
-            *fate = Fate::Ends;
+        let mounted = self.mounts.lock().get(path).map(|(it, _)| it.clone());
+        if let Some(mounted) = mounted {
+            self.end(&mounted);
         }
-        self.end_all(|_, fate| fate == Fate::Ends);
+    }
+
+    /// Unmounts what is at `path` if it is to end. Nobody else has its layer's turn.
+    pub(super) fn end_left(&self, path: &Path) {
+        let is_left = |(_, fate): &(Mounted, Fate)| *fate == Fate::Ends;
+        let is_left = self.mounts.lock().get(path).is_some_and(is_left);
+        if is_left {
+            self.unmount(path);
+        }
     }
 
     /// Unmounts layers that are none of these.
     pub(super) fn keep(&self, layers: &HashSet<Digest>) {
         // What has no digest nobody here mounted.
         let is_other =
-            |mounted: &Mounted| mounted.blob_digest.is_some_and(|d| !layers.contains(&d));
-        self.end_all(|mounted, _| is_other(mounted));
-    }
-
-    /// What is to end and could not be ended.
-    pub(super) fn ending(&self) -> Vec<PathBuf> {
+            |mounted: &&Mounted| mounted.blob_digest.is_some_and(|d| !layers.contains(&d));
         let mounts = self.mounts.lock();
-        let ending = mounts.iter().filter(|(_, (_, fate))| *fate == Fate::Ends);
-        ending.map(|(path, _)| path.clone()).collect()
-    }
-
-    fn end_all(&self, which: impl Fn(&Mounted, Fate) -> bool) {
-        let mounts = self.mounts.lock();
-        let ending = mounts
-            .values()
-            .filter(|(mounted, fate)| which(mounted, *fate));
-        let ending: Vec<Mounted> = ending.map(|(mounted, _)| mounted.clone()).collect();
+        let all = mounts.values().map(|(mounted, _)| mounted);
+        let others: Vec<Mounted> = all.filter(is_other).cloned().collect();
         drop(mounts);
-        ending.iter().for_each(|mounted| self.end(mounted));
+        others.iter().for_each(|mounted| self.end(mounted));
+    }
+
+    /// What is to end and could not be ended, and of which layer it is.
+    pub(super) fn ending(&self) -> Vec<(PathBuf, Option<Digest>)> {
+        let mounts = self.mounts.lock();
+        let ending = mounts.values().filter(|(_, fate)| *fate == Fate::Ends);
+        let named = ending.map(|(mounted, _)| (mounted.path.clone(), mounted.blob_digest));
+        named.collect()
     }
 
     fn end(&self, mounted: &Mounted) {
@@ -337,6 +349,7 @@ impl Session {
             Err(error) => {
                 tracing::info!(%error, "a layer that nothing names stays mounted for now");
                 self.know(mounted.clone(), Fate::Ends);
+                self.places.left.notify_one();
             }
         }
     }

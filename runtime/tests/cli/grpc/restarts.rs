@@ -373,11 +373,14 @@ async fn privileged_a_layer_that_is_removed_in_use_goes_on_and_is_not_in_the_way
     mount(&mounts, &below);
     bed.read_all_at(&below).await;
     assert_eq!(failing(&bed).await, 0, "{}", bed.files.log());
-    for at in [&below, &bed.files.rootfs] {
-        sys::detach(at);
-    }
+    sys::detach(&bed.files.rootfs);
+    // Nobody asks for anything.
+    wait_for_mounts(&bed, |mounts| mounts.iter().all(|one| !left.contains(one)));
+    bed.read_all_at(&below).await;
     bed.remove(&node).await;
-    assert_eq!(bed.mounts(), Vec::<PathBuf>::new());
+    assert!(!bed.mounts().is_empty(), "it is in use");
+    sys::detach(&below);
+    wait_for_mounts(&bed, |mounts| mounts.is_empty());
     node.close().await;
 }
 
@@ -400,6 +403,16 @@ async fn privileged_what_is_missing_of_a_layer_that_is_removed_fails_and_is_neve
     let read = tokio::task::spawn_blocking(move || files.read("base/f4"));
     read.await.unwrap().unwrap();
     node.close().await;
+}
+
+/// Waits until what is mounted is so.
+fn wait_for_mounts(bed: &Bed, is_so: impl Fn(&[PathBuf]) -> bool) {
+    let began = Instant::now();
+    while !is_so(&bed.mounts()) {
+        let late = began.elapsed() > Duration::from_secs(120);
+        assert!(!late, "{:?} {}", bed.mounts(), bed.files.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// How many of the container's files cannot be read, off the async workers.
