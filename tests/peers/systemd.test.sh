@@ -117,9 +117,12 @@ is_of_unit() { [ "$(serving)" = "$(main_pid laz-mountd)" ]; }
 server_is_upgraded() {
   local server; server=$(main_pid laz-mountd)
   works 'a server that takes over gives way to that of the unit' in_node timeout 120 laz-mountd --take-over
-  equal 'which is another one' "$(restarted laz-mountd "$server" && is_of_unit && echo yes)" yes
+  wait_for 120 'the next server of the unit' succeeded "$server" || true
+  equal 'which is another one' "$(succeeded "$server" && echo yes)" yes
   is_right 'the container reads what is right after that'
 }
+# succeeded PID: systemd counts the unit as started a moment after the server that was taken over from has gone.
+succeeded() { restarted laz-mountd "$1" && is_of_unit; }
 
 # Whatever lasts longer than systemd's patience with units that fail: five times in ten seconds.
 fails_for_long() {
