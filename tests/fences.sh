@@ -31,6 +31,7 @@ each_fence() {
   "$1" oci-client "$(crate oci_client)" "$SOURCE" 'network policy ends at source'
   "$1" http-client "$(crate reqwest)|$(crate hyper_rustls)|\bhyper(_util)?::client\b" "$SOURCE|^snapshotter/src/grpc/(relay|channel)\.rs" 'network policy ends at source; a socket of this node is none'
   "$1" libcontainer "$(crate libcontainer)" '^runtime/src/(executor|sys)(\.rs|/)' 'one owner of the embedded runtime'
+  "$1" libseccomp "$(crate libseccomp)" '^runtime/src/executor(\.rs|/)' 'one owner of compiled filters'
   "$1" zstd "$(crate zstd)" "$CODEC|$TESTS" 'decoders are bounded in codec'
   "$1" flate2 "$(crate flate2)" "$CODEC|$TESTS" 'decoders are bounded in codec'
   "$1" ring "$(crate ring)" '^fetcher/src/(source|trust)(\.rs|/)' 'one owner of keys'

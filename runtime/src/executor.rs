@@ -5,7 +5,8 @@
 //! and [`External`], which calls an OCI runtime binary. Both do their work in a small
 //! child process, the executor host ([`host`]): libcontainer forks in ways no
 //! multi-threaded process survives, and a container's init can be waited for only by its
-//! parent. The host kills the container when this process goes away.
+//! parent. The host kills the container when this process goes away; of those whose host is killed
+//! together with it, the kernel ends libcontainer's, and [`Embedded::sweep`] removes all.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,7 +20,9 @@ mod cgroup;
 mod console;
 mod embedded;
 mod external;
+mod filter;
 pub mod host;
+mod hosts;
 mod owner;
 mod protocol;
 mod task;

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process,
-    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, PosixRlimitBuilder, PosixRlimitType,
+    Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use serde::{Deserialize, Serialize};
 
@@ -387,6 +387,11 @@ fn check_working_dir(cwd: &Path) -> Result<(), SpecError> {
     })
 }
 
+/// The system call filter of every container.
+pub(crate) fn default_filter() -> Result<LinuxSeccomp, SpecError> {
+    seccomp::profile(&CAPABILITIES.into())
+}
+
 fn linux(options: &ContainerOptions, facts: &HostFacts) -> Result<Linux, SpecError> {
     let cgroup = options
         .cgroup
@@ -396,7 +401,7 @@ fn linux(options: &ContainerOptions, facts: &HostFacts) -> Result<Linux, SpecErr
         .namespaces(namespaces(options.network)?)
         .resources(resources::resources(&options.limits, facts.controllers)?)
         .cgroups_path(cgroup)
-        .seccomp(seccomp::profile(&CAPABILITIES.into())?)
+        .seccomp(default_filter()?)
         .masked_paths(mounts::owned(mounts::MASKED_PATHS))
         .readonly_paths(mounts::readonly_paths(&facts.cgroup_hierarchies))
         .build()?)

@@ -20,6 +20,8 @@ macro_rules! need_root {
 mod executor_support;
 #[path = "executor_conformance/rootfs.rs"]
 mod rootfs;
+#[path = "executor_conformance/safety.rs"]
+mod safety;
 #[path = "executor_conformance/streams.rs"]
 mod streams;
 
@@ -559,22 +561,29 @@ async fn engine_to_be_killed() {
     std::future::pending::<()>().await;
 }
 
+/// Starts [`engine_to_be_killed`], and waits for its container, whose process it returns.
+async fn start_engine(kind: &str, bench: &Bench) -> (std::process::Child, u32) {
+    let mut engine = std::process::Command::new(std::env::current_exe().expect("a program runs"));
+    let engine = engine
+        .args(["--exact", "engine_to_be_killed", "--ignored"])
+        .env("LAZ_TEST_EXECUTOR", kind)
+        .env("LAZ_TEST_DIR", bench.dir())
+        .env("LAZ_TEST_ID", bench.next_id())
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    let engine = engine.expect("this very program can be started");
+    let pid_file = bench.path("pid");
+    wait_gone(|| pid_file.exists()).await;
+    let pid = std::fs::read_to_string(&pid_file).expect("it is there");
+    (engine, pid.parse().expect("it is a number"))
+}
+
 #[tokio::test]
 async fn privileged_killing_the_engine_ends_its_containers() {
     need_root!("privileged_killing_the_engine_ends_its_containers");
     for (kind, _) in executors() {
         let bench = Bench::new();
-        let mut engine = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "engine_to_be_killed", "--ignored"])
-            .env("LAZ_TEST_EXECUTOR", kind)
-            .env("LAZ_TEST_DIR", bench.dir())
-            .env("LAZ_TEST_ID", bench.next_id())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let pid_file = bench.path("pid");
-        wait_gone(|| pid_file.exists()).await;
-        let pid: u32 = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
+        let (mut engine, pid) = start_engine(kind, &bench).await;
         assert!(executor_support::alive(pid), "{kind}");
         assert!(
             !bench.leftovers().is_empty(),
@@ -584,6 +593,32 @@ async fn privileged_killing_the_engine_ends_its_containers() {
         engine.wait().unwrap();
         wait_gone(|| !executor_support::alive(pid) && bench.leftovers().is_empty()).await;
         bench.assert_clean(kind);
+    }
+}
+
+/// The engine and the host of a container, killed in one moment, leave it to whoever comes next.
+#[tokio::test]
+async fn privileged_what_lost_engine_and_host_is_swept() {
+    need_root!("privileged_what_lost_engine_and_host_is_swept");
+    for (kind, _) in executors() {
+        let bench = Bench::new();
+        let (mut engine, pid) = start_engine(kind, &bench).await;
+        let host = executor_support::parent_of(pid);
+        executor_support::stop(host);
+        engine.kill().unwrap();
+        engine.wait().unwrap();
+        executor_support::kill(host);
+        wait_gone(|| !executor_support::alive(host)).await;
+        if kind == "embedded" {
+            wait_gone(|| !executor_support::alive(pid)).await;
+        }
+        assert!(!bench.leftovers().is_empty(), "{kind}: nothing to be swept");
+        let sweeper = executor_support::embedded();
+        bounded(sweeper.sweep(&bench.path("state"))).await.unwrap();
+        assert!(!executor_support::alive(pid), "{kind}");
+        bench.assert_clean(kind);
+        // Again, with nothing there.
+        bounded(sweeper.sweep(&bench.path("state"))).await.unwrap();
     }
 }
 

@@ -293,7 +293,7 @@ impl Play<'_> {
             id: stage.id().to_owned(),
             bundle: stage.bundle(),
             uid: self.uid,
-            state_root: stage.dir().join("executor"),
+            state_root: stage.executor(),
             io,
         };
         let launching = self.executor.launch(plan);

@@ -6,6 +6,7 @@
 //! crash leaves is found by [`Stage::open`] of the next run through the run directory, which
 //! goes last.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,15 +20,19 @@ use lazarette_snapshotter::fuse::{LayerMount, LayerMounts, ReadAhead};
 use lazarette_snapshotter::metastore::Labels;
 use lazarette_snapshotter::overlay::{self, Chain};
 use lazarette_snapshotter::tree::Tree;
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use super::Engine;
 use super::companions::Companions;
+use crate::executor::Embedded;
 use crate::image::Image;
 use crate::{Error, Result};
 
 /// Hex digits of a container's id, as docker's short ids.
 const ID_HEX: usize = 12;
+/// The executor's state, in a run directory.
+const EXECUTOR: &str = "executor";
 
 /// What one container stands on.
 pub(super) struct Stage {
@@ -48,9 +53,9 @@ pub(super) struct Stage {
 impl Stage {
     /// Sweeps what dead runs left and makes a run directory.
     pub(super) async fn open(engine: &Arc<Engine>) -> Result<Self> {
-        let (engine, handle) = (Arc::clone(engine), tokio::runtime::Handle::current());
+        let (engine, handle) = (Arc::clone(engine), Handle::current());
         blocking(move || {
-            sweep(&engine)?;
+            sweep(&engine, &handle)?;
             let id = format!("{:012x}", rand::random::<u64>() >> (64 - 4 * ID_HEX));
             let run = RunDir::create(&engine.state.join("runs"), &id)?;
             let mounts = LayerMounts::new(run.path().join("layers"), handle, engine.mounting);
@@ -83,6 +88,11 @@ impl Stage {
     /// Where the executor's bundle goes.
     pub(super) fn bundle(&self) -> PathBuf {
         self.dir().join("bundle")
+    }
+
+    /// Where the executor keeps its state.
+    pub(super) fn executor(&self) -> PathBuf {
+        self.dir().join(EXECUTOR)
     }
 
     /// What mounts layers for this stage; the mounts are held by [`Self::hold`].
@@ -260,10 +270,20 @@ fn forget(engine: &Engine, key: &str) -> Result<(), lazarette_snapshotter::Error
     }
 }
 
-/// Takes down what processes that died left mounted, and forgets their snapshots.
-fn sweep(engine: &Engine) -> Result<()> {
+/// Takes down what processes that died left mounted, ends containers whose executor host died with them,
+/// and forgets their snapshots.
+fn sweep(engine: &Engine, handle: &Handle) -> Result<()> {
     let runs = engine.state.join("runs");
-    let swept = RunDir::sweep_after(&runs, &|key| forget(engine, key))?;
+    let release = |key: &str| {
+        let state = runs.join(key).join(EXECUTOR);
+        let ended = handle.block_on(Embedded::new().sweep(&state));
+        ended.map_err(|error| {
+            let source = io::Error::other(error);
+            lazarette_fetcher::Error::io("end the container of", &state, source)
+        })?;
+        forget(engine, key)
+    };
+    let swept = RunDir::sweep_after(&runs, &release)?;
     for (path, error) in &swept.failed {
         tracing::warn!(path = %path.display(), %error, "what a dead run left cannot be removed");
     }

@@ -183,6 +183,8 @@ impl Command {
 
 impl Executor for Command {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        // After the last change of who it is, which forgets this, and before it waits to be started.
+        process::die_with_parent();
         match resolve(spec) {
             Ok(_) => Ok(()),
             Err(failure) => Err(ExecutorValidationError::ArgValidationError(

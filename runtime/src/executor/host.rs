@@ -5,13 +5,16 @@
 //! that socket ends, for whatever reason, it kills the container and cleans up. It never
 //! starts a thread or an async runtime: libcontainer forks without care for either.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::embedded::EmbeddedRuntime;
 use super::external::ExternalRuntime;
+use super::filter;
 use super::protocol::{self, Event, Failure, Request, Runtime, Stage};
 use crate::sys::{number, process, socket};
 
@@ -63,8 +66,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<()> {
+    process::set_name(c"laz-executor");
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let Some((request, stdio)) = receive_first(&control)? else {
+    let Some((request, stdio)) = receive_plan(&control)? else {
         return Ok(()); // nobody needed this host
     };
     process::reset_signals()?;
@@ -75,7 +79,7 @@ fn run() -> io::Result<()> {
     let (plan, launch) = match request {
         Request::Launch(plan) => (plan, true),
         Request::Sweep(plan) => (plan, false),
-        Request::Start | Request::Signal { .. } | Request::Delete => {
+        Request::Prepare | Request::Start | Request::Signal { .. } | Request::Delete => {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "expected a plan first",
@@ -83,6 +87,11 @@ fn run() -> io::Result<()> {
         }
     };
     let state = plan.state.clone();
+    let Some(_lock) = lock(&state, launch)? else {
+        // Whoever had it has removed everything.
+        protocol::write(&control, &Event::Deleted { error: None })?;
+        return Ok(());
+    };
     let mut runtime: Box<dyn HostRuntime> = match &plan.runtime {
         Runtime::Embedded => Box::new(EmbeddedRuntime::new(plan)),
         Runtime::External { binary } => Box::new(ExternalRuntime::new(binary.clone(), plan)),
@@ -106,8 +115,30 @@ fn run() -> io::Result<()> {
     Ok(())
 }
 
-/// The first frame, and the descriptors that came with its header; `None` if there is none.
-fn receive_first(control: &UnixStream) -> io::Result<Option<(Request, Option<Stdio>)>> {
+/// Locks the plan in `state` for the life of this process, and of none that it forks. A sweep waits for
+/// the host that has it; `None` if nothing is left by then.
+fn lock(state: &Path, launch: bool) -> io::Result<Option<File>> {
+    let path = state.join(protocol::PLAN);
+    let plan = match File::options().write(true).open(&path) {
+        Err(error) if !launch && error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        plan => plan?,
+    };
+    process::lock_file(&plan)?;
+    Ok((launch || path.exists()).then_some(plan))
+}
+
+/// The first frame that is not about preparing, as [`receive`] gives it.
+fn receive_plan(control: &UnixStream) -> io::Result<Option<(Request, Option<Stdio>)>> {
+    loop {
+        match receive(control)? {
+            Some((Request::Prepare, _)) => drop(filter::prepare()),
+            other => return Ok(other),
+        }
+    }
+}
+
+/// The next frame, and the descriptors that came with its header; `None` if there is none.
+fn receive(control: &UnixStream) -> io::Result<Option<(Request, Option<Stdio>)>> {
     let mut header = [0; 4];
     let (received, fds) = socket::recv_with_fds(control, &mut header)?;
     if received == 0 {

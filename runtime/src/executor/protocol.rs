@@ -4,8 +4,8 @@
 //! frame: | length u32, little endian | JSON, `length` bytes, at most 64 KiB |
 //! ```
 //!
-//! The first frame goes to the host and is a [`Request::Launch`]; the container's standard
-//! descriptors travel with its first byte. The end of the stream in either direction is
+//! The first frame goes to the host and is a [`Request::Launch`], but for a [`Request::Prepare`]; the
+//! container's standard descriptors travel with its first byte. The end of the stream in either direction is
 //! the last word: for the host it means "kill and clean up".
 
 use std::io::{self, Read, Write};
@@ -16,6 +16,10 @@ use serde::{Deserialize, Serialize};
 
 /// Longest frame body in bytes. Only paths and error texts travel here.
 pub(super) const FRAME_BYTES_MAX: usize = 64 << 10;
+
+/// Name, in the state directory, of a frame with the plan itself. A host holds a lock on it for as
+/// long as it lives; whoever finds it without one may sweep.
+pub(super) const PLAN: &str = "plan";
 
 /// Name, in the state directory, of the socket that receives a terminal's master end.
 pub(super) const CONSOLE_SOCKET: &str = "console.sock";
@@ -63,6 +67,8 @@ pub(super) struct HostPlan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Request {
+    /// Before the first word, if at all: make ready what the embedded runtime needs for any container.
+    Prepare,
     /// First word: make this container.
     Launch(HostPlan),
     /// First word: remove what a lost host left of this container.

@@ -1,33 +1,21 @@
-//! The engine's side of an executor host: spawning it, following it, talking to it.
+//! Containers as executor hosts make them: launching one, following it, removing it, and what is left of
+//! those that nobody followed to the end.
+//!
+//! Invariant: what is to be made is written down before any of it is, for who sweeps.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdStream;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::process::{Child, Command};
-use tokio::sync::watch;
 
 use super::console::Console;
-use super::protocol::{self, Event, Failure, HostPlan, Request, Runtime, Stage};
-use super::{
-    ContainerIo, Error, Executor, ExitStatus, LaunchPlan, Launched, Task, Times, host, owner,
-};
-use crate::sys::{number, process, socket};
-
-/// How long removing a container may take: cgroups are retried for half a second, and a
-/// runtime binary needs tens of milliseconds.
-const DELETE_WAIT: Duration = Duration::from_secs(20);
-
-/// Search path of the host, which otherwise gets no environment.
-const HOST_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use super::hosts::{Host, Hosts, Program, Progress};
+use super::protocol::{self, HostPlan, Request, Runtime, Stage};
+use super::{ContainerIo, Error, Executor, ExitStatus, LaunchPlan, Launched, Task, Times, owner};
+use crate::sys::process;
 
 /// Starts containers with libcontainer.
 #[derive(Debug)]
@@ -42,18 +30,32 @@ impl Default for Embedded {
 }
 
 impl Embedded {
-    /// The executor host is this very program; its `main` must call [`host::dispatch`].
+    /// The executor host is this very program; its `main` must call [`dispatch`](super::host::dispatch).
     #[must_use]
     pub fn new() -> Self {
         Self::with_host("/proc/self/exe")
     }
 
-    /// Another program whose `main` calls [`host::dispatch`].
+    /// Another program whose `main` calls [`dispatch`](super::host::dispatch).
     #[must_use]
     pub fn with_host(program: impl Into<PathBuf>) -> Self {
         Self {
             hosts: Hosts::new(program.into()),
         }
+    }
+
+    /// Ends and removes the containers that a process left below `state_root` which died together
+    /// with their hosts, whichever executor it had. Must not be called for one that lives.
+    ///
+    /// # Errors
+    /// [`Error::Delete`] if something is left, which may be tried again; [`Error::Io`] if it cannot be
+    /// told what there was.
+    pub async fn sweep(&self, state_root: &Path) -> Result<(), Error> {
+        let plans = recorded(state_root).map_err(Error::io("read what was to be made"))?;
+        for plan in plans {
+            sweep(&self.hosts.program, &plan).await?;
+        }
+        Ok(())
     }
 }
 
@@ -110,7 +112,7 @@ impl External {
 #[async_trait]
 impl Executor for Embedded {
     fn warm_up(&self) {
-        self.hosts.warm_up();
+        self.hosts.warm_up(Some(&Request::Prepare));
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, Error> {
@@ -121,7 +123,7 @@ impl Executor for Embedded {
 #[async_trait]
 impl Executor for External {
     fn warm_up(&self) {
-        self.hosts.warm_up();
+        self.hosts.warm_up(None);
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, Error> {
@@ -129,41 +131,6 @@ impl Executor for External {
             binary: self.binary.clone(),
         };
         launch(&self.hosts, runtime, plan).await
-    }
-}
-
-/// Where executor hosts come from.
-#[derive(Debug)]
-struct Hosts {
-    program: PathBuf,
-    /// One that has been spawned and waits for its request. Spawning takes milliseconds
-    /// with a cold cache, which a start has while it waits for its image.
-    idle: Mutex<Option<Host>>,
-}
-
-impl Hosts {
-    fn new(program: PathBuf) -> Self {
-        Self {
-            program,
-            idle: Mutex::default(),
-        }
-    }
-
-    /// A failure shows when a host is needed.
-    fn warm_up(&self) {
-        let mut idle = self.idle.lock();
-        if idle.is_none() {
-            *idle = Host::spawn(&self.program).ok();
-        }
-    }
-
-    /// A host for one request.
-    fn take(&self) -> Result<Host, Error> {
-        let idle = self.idle.lock().take();
-        match idle.filter(|host| !host.progress.borrow().closed) {
-            Some(host) => Ok(host),
-            None => Host::spawn(&self.program),
-        }
     }
 }
 
@@ -184,7 +151,8 @@ async fn launch(hosts: &Hosts, runtime: Runtime, plan: LaunchPlan) -> Result<Lau
         Runtime::Embedded => Some(plan.uid),
         Runtime::External { .. } => None,
     };
-    let prepared = prepare(hosts, &host_plan, plan.io, uid);
+    let recorded = record(&host_plan);
+    let prepared = recorded.and_then(|()| prepare(hosts, &host_plan, plan.io, uid));
     let (mut host, console) = prepared.inspect_err(|_| {
         // No host, so nobody else removes it; what is in it is ours alone.
         if let Err(error) = std::fs::remove_dir_all(&host_plan.state) {
@@ -193,7 +161,7 @@ async fn launch(hosts: &Hosts, runtime: Runtime, plan: LaunchPlan) -> Result<Lau
     })?;
     match start(&mut host, &host_plan.id, console).await {
         Ok((pid, times, console)) => {
-            let program = hosts.program.clone();
+            let program = Arc::clone(&hosts.program);
             let task = Box::new(HostTask {
                 host,
                 plan: host_plan,
@@ -231,6 +199,35 @@ fn claim_state(root: &Path, id: &str) -> Result<PathBuf, Error> {
             source: error,
         },
     })
+}
+
+/// Writes the plan where [`Embedded::sweep`] finds it, before anything of it exists.
+fn record(plan: &HostPlan) -> Result<(), Error> {
+    let write = || -> io::Result<()> {
+        let text = protocol::encode(plan)?;
+        std::fs::write(plan.state.join(protocol::PLAN), text)
+    };
+    write().map_err(Error::io("write down what is to be made"))
+}
+
+/// The plans of the containers whose state is below `root`, of those that had one.
+fn recorded(root: &Path) -> io::Result<Vec<HostPlan>> {
+    use io::ErrorKind::{NotFound, UnexpectedEof};
+    let mut plans = Vec::new();
+    let dirs = match std::fs::read_dir(root) {
+        Err(error) if error.kind() == NotFound => return Ok(plans),
+        dirs => dirs?,
+    };
+    for dir in dirs {
+        let read = File::open(dir?.path().join(protocol::PLAN)).and_then(protocol::read);
+        match read {
+            Ok(plan) => plans.extend::<Option<HostPlan>>(plan),
+            // Nothing was made, as whoever wrote it did not come to the end; or everything is gone.
+            Err(error) if matches!(error.kind(), NotFound | UnexpectedEof) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(plans)
 }
 
 /// Gives a host its container, whose streams go to the user `uid`, and expects its terminal
@@ -277,7 +274,7 @@ async fn start(
 }
 
 /// Has the host remove its container; does so itself when the host was lost.
-async fn remove(mut host: Host, program: &Path, plan: &HostPlan) -> Result<(), Error> {
+async fn remove(mut host: Host, program: &Program, plan: &HostPlan) -> Result<(), Error> {
     // Refused when the host has finished already; its last word is what counts.
     let _ = host.send(&Request::Delete);
     match host.deleted(&plan.id).await {
@@ -287,184 +284,17 @@ async fn remove(mut host: Host, program: &Path, plan: &HostPlan) -> Result<(), E
     }
 }
 
-/// Removes what a container left whose host was killed.
-async fn sweep(program: &Path, plan: &HostPlan) -> Result<(), Error> {
+/// Removes what a container left whose host was killed; waits for a host that is not.
+async fn sweep(program: &Program, plan: &HostPlan) -> Result<(), Error> {
     let mut host = Host::spawn(program)?;
     host.begin(&Request::Sweep(plan.clone()), &[])?;
     host.deleted(&plan.id).await
 }
 
-/// Everything the host has said so far.
-#[derive(Clone, Debug, Default)]
-struct Progress {
-    created: Option<(u32, Instant)>,
-    started: Option<Instant>,
-    exited: Option<u8>,
-    failure: Option<Failure>,
-    deleted: Option<Result<(), String>>,
-    /// The host is gone; nothing will be added.
-    closed: bool,
-}
-
-impl Progress {
-    fn add(&mut self, event: Event) {
-        match event {
-            Event::Created { pid } => self.created = Some((pid, Instant::now())),
-            Event::Started => self.started = Some(Instant::now()),
-            Event::Exited { code } => self.exited = Some(code),
-            Event::Failed(failure) => self.failure = Some(failure),
-            Event::Deleted { error } => self.deleted = Some(error.map_or(Ok(()), Err)),
-        }
-    }
-
-    fn launch_error(self, id: &str) -> Error {
-        match self.failure {
-            Some(Failure {
-                stage,
-                message,
-                code,
-            }) => Error::Launch {
-                stage,
-                message,
-                code,
-            },
-            None => Error::HostLost { id: id.to_owned() },
-        }
-    }
-}
-
-/// A connection to an executor host. Dropping it makes the host kill its container, or end
-/// if it has none.
-#[derive(Debug)]
-struct Host {
-    requests: Mutex<OwnedWriteHalf>,
-    progress: watch::Receiver<Progress>,
-}
-
-impl Host {
-    /// One that waits for [`Host::begin`].
-    fn spawn(program: &Path) -> Result<Self, Error> {
-        let make = || -> io::Result<(StdStream, StdStream)> {
-            let (ours, theirs) = StdStream::pair()?;
-            ours.set_nonblocking(true)?;
-            Ok((ours, theirs))
-        };
-        let (ours, theirs) = make().map_err(Error::io("prepare the executor host"))?;
-        let (name, path) = HOST_PATH.split_once('=').unwrap_or_default();
-        let child = Command::new(program)
-            .arg(host::SUBCOMMAND)
-            .env_clear()
-            .env(name, path)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            // Keys like Ctrl-C signal the engine's process group; the host must survive them.
-            .process_group(0)
-            .spawn()
-            .map_err(Error::io("spawn the executor host"))?;
-        let stream = UnixStream::from_std(ours).map_err(Error::io("watch the executor host"))?;
-        let (reader, writer) = stream.into_split();
-        let (sender, progress) = watch::channel(Progress::default());
-        tokio::spawn(follow(reader, child, sender));
-        Ok(Self {
-            requests: Mutex::new(writer),
-            progress,
-        })
-    }
-
-    /// Sends the first request, with the container's descriptors.
-    fn begin(&self, first: &Request, fds: &[OwnedFd]) -> Result<(), Error> {
-        let send = || {
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            let requests = self.requests.lock();
-            let stream: &UnixStream = requests.as_ref();
-            // Bounded well below the socket's empty buffer, so this cannot block.
-            socket::send_with_fds(stream, &protocol::encode(first)?, &borrowed)
-        };
-        send().map_err(Error::io("give the executor host its container"))
-    }
-
-    /// Waits until `enough` holds, the launch failed, or the host is gone.
-    async fn reached(&mut self, enough: impl Fn(&Progress) -> bool) -> Progress {
-        let settled =
-            |progress: &Progress| enough(progress) || progress.failure.is_some() || progress.closed;
-        let mut receiver = self.progress.clone();
-        let waited = receiver
-            .wait_for(settled)
-            .await
-            .map(|progress| progress.clone());
-        waited.unwrap_or_else(|_| self.progress.borrow().clone())
-    }
-
-    fn send(&self, request: &Request) -> io::Result<()> {
-        let frame = protocol::encode(request)?;
-        let written = self.requests.lock().try_write(&frame)?;
-        if written == frame.len() {
-            Ok(())
-        } else {
-            Err(io::Error::new(
-                io::ErrorKind::WriteZero,
-                "the executor host does not read",
-            ))
-        }
-    }
-
-    /// Waits, bounded, until the host has cleaned up and ended.
-    async fn deleted(&mut self, id: &str) -> Result<(), Error> {
-        let left = |message: String| Error::Delete {
-            id: id.to_owned(),
-            message,
-        };
-        let mut receiver = self.progress.clone();
-        let closed = receiver.wait_for(|progress| progress.closed);
-        if tokio::time::timeout(DELETE_WAIT, closed).await.is_err() {
-            return Err(left("the executor host did not finish in time".to_owned()));
-        }
-        let progress = self.progress.borrow().clone();
-        match progress.deleted {
-            Some(outcome) => outcome.map_err(left),
-            None => Err(Error::HostLost { id: id.to_owned() }),
-        }
-    }
-}
-
-/// Records what the host says until it ends, then reaps it. If it ends before its
-/// container did, the container is killed here.
-async fn follow(mut reader: OwnedReadHalf, mut child: Child, sender: watch::Sender<Progress>) {
-    let mut init = None;
-    while let Some(event) = next_event(&mut reader).await {
-        if let Event::Created { pid } = event {
-            init = i32::try_from(pid)
-                .ok()
-                .and_then(|pid| process::pidfd_open(pid).ok());
-        }
-        sender.send_modify(|progress| progress.add(event));
-    }
-    let ended = {
-        let progress = sender.borrow();
-        progress.exited.is_some() || progress.deleted.is_some()
-    };
-    if let (Some(init), false) = (init, ended) {
-        // Fails only when it is gone already, which is the aim.
-        let _ = process::pidfd_signal(init.as_fd(), number::SIGKILL);
-    }
-    if let Err(error) = child.wait().await {
-        tracing::warn!(error = %error, "executor host could not be reaped");
-    }
-    sender.send_modify(|progress| progress.closed = true);
-}
-
-async fn next_event(reader: &mut OwnedReadHalf) -> Option<Event> {
-    let mut header = [0; 4];
-    reader.read_exact(&mut header).await.ok()?;
-    let mut body = vec![0; protocol::body_length(header).ok()?];
-    reader.read_exact(&mut body).await.ok()?;
-    protocol::decode(&body).ok()
-}
-
 struct HostTask {
     host: Host,
     plan: HostPlan,
-    program: PathBuf,
+    program: Arc<Program>,
     pid: u32,
     times: Times,
 }
@@ -514,5 +344,39 @@ impl Task for HostTask {
             ..
         } = *self;
         remove(host, &program, &plan).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_found_again_and_half_of_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = || recorded(dir.path());
+        assert_eq!(found().unwrap(), []);
+        assert_eq!(recorded(&dir.path().join("none")).unwrap(), []);
+        let plan = |id: &str| HostPlan {
+            id: id.to_owned(),
+            bundle: "/bundle".into(),
+            state: dir.path().join(id),
+            terminal: false,
+            runtime: Runtime::Embedded,
+        };
+        for id in ["whole", "half", "gone"] {
+            std::fs::create_dir(dir.path().join(id)).unwrap();
+            record(&plan(id)).unwrap();
+        }
+        std::fs::remove_file(dir.path().join("gone").join(protocol::PLAN)).unwrap();
+        let half = dir.path().join("half").join(protocol::PLAN);
+        let bytes = std::fs::read(&half).unwrap();
+        for len in 0..bytes.len() {
+            std::fs::write(&half, &bytes[..len]).unwrap();
+            assert_eq!(found().unwrap(), [plan("whole")], "{len}");
+        }
+        let other = [&bytes[..4], &vec![b'x'; bytes.len() - 4]].concat();
+        std::fs::write(&half, other).unwrap();
+        assert_eq!(found().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

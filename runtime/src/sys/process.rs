@@ -3,9 +3,11 @@
 //! Used by the executor host (a single-threaded process) and, for pidfds, by the engine.
 //! Never ends a process by name or group: only by a pidfd, which cannot be reused.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -53,6 +55,70 @@ pub(crate) fn can_change_mount_trees() -> bool {
     // SAFETY: a size of 0 is refused before anything is read or changed, where the call exists.
     let outcome = unsafe { libc::syscall(libc::SYS_mount_setattr, -1, path, 0, attr, 0_usize) };
     outcome == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
+}
+
+/// The file `file` in a mount of its own, in nobody's tree, that nobody can write through (Linux 5.12);
+/// close-on-exec. What is executed by [`path_of`] it cannot be written by who runs it.
+#[expect(
+    unsafe_code,
+    reason = "mount_setattr has no safe wrapper in our dependencies"
+)]
+pub(crate) fn read_only_view(file: &Path) -> io::Result<OwnedFd> {
+    use rustix::mount::OpenTreeFlags;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let view = rustix::mount::open_tree(rustix::fs::CWD, file, flags)?;
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    let (call, fd, size) = (
+        libc::SYS_mount_setattr,
+        view.as_raw_fd(),
+        size_of_val(&attr),
+    );
+    let (path, attr) = (c"".as_ptr(), &raw const attr);
+    // SAFETY: the descriptor is open, the path ends with a NUL byte, and `attr`, of `size` bytes, outlives
+    // the call, which only reads it.
+    match unsafe { libc::syscall(call, fd, path, libc::AT_EMPTY_PATH, attr, size) } {
+        0 => Ok(view),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A name for a descriptor, in this process and what it starts, while it is open.
+pub(crate) fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Waits for the write lock on `file` and takes it, until this process closes the file or ends. Processes
+/// that it forks do not have it.
+pub(crate) fn lock_file(file: &File) -> io::Result<()> {
+    #[expect(clippy::cast_possible_truncation, reason = "they are 1 and 0")]
+    let (write, beginning) = (libc::F_WRLCK as i16, libc::SEEK_SET as i16);
+    let whole = libc::flock {
+        l_type: write,
+        l_whence: beginning,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_SETLKW(&whole))?;
+    Ok(())
+}
+
+/// Has the kernel kill this process when the one that made it ends. Kept when it executes a program,
+/// unless that gives it privileges.
+pub(crate) fn die_with_parent() {
+    // Nothing but a bad number is refused.
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+}
+
+/// What lists of processes call this one.
+pub(crate) fn set_name(name: &CStr) {
+    // Nothing but a bad pointer is refused.
+    let _ = nix::sys::prctl::set_name(name);
 }
 
 /// A descriptor for the process `pid`, close-on-exec; readable once the process has ended.
@@ -206,7 +272,7 @@ pub(crate) fn nofile_hard() -> io::Result<u64> {
 }
 
 /// Whether this process may execute the file `path`, by permissions alone.
-pub(crate) fn may_execute(path: &std::path::Path) -> io::Result<()> {
+pub(crate) fn may_execute(path: &Path) -> io::Result<()> {
     Ok(nix::unistd::access(path, nix::unistd::AccessFlags::X_OK)?)
 }
 

@@ -1,15 +1,17 @@
 //! `laz run` from a registry on loopback to exit code, with a user land of one file.
 
 use std::collections::BTreeSet;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Child, Stdio};
 
 use lazarette_fetcher::test_util::{Endpoint, FakeRegistry, Fault};
 use serde_json::json;
 
 use crate::support::{
-    Changes, File, IMPATIENT, Laz, busybox, estargz, gzipped, incompressible, install, is_root,
-    plain, push, said, tar, with_own_mounts,
+    Changes, File, IMPATIENT, Laz, Pushed, busybox, estargz, gzipped, incompressible, install,
+    is_root, plain, push, said, tar, with_own_mounts,
 };
+use crate::sys::{kill_by_id, stop};
 
 pub(crate) fn user_land() -> Vec<u8> {
     let big = incompressible(4 << 20);
@@ -352,24 +354,12 @@ async fn privileged_a_callers_umask_stays_outside() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn privileged_what_a_killed_run_left_is_swept_by_the_next() {
-    if !is_root("privileged_what_a_killed_run_left_is_swept_by_the_next") {
-        return;
-    }
-    let registry = FakeRegistry::start().await;
-    let image = push(&registry, &estargz(user_land()), &Changes::default());
-    let laz = Laz::new();
-    let wait = [
-        "run",
-        &image.reference,
-        "/bin/busybox",
-        "sh",
-        "-c",
-        "echo up; exec busybox sleep 1000",
-    ];
-    let mut command = laz.command(&[], &wait);
-    let mut child = tokio::task::spawn_blocking(move || {
+/// Starts a container that waits for long, and waits until it does.
+async fn start_waiting(laz: &Laz, options: &[&str], image: &Pushed) -> Child {
+    let script = "echo up; exec busybox sleep 1000";
+    let wait = [&image.reference, "/bin/busybox", "sh", "-c", script];
+    let mut command = laz.command(&[], &[&["run"], options, &wait].concat());
+    let started = tokio::task::spawn_blocking(move || {
         use std::io::BufRead as _;
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -378,9 +368,35 @@ async fn privileged_what_a_killed_run_left_is_swept_by_the_next() {
             .unwrap();
         assert_eq!(line, "up\n");
         child
-    })
-    .await
-    .unwrap();
+    });
+    started.await.unwrap()
+}
+
+/// The value of a line of a process's status; empty once it has ended.
+fn status(pid: u32, name: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.unwrap_or_default().trim().to_owned()
+}
+
+/// The process that `parent` made of this name.
+fn child_of(parent: u32, name: &str) -> u32 {
+    let all = std::fs::read_dir("/proc").unwrap();
+    let mut pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let is_it =
+        |&pid: &u32| status(pid, "PPid:") == parent.to_string() && status(pid, "Name:") == name;
+    pids.find(is_it).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_what_a_killed_run_left_is_swept_by_the_next() {
+    if !is_root("privileged_what_a_killed_run_left_is_swept_by_the_next") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &estargz(user_land()), &Changes::default());
+    let laz = Laz::new();
+    let mut child = start_waiting(&laz, &[], &image).await;
     assert!(!traces(&laz).is_empty(), "a running container has mounts");
 
     // A second one beside it: roots are shared, and the living are left alone.
@@ -404,4 +420,40 @@ async fn privileged_what_a_killed_run_left_is_swept_by_the_next() {
     assert_eq!(traces(&laz), BTreeSet::new());
     let removed = said(laz.command(&[], &["rmi", &image.reference])).await;
     assert_eq!(removed.code, 0, "{removed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_run_killed_with_its_executor_host_is_ended_by_the_next() {
+    if !is_root("privileged_a_run_killed_with_its_executor_host_is_ended_by_the_next") {
+        return;
+    }
+    let registry = FakeRegistry::start().await;
+    let image = push(&registry, &estargz(user_land()), &Changes::default());
+    let laz = Laz::new();
+    for options in [&[][..], &["--runtime", "runc"]] {
+        let mut child = start_waiting(&laz, options, &image).await;
+        let host = child_of(child.id(), "laz-executor");
+        let container = child_of(host, "busybox");
+        let cgroups = std::fs::read_to_string(format!("/proc/{container}/cgroup")).unwrap();
+        let (_, cgroup) = cgroups.trim().rsplit_once("/lazarette-").unwrap();
+        stop(host.cast_signed());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kill_by_id(host.cast_signed());
+
+        let next = laz.run(&["run", &image.reference]).await;
+        assert_eq!((next.code, next.out.as_str()), (0, "hello\n"), "{next:?}");
+        assert!(!next.err.contains("cannot"), "{options:?}: {next:?}");
+        // It is gone, or nobody's who asks how it ended.
+        let state = status(container, "State:");
+        assert!(
+            state.is_empty() || state.starts_with('Z'),
+            "{options:?}: {state}"
+        );
+        let left = format!("/sys/fs/cgroup/memory/lazarette-{cgroup}");
+        let left = [left, format!("/sys/fs/cgroup/lazarette-{cgroup}")];
+        let left = left.iter().filter(|path| Path::new(path).exists());
+        assert_eq!(left.count(), 0, "{options:?}");
+        assert_eq!(traces(&laz), BTreeSet::new(), "{options:?}");
+    }
 }

@@ -30,15 +30,16 @@ pub(crate) fn is_root(test: &str) -> bool {
     root
 }
 
+pub(crate) fn embedded() -> Embedded {
+    Embedded::with_host(env!("CARGO_BIN_EXE_laz"))
+}
+
 /// Both executors. A machine without runc fails the test: it would prove half of it.
 pub(crate) fn executors() -> Vec<(&'static str, Box<dyn Executor>)> {
     let host = env!("CARGO_BIN_EXE_laz");
     let runc = External::new("runc").expect("these tests need runc: apt-get install runc");
     vec![
-        (
-            "embedded",
-            Box::new(Embedded::with_host(host)) as Box<dyn Executor>,
-        ),
+        ("embedded", Box::new(embedded()) as Box<dyn Executor>),
         ("runc", Box::new(runc.with_host(host))),
     ]
 }
@@ -84,8 +85,17 @@ pub(crate) fn parent_of(pid: u32) -> u32 {
 
 /// SIGKILL to one process, by id.
 pub(crate) fn kill(pid: u32) {
+    signal("-KILL", pid);
+}
+
+/// SIGSTOP to one process, by id.
+pub(crate) fn stop(pid: u32) {
+    signal("-STOP", pid);
+}
+
+fn signal(name: &str, pid: u32) {
     let status = std::process::Command::new("kill")
-        .args(["-9", &pid.to_string()])
+        .args([name, &pid.to_string()])
         .status();
     assert!(status.unwrap().success());
 }
