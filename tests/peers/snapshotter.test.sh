@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # snapshotter.test.sh - lazd as the snapshotter of unmodified containerds: Debian 12's 1.6 and
-# Debian 13's 1.7 with ctr and ctr-remote, 2.0 of its Go module and sid's 2.1 with their ctr and, where
-# NERDCTL=path or the PATH has one, nerdctl, and all of them as kubelet asks. Layers are unpacked by containerd, or brought
-# lazily; containers run on both, and go on while lazd is stopped and killed; nothing is left. Needs
-# root. Ends with "N passed, M failed".
+# Debian 13's 1.7 with ctr and ctr-remote, 2.0 of its Go module and sid's 2.1 with their ctr and
+# nerdctl, and all of them as kubelet asks. Layers are unpacked by containerd, or brought lazily;
+# containers run on both, and go on while lazd is stopped and killed; nothing is left. Needs root.
+# Ends with "N passed, M failed".
 # Containers in user namespaces see the owners of their image, which is not copied for them.
 # Images have one layer and three, all lazy, all unpacked and of both kinds.
 #
@@ -299,9 +299,9 @@ before_transfer() {
 of_nerdctl() {
   local nerdctl=("$NERDCTL" --address "$DIR/c/containerd.sock" --namespace nerdctl --data-root "$DIR/nerdctl" --snapshotter lazarette)
   local plain=("${CTR[@]}") out code=0
-  if [ -z "$NERDCTL" ]; then say "SKIPPED (no nerdctl in PATH, and no NERDCTL=path): nerdctl with containerd $GENERATION"; return; fi
+  if [ -z "$NERDCTL" ]; then say "SKIPPED (needs Go 1.21 or later, which Debian 12 has not): nerdctl with containerd $GENERATION"; return; fi
   CTR+=(--namespace nerdctl)
-  out=$("${nerdctl[@]}" run --rm --quiet --net none "$ESGZ" sh -c "$LOOK" 2>"$SCRATCH/out") || code=$?
+  out=$("${nerdctl[@]}" run --rm --quiet --net none --cgroup-parent "$CGROUP" "$ESGZ" sh -c "$LOOK" 2>"$SCRATCH/out") || code=$?
   equal 'nerdctl runs an image that is not there' "$code $out" "0 $EXPECTED"
   equal "nerdctl: layers that are remote snapshots" "$(remote_snapshots)" "$1"
   equal "nerdctl: layers that are mounted" "$(lazy_mounts)" "$1"
@@ -326,8 +326,9 @@ of_two() {
 
 before_transfer 1.6 /usr/bin
 before_transfer 1.7 "$TRIXIE"
-NERDCTL=${NERDCTL:-$(command -v nerdctl || true)}
+NERDCTL=
 if [ -n "$BIN" ]; then
+  NERDCTL=$("$here/nerdctl.sh")/nerdctl
   of_two "$("$here/containerd-go.sh" v2.0.14)"
 else
   say "SKIPPED (it is built with Go, which is not here): containerd 2.0"
