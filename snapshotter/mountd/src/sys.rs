@@ -47,7 +47,8 @@ pub(crate) fn listen_at(path: &Path) -> io::Result<OwnedFd> {
 pub(crate) fn connect_to(path: &Path, time: Duration) -> io::Result<OwnedFd> {
     let socket = seqpacket()?;
     give_up_after(&socket, time)?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let address = UnixAddr::new(path)?;
+    not_interrupted(|| connect(socket.as_raw_fd(), &address))?;
     Ok(socket)
 }
 
@@ -119,14 +120,21 @@ pub(crate) fn send(
         MsgFlags::MSG_DONTWAIT
     };
     let flags = wait | MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<UnixAddr>(
-        socket.as_raw_fd(),
-        &[IoSlice::new(bytes)],
-        rights,
-        flags,
-        None,
-    )?;
+    let datagram = [IoSlice::new(bytes)];
+    let send = || sendmsg::<UnixAddr>(socket.as_raw_fd(), &datagram, rights, flags, None);
+    not_interrupted(send)?;
     Ok(())
+}
+
+/// Does it again, with all of its time, whenever a signal comes: where a wait is limited, the kernel restarts
+/// nothing by itself.
+fn not_interrupted<T>(call: impl Fn() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(nix::Error::EINTR) => {}
+            done => return done,
+        }
+    }
 }
 
 /// A datagram that was received.
@@ -389,5 +397,57 @@ fn set_lock(data: &File, kind: i32) -> io::Result<bool> {
         Ok(_) => Ok(true),
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::thread::JoinHandleExt as _;
+    use std::thread::{sleep, spawn};
+
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    use nix::sys::socket::socketpair;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    extern "C" fn nothing(_: i32) {}
+
+    /// Has this signal interrupt calls of this process, as those do that a daemon listens to.
+    #[expect(unsafe_code, reason = "no crate in the tree wraps it")]
+    fn listen_to(signal: Signal) {
+        let handler = SigHandler::Handler(nothing);
+        let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(signal, &action) }.unwrap();
+    }
+
+    #[expect(unsafe_code, reason = "no crate in the tree wraps it")]
+    fn interrupt<T>(thread: &std::thread::JoinHandle<T>, signal: Signal) {
+        // SAFETY: the thread is not joined yet, so its number is its own.
+        let sent = unsafe { libc::pthread_kill(thread.as_pthread_t() as _, signal as i32) };
+        assert_eq!(sent, 0);
+    }
+
+    #[test]
+    fn signals_end_no_wait_for_the_other_side() {
+        listen_to(Signal::SIGUSR1);
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        give_up_after(&ours, PATIENCE).unwrap();
+        while send(ours.as_fd(), &[1; 64], &[], false).is_ok() {}
+        let sender = spawn(move || send(ours.as_fd(), &[2; 64], &[], true));
+        for _ in 0..100 {
+            interrupt(&sender, Signal::SIGUSR1);
+            sleep(Duration::from_millis(1));
+        }
+        assert!(!sender.is_finished(), "{:?}", sender.join());
+        let mut buf = [0; 64];
+        while buf != [2; 64] {
+            receive(theirs.as_fd(), &mut buf, true).unwrap();
+        }
+        sender.join().unwrap().unwrap();
     }
 }
