@@ -7,7 +7,7 @@ pub(super) mod files;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -181,8 +181,17 @@ impl Bed {
     pub(super) fn start_lazd(&mut self, program: &Path) {
         let ready = self.spawn_lazd(program);
         ready.set_read_timeout(Some(WAIT_MAX)).unwrap();
-        let said = ready.recv(&mut [0; 64]);
-        assert!(said.is_ok(), "lazd does not start: {}", self.files.log());
+        let said = loop {
+            match ready.recv(&mut [0; 64]) {
+                // With a time limit the kernel restarts nothing that a signal interrupts, and each child
+                // that ends sends one.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                said => break said,
+            }
+        };
+        if let Err(error) = said {
+            panic!("lazd does not start: {error}: {}", self.files.log());
+        }
     }
 
     /// Ends it without giving it a say.
